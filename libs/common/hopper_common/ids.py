@@ -1,0 +1,31 @@
+"""
+Server-made resource ids that sort by time.
+
+The layout is ULID's: 48 bits of milliseconds, then 80 random bits, in Crockford's base 32 (no i, l, o, u).
+Ours are lower case because resource names are. Time order keeps new rows together at the end of an index; the
+random tail makes ids unguessable and lets replicas mint them without asking each other. Ids of the same
+millisecond have no order.
+"""
+
+import secrets
+from datetime import datetime
+
+from hopper_common.timestamps import to_micros
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+_PAIRS = tuple(high + low for high in _ALPHABET for low in _ALPHABET)
+_RANDOM_BYTES = 10
+_LENGTH = 26
+
+
+def new_id(now: datetime) -> str:
+    """
+    A new id: 26 lower-case characters, unique, later than all ids of earlier milliseconds.
+
+    Args:
+        now: UTC, aware, from 1970 to 10889.
+    """
+    number = (to_micros(now) // 1000) << (8 * _RANDOM_BYTES) | int.from_bytes(
+        secrets.token_bytes(_RANDOM_BYTES)
+    )
+    return "".join([_PAIRS[number >> shift & 0x3FF] for shift in range(5 * _LENGTH - 10, -1, -10)])

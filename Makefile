@@ -1,0 +1,117 @@
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+# The commit whose protos must stay readable; empty means: work it out (see proto-breaking).
+AGAINST ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+# $(call check,title,command): one line when it passes, everything it said when it does not.
+define check
+	@out=$$($(2) 2>&1) && echo "ok      $(1)" || { printf '%s\n' "$$out"; echo "FAILED  $(1)"; exit 1; }
+endef
+
+.PHONY: help setup demo test bench verify fix proto clean
+.PHONY: lint format-check types imports proto-lint proto-format proto-breaking proto-check
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
+
+setup: $(VENV)/.dev ## Build .venv with everything needed to work on Hopper
+
+demo: $(VENV)/.core ## Run a small Hopper and watch it work
+	@$(BIN)/hopper demo
+
+test: $(VENV)/.dev ## Run the tests (PYTEST_ARGS='-k router')
+	@$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+bench: $(VENV)/.dev ## Measure, against the bars
+	@$(BIN)/python -m tests.bench
+
+verify: lint format-check types imports proto-lint proto-format proto-breaking proto-check ## Run every check (all of them: make -k verify)
+
+fix: $(VENV)/.dev ## Repair what can be repaired by machine
+	@$(BIN)/ruff check --fix --quiet . || true
+	@$(BIN)/ruff format --quiet .
+	@$(BIN)/buf format -w
+
+proto: $(VENV)/.dev ## Regenerate libs/pb from protos
+	@$(BIN)/python deploy/protogen.py
+
+clean: ## Remove .venv, caches and build output
+	rm -rf $(VENV) .bench .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The parts of verify.
+
+lint: $(VENV)/.dev
+	$(call check,ruff check,$(BIN)/ruff check .)
+
+format-check: $(VENV)/.dev
+	$(call check,ruff format,$(BIN)/ruff format --check .)
+
+types: $(VENV)/.dev
+	$(call check,mypy --strict,$(BIN)/mypy)
+
+imports: $(VENV)/.dev
+	$(call check,import rules,$(BIN)/lint-imports)
+
+proto-lint: $(VENV)/.dev
+	$(call check,buf lint,$(BIN)/buf lint)
+
+proto-format: $(VENV)/.dev
+	$(call check,buf format,$(BIN)/buf format -d --exit-code)
+
+# Compares with the commit where this branch left main; on main itself, with the commit before. Published main
+# (origin/main) counts before a local one. The old protos are unpacked because buf cannot clone a worktree.
+proto-breaking: $(VENV)/.dev
+	@base='$(AGAINST)'; why='as asked'; \
+	if ! git rev-parse -q --verify HEAD >/dev/null 2>&1; then \
+		echo "ok      buf breaking: no commit yet, so nothing to compare with"; exit 0; \
+	fi; \
+	if [ -z "$$base" ]; then \
+		why='where this branch left main'; \
+		main=$$(git rev-parse -q --verify origin/main || git rev-parse -q --verify main || true); \
+		if [ -n "$$main" ]; then base=$$(git merge-base HEAD "$$main" || true); fi; \
+		if [ -z "$$base" ] || [ "$$base" = "$$(git rev-parse HEAD)" ]; then why='the commit before'; base='HEAD~1'; fi; \
+	fi; \
+	if ! base=$$(git rev-parse -q --verify --short "$$base^{commit}"); then \
+		if [ -n '$(AGAINST)' ]; then echo "FAILED  buf breaking: no commit $(AGAINST) here"; exit 1; fi; \
+		echo "ok      buf breaking: this clone holds one commit, so nothing to compare with"; exit 0; \
+	fi; \
+	if ! git cat-file -e "$$base:protos" 2>/dev/null; then \
+		echo "ok      buf breaking: no protos at $$base ($$why), so nothing to compare with"; exit 0; \
+	fi; \
+	old=$$(mktemp -d); trap 'rm -rf "$$old"' EXIT; \
+	git archive "$$base" protos | tar -x -C "$$old"; cp buf.yaml "$$old"; \
+	if $(BIN)/buf breaking --against "$$old"; then echo "ok      buf breaking: compared with $$base ($$why)"; \
+	else echo "FAILED  buf breaking: compared with $$base ($$why)"; exit 1; fi
+
+proto-check: $(VENV)/.dev ## Fail if libs/pb is not what protos say
+	@new=$$(mktemp -d); trap 'rm -rf "$$new"' EXIT; \
+	$(BIN)/python deploy/protogen.py --out "$$new"; \
+	if diff -r -x __pycache__ libs/pb "$$new"; then echo "ok      libs/pb is up to date"; \
+	else echo "FAILED  libs/pb is not what protos say; run: make proto"; exit 1; fi
+
+# Stamps: pip runs again only when what it would read has changed.
+
+$(VENV)/pyvenv.cfg:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "Hopper needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>/dev/null || echo "not there")." \
+			"Try: make setup PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: pyproject.toml deploy/constraints.txt | $(VENV)/pyvenv.cfg
+	@echo "installing Hopper into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c deploy/constraints.txt -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml deploy/constraints.txt | $(VENV)/pyvenv.cfg
+	@echo "installing Hopper and its tools into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c deploy/constraints.txt -e '.[dev]'
+	@touch $(VENV)/.core $@

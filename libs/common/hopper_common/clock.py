@@ -14,7 +14,7 @@ class Clock(Protocol):
     """A source of wall-clock and of monotonic time."""
 
     def now(self) -> datetime:
-        """The time of day: UTC, aware, to the microsecond. May step backwards: store it, do not subtract it."""
+        """The time of day: UTC, aware, to the microsecond. It may step backwards: never subtract it."""
 
     def monotonic(self) -> float:
         """Seconds since some fixed point; never backwards. For durations within this process."""

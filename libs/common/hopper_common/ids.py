@@ -8,10 +8,10 @@ millisecond have no order.
 """
 
 import secrets
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
-from hopper_common.timestamps import to_micros
-
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _PAIRS = tuple(high + low for high in _ALPHABET for low in _ALPHABET)
 _RANDOM_BYTES = 10
@@ -23,9 +23,8 @@ def new_id(now: datetime) -> str:
     A new id: 26 lower-case characters, unique, later than all ids of earlier milliseconds.
 
     Args:
-        now: UTC, aware, from 1970 to 10889.
+        now: UTC, aware, not before 1970.
     """
-    number = (to_micros(now) // 1000) << (8 * _RANDOM_BYTES) | int.from_bytes(
-        secrets.token_bytes(_RANDOM_BYTES)
-    )
+    milliseconds = (now - _EPOCH) // _MILLISECOND
+    number = milliseconds << 8 * _RANDOM_BYTES | int.from_bytes(secrets.token_bytes(_RANDOM_BYTES))
     return "".join([_PAIRS[number >> shift & 0x3FF] for shift in range(5 * _LENGTH - 10, -1, -10)])

@@ -68,29 +68,25 @@ proto-format: $(VENV)/.dev
 	$(call check,buf format,$(BIN)/buf format -d --exit-code)
 
 # Compares with the commit where this branch left main; on main itself, with the commit before. Published main
-# (origin/main) counts before a local one. The old protos are unpacked because buf cannot clone a worktree.
+# (origin/main) counts before a local one. buf is given the full commit id: it clones shallowly and finds no other.
 proto-breaking: $(VENV)/.dev
-	@base='$(AGAINST)'; why='as asked'; \
-	if ! git rev-parse -q --verify HEAD >/dev/null 2>&1; then \
-		echo "ok      buf breaking: no commit yet, so nothing to compare with"; exit 0; \
-	fi; \
+	@asked='$(AGAINST)'; base="$$asked"; why='as asked'; \
 	if [ -z "$$base" ]; then \
 		why='where this branch left main'; \
 		main=$$(git rev-parse -q --verify origin/main || git rev-parse -q --verify main || true); \
 		if [ -n "$$main" ]; then base=$$(git merge-base HEAD "$$main" || true); fi; \
 		if [ -z "$$base" ] || [ "$$base" = "$$(git rev-parse HEAD)" ]; then why='the commit before'; base='HEAD~1'; fi; \
 	fi; \
-	if ! base=$$(git rev-parse -q --verify --short "$$base^{commit}"); then \
-		if [ -n '$(AGAINST)' ]; then echo "FAILED  buf breaking: no commit $(AGAINST) here"; exit 1; fi; \
-		echo "ok      buf breaking: this clone holds one commit, so nothing to compare with"; exit 0; \
+	if ! commit=$$(git rev-parse -q --verify "$$base^{commit}"); then \
+		if [ -n "$$asked" ]; then echo "FAILED  buf breaking: no commit $$asked here"; exit 1; fi; \
+		echo "ok      buf breaking: no earlier commit in this clone, so nothing to compare with"; exit 0; \
 	fi; \
-	if ! git cat-file -e "$$base:protos" 2>/dev/null; then \
-		echo "ok      buf breaking: no protos at $$base ($$why), so nothing to compare with"; exit 0; \
+	with="$$(git rev-parse --short "$$commit") ($$why)"; \
+	if [ -z "$$(git ls-tree "$$commit" protos)" ]; then \
+		echo "ok      buf breaking: no protos at $$with, so nothing to compare with"; exit 0; \
 	fi; \
-	old=$$(mktemp -d); trap 'rm -rf "$$old"' EXIT; \
-	git archive "$$base" protos | tar -x -C "$$old"; cp buf.yaml "$$old"; \
-	if $(BIN)/buf breaking --against "$$old"; then echo "ok      buf breaking: compared with $$base ($$why)"; \
-	else echo "FAILED  buf breaking: compared with $$base ($$why)"; exit 1; fi
+	if $(BIN)/buf breaking --against ".git#ref=$$commit"; then echo "ok      buf breaking: compared with $$with"; \
+	else echo "FAILED  buf breaking: compared with $$with"; exit 1; fi
 
 proto-check: $(VENV)/.dev ## Fail if libs/pb is not what protos say
 	@new=$$(mktemp -d); trap 'rm -rf "$$new"' EXIT; \

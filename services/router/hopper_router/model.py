@@ -1,0 +1,436 @@
+"""
+The nouns of routing, as plain frozen values.
+
+Nothing here knows gRPC, SQL or the clock: time arrives as an argument, names are strings (`instances/i/tasks/t`),
+durations are timedeltas, instants are aware UTC datetimes.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from types import MappingProxyType
+from typing import Final
+
+ROOT_INSTANCE: Final = "instances/global"
+DEFAULT_PRIORITY: Final = 50
+DEFAULT_LEASE: Final = timedelta(seconds=60)
+MAX_LEASE: Final = timedelta(hours=1)
+MIN_LEASE: Final = timedelta(seconds=1)
+MAX_PATH: Final = 16
+"""Deepest nesting of delegations, decompositions in place included."""
+
+EMPTY: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+# ---------------------------------------------------------------- tasks
+
+
+class TaskState(enum.Enum):
+    """Where a task is in its life; the values are what is stored."""
+
+    SUBMITTED = "SUBMITTED"
+    QUEUED = "QUEUED"
+    RUNNING = "RUNNING"
+    INPUT_REQUIRED = "INPUT_REQUIRED"
+    DELEGATED = "DELEGATED"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    REJECTED = "REJECTED"
+    CANCELLED = "CANCELLED"
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing can happen to the task any more."""
+        return self in FINAL_STATES
+
+
+FINAL_STATES: Final = frozenset(
+    {TaskState.SUCCEEDED, TaskState.FAILED, TaskState.REJECTED, TaskState.CANCELLED}
+)
+OPEN_STATES: Final = frozenset(TaskState) - FINAL_STATES
+
+
+class WaitReason(enum.Enum):
+    """Why an open task is not running; the first that applies, in this order."""
+
+    APPROVAL = "APPROVAL"
+    DEPENDENCY = "DEPENDENCY"
+    PERSON = "PERSON"
+    SCHEDULE = "SCHEDULE"
+    BACKOFF = "BACKOFF"
+    NO_ELIGIBLE_EXECUTOR = "NO_ELIGIBLE_EXECUTOR"
+    UNSURE = "UNSURE"
+    INSTANCE = "INSTANCE"
+    PROJECT = "PROJECT"
+    CAPACITY = "CAPACITY"
+    WORKER = "WORKER"
+    DELEGATION = "DELEGATION"
+    PEER = "PEER"
+    RATE_LIMIT = "RATE_LIMIT"
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Why a task is not running, and whom it waits for."""
+
+    reason: WaitReason
+    on: tuple[str, ...] = ()
+    until: datetime | None = None
+    message: str = ""
+    exclusions: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Clocks:
+    """Four clocks, each of its own; None: it does not run."""
+
+    start_after: datetime | None = None
+    start_by: datetime | None = None
+    run_for: timedelta | None = None
+    finish_by: datetime | None = None
+    heartbeat: timedelta | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """What to do when an attempt fails."""
+
+    max_attempts: int = 3
+    first_backoff: timedelta = timedelta(seconds=1)
+    factor: float = 2.0
+    max_backoff: timedelta = timedelta(hours=1)
+    non_retryable_reasons: frozenset[str] = frozenset()
+
+    def backoff(self, failures: int) -> timedelta:
+        """How long to wait after that many failed attempts, from 1."""
+        # A float overflows at factor 100 long before max_attempts does; the cap is the answer then.
+        try:
+            seconds = self.first_backoff.total_seconds() * self.factor ** (failures - 1)
+        except OverflowError:
+            return self.max_backoff
+        return min(timedelta(seconds=min(seconds, self.max_backoff.total_seconds())), self.max_backoff)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSpec:
+    """What the requester asks for."""
+
+    title: str
+    description: str = ""
+    tags: tuple[str, ...] = ()
+    required_capabilities: tuple[str, ...] = ()
+    required_labels: Mapping[str, str] = EMPTY
+    priority: int = DEFAULT_PRIORITY
+    project: str = ""
+    requester: str = "anonymous"
+    dependencies: tuple[str, ...] = ()
+    payload: bytes = b""
+    clocks: Clocks = Clocks()
+    retry: RetryPolicy = RetryPolicy()
+    estimated_effort: timedelta | None = None
+    before_event: timedelta | None = None
+    labels: Mapping[str, str] = EMPTY
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Who has a task. `lease_end` is None while the lease is stopped: the worker waits for an answer."""
+
+    worker: str
+    token: int
+    lease: timedelta
+    lease_end: datetime | None
+    start: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """How an attempt, or the task, failed."""
+
+    reason: str
+    message: str = ""
+    permanent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a worker is: `fraction` from 0 to 1."""
+
+    fraction: float
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class InputRequest:
+    """A question and, later, its answer."""
+
+    question: str
+    from_: str = ""
+    answer: str = ""
+    answered_by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A task held back by hand."""
+
+    by: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """
+    A unit of work, in exactly one instance.
+
+    `token` is the last fencing token given out for it; it only grows, also while nobody has the task.
+    `failures` counts failed attempts; `attempt` counts claims that were not given back.
+    `ready_time` is when it may be claimed at the earliest: its schedule, or the end of a back-off.
+    `blockers` is how many of its dependencies have not succeeded yet.
+    `offered` says that the instance has not accepted the delegation that brought it.
+    """
+
+    name: str
+    instance: str
+    spec: TaskSpec
+    state: TaskState
+    create_time: datetime
+    update_time: datetime
+    ready_time: datetime
+    generation: int = 0
+    spec_version: int = 1
+    project: str = ""
+    decision: str = ""
+    claim: Claim | None = None
+    token: int = 0
+    attempt: int = 0
+    failures: int = 0
+    failure: Failure | None = None
+    progress: Progress | None = None
+    result: bytes = b""
+    delegation: str = ""
+    input: InputRequest | None = None
+    hold: Hold | None = None
+    blockers: int = 0
+    offered: bool = False
+    queue_time: datetime | None = None
+    finish_time: datetime | None = None
+    wait: Wait | None = None
+    """What deciding left it waiting for: NO_ELIGIBLE_EXECUTOR or UNSURE. Everything else is derived: waiting.py."""
+
+    @property
+    def id(self) -> str:
+        """The last segment of its name."""
+        return self.name.rpartition("/")[2]
+
+    @property
+    def etag(self) -> str:
+        """Changes with every change of the spec."""
+        return f"s{self.spec_version}"
+
+
+# ---------------------------------------------------------------- who could do it
+
+
+class ExecutorType(enum.Enum):
+    """The kind of executor behind a project."""
+
+    WORKERS = "WORKERS"
+    AGENT = "AGENT"
+    PERSON = "PERSON"
+    PEER = "PEER"
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """A registered executor, as far as routing cares. Durations in timedelta, `velocity` in tasks per day, 0: unknown."""
+
+    name: str
+    display_name: str = ""
+    description: str = ""
+    capabilities: frozenset[str] = frozenset()
+    tags: frozenset[str] = frozenset()
+    labels: Mapping[str, str] = EMPTY
+    examples: tuple[str, ...] = ()
+    velocity: float = 0.0
+    sla: timedelta | None = None
+    max_running: int = 0
+    max_open: int = 0
+    cost: float = 0.0
+    executor: ExecutorType = ExecutorType.WORKERS
+    requires_live_worker: bool = False
+    boosts: Mapping[str, float] = field(default_factory=dict)
+    paused: bool = False
+    live_workers: int = 0
+
+    @property
+    def id(self) -> str:
+        """The last segment of its name."""
+        return self.name.rpartition("/")[2]
+
+
+class Scope(enum.Enum):
+    """What kind of node an instance is."""
+
+    GLOBAL = "GLOBAL"
+    PROJECT = "PROJECT"
+    ORCHESTRATION = "ORCHESTRATION"
+    PERSONAL = "PERSONAL"
+    FAMILY = "FAMILY"
+    EVENT = "EVENT"
+    FEDERATED = "FEDERATED"
+
+
+class InstanceState(enum.Enum):
+    """Where an instance is in its life."""
+
+    CREATED = "CREATED"
+    STARTING = "STARTING"
+    RUNNING = "RUNNING"
+    PAUSED = "PAUSED"
+    STOPPING = "STOPPING"
+    STOPPED = "STOPPED"
+    ERROR = "ERROR"
+    TERMINATED = "TERMINATED"
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A node of the hierarchy, as far as the router cares."""
+
+    name: str
+    scope: Scope
+    state: InstanceState
+    parent: str = ""
+    project: str = ""
+    max_workers: int = 0
+    complex_effort: timedelta = timedelta(hours=4)
+    members: frozenset[str] = frozenset()
+    event_time: datetime | None = None
+    manual_accept: bool = False
+    offer_timeout: timedelta = timedelta(hours=24)
+    start_time: datetime | None = None
+
+
+# ---------------------------------------------------------------- decisions
+
+
+class Outcome(enum.Enum):
+    """What came of deciding."""
+
+    ROUTED = "ROUTED"
+    NO_CANDIDATE = "NO_CANDIDATE"
+    UNSURE = "UNSURE"
+    REJECTED = "REJECTED"
+    QUEUED = "QUEUED"
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """One part of a score: `value * weight`."""
+
+    name: str
+    value: float
+    weight: float
+    evidence: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A project that could have the task, with what its score is made of."""
+
+    project: str
+    score: float
+    confidence: float
+    factors: tuple[Factor, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Exclusion:
+    """A filter, how many it ruled out, and the first 20 of them by name."""
+
+    filter: str
+    count: int
+    projects: tuple[str, ...] = ()
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """The versions of everything a decision used."""
+
+    projects_version: int = 0
+    instances_version: int = 0
+    policy: str = ""
+    policy_version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Where a task goes, and why. `name`, `task`, `instance` and the times are filled in by whoever records it."""
+
+    outcome: Outcome
+    project: str = ""
+    confidence: float = 0.0
+    strategy: str = ""
+    reasoning: str = ""
+    candidates: tuple[Candidate, ...] = ()
+    exclusions: tuple[Exclusion, ...] = ()
+    eligible_count: int = 0
+    basis: Basis = Basis()
+    name: str = ""
+    task: str = ""
+    instance: str = ""
+    elapsed: timedelta = timedelta(0)
+    create_time: datetime | None = None
+
+
+# ---------------------------------------------------------------- delegations
+
+
+class DelegationKind(enum.Enum):
+    """Why a task is handed over."""
+
+    ROUTE = "ROUTE"
+    DECOMPOSE = "DECOMPOSE"
+    ESCALATE = "ESCALATE"
+    REASSIGN = "REASSIGN"
+
+
+class DelegationState(enum.Enum):
+    """Where a delegation is in its life."""
+
+    OFFERED = "OFFERED"
+    ACCEPTED = "ACCEPTED"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    RETURNED = "RETURNED"
+    EXPIRED = "EXPIRED"
+    CANCELLED = "CANCELLED"
+
+    @property
+    def open(self) -> bool:
+        """Whether the other side still has it."""
+        return self in (DelegationState.OFFERED, DelegationState.ACCEPTED)
+
+
+@dataclass(frozen=True, slots=True)
+class Delegation:
+    """One hand-over of one task to one instance. `path` has every instance the work has been in, the last one last."""
+
+    name: str
+    kind: DelegationKind
+    state: DelegationState
+    task: str
+    from_instance: str
+    to_instance: str
+    path: tuple[str, ...]
+    child_tasks: tuple[str, ...]
+    create_time: datetime
+    update_time: datetime
+    reason: str = ""
+    offer_end: datetime | None = None
+    depth: int = 1

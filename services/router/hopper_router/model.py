@@ -1,8 +1,8 @@
 """
 The nouns of routing, as plain frozen values.
 
-Nothing here knows gRPC, SQL or the clock: time arrives as an argument, names are strings (`instances/i/tasks/t`),
-durations are timedeltas, instants are aware UTC datetimes.
+Nothing here knows gRPC, SQL or the clock: time arrives as an argument, names are strings
+(`instances/i/tasks/t`), durations are timedeltas, instants are aware UTC datetimes.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ class Task:
     queue_time: datetime | None = None
     finish_time: datetime | None = None
     wait: Wait | None = None
-    """What deciding left it waiting for: NO_ELIGIBLE_EXECUTOR or UNSURE. Everything else is derived: waiting.py."""
+    """What deciding left it waiting for: NO_ELIGIBLE_EXECUTOR or UNSURE. The rest is derived: waiting.py."""
 
     @property
     def id(self) -> str:
@@ -246,7 +246,7 @@ class ExecutorType(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Project:
-    """A registered executor, as far as routing cares. Durations in timedelta, `velocity` in tasks per day, 0: unknown."""
+    """A registered executor, as far as routing cares; `velocity` in tasks per day, 0: unknown."""
 
     name: str
     display_name: str = ""
@@ -370,7 +370,7 @@ class Basis:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Where a task goes, and why. `name`, `task`, `instance` and the times are filled in by whoever records it."""
+    """Where a task goes, and why; `name`, `task`, `instance` and the times are filled in by the recorder."""
 
     outcome: Outcome
     project: str = ""
@@ -419,7 +419,7 @@ class DelegationState(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Delegation:
-    """One hand-over of one task to one instance. `path` has every instance the work has been in, the last one last."""
+    """One hand-over of one task; `path` has every instance the work has been in, the newest last."""
 
     name: str
     kind: DelegationKind

@@ -1,0 +1,129 @@
+"""What can go wrong in the router, in its own words. Reasons and metadata: `hopper.common.v1.ErrorReason`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hopper_common.errors import (
+    FieldViolation,
+    InvalidArgument,
+    LostRace,
+    NotFound,
+    PermissionDenied,
+    WrongState,
+)
+
+
+class TaskNotFound(NotFound):
+    """There is no such task."""
+
+    reason = "TASK_NOT_FOUND"
+
+
+class ProjectNotFound(NotFound):
+    """There is no such project: register it first, or leave the choice to the router."""
+
+    reason = "PROJECT_NOT_FOUND"
+
+
+class InstanceNotFound(NotFound):
+    """There is no such instance."""
+
+    reason = "INSTANCE_NOT_FOUND"
+
+
+class DecisionNotFound(NotFound):
+    """There is no such decision."""
+
+    reason = "DECISION_NOT_FOUND"
+
+
+class DelegationNotFound(NotFound):
+    """There is no such delegation."""
+
+    reason = "DELEGATION_NOT_FOUND"
+
+
+class TaskWrongState(WrongState):
+    """The task's state does not allow this."""
+
+    reason = "TASK_WRONG_STATE"
+
+
+class TaskNotReady(WrongState):
+    """The task cannot be claimed yet."""
+
+    reason = "TASK_NOT_READY"
+
+
+class TaskClaimed(LostRace):
+    """Another worker has the task."""
+
+    reason = "TASK_CLAIMED"
+
+
+class StaleToken(LostRace):
+    """The claim was lost: its lease ran out or it was taken away; drop the work."""
+
+    reason = "STALE_TOKEN"
+
+
+class DependencyCycle(WrongState):
+    """The task would wait for itself."""
+
+    reason = "DEPENDENCY_CYCLE"
+
+
+class InstanceNotRunning(WrongState):
+    """The instance does not take work now: start it, or submit elsewhere."""
+
+    reason = "INSTANCE_NOT_RUNNING"
+
+
+class ProjectPaused(WrongState):
+    """The project is paused: its tasks wait until it is active again."""
+
+    reason = "PROJECT_PAUSED"
+
+
+class FederationUnavailable(WrongState):
+    """The instance stands for a peer, and this Hopper runs no federation service."""
+
+    reason = "FEDERATION_UNAVAILABLE"
+
+
+class NotAMember(PermissionDenied):
+    """Only the instance's members may claim its tasks."""
+
+    reason = "NOT_A_MEMBER"
+
+
+class DelegationLoop(WrongState):
+    """The work would come back to an instance that had it, or nest too deep."""
+
+    reason = "DELEGATION_LOOP"
+
+
+class DelegationWrongState(WrongState):
+    """The delegation's state does not allow this."""
+
+    reason = "DELEGATION_WRONG_STATE"
+
+
+class DelegationTargetInvalid(WrongState):
+    """That kind of delegation cannot go there."""
+
+    reason = "DELEGATION_TARGET_INVALID"
+
+
+class PolicyInvalid(InvalidArgument):
+    """The policy does not load."""
+
+    reason = "POLICY_INVALID"
+
+    def __init__(self, violations: Sequence[FieldViolation]) -> None:
+        super().__init__(
+            f"the policy has {len(violations)} error(s); the first: {violations[0].description}",
+            violations=violations,
+            errors=str(len(violations)),
+        )

@@ -1,0 +1,159 @@
+"""
+The log of what changed in a service: written in the transaction of the change, read by everyone who watches.
+
+It is both the outbox (what other services must hear of) and the source of `Watch` (what clients want to hear
+of). Its version is the service's resume token: whoever has seen version 7 asks for what came after 7 and gets
+each change once, in order, across reconnects and restarts.
+
+Versions are given in commit order, because there is one writer and an insert that is rolled back gives its
+version back. So whoever has seen `head` has seen everything before it, and a tail has nothing to wait for but
+the next commit.
+
+Old events are trimmed, never the newest: the log always knows how far it has come. A reader whose place has
+been trimmed away, or who is ahead of the log because the database was restored from a backup, is told so
+(`ResumeTooOld`) and starts again from a snapshot. Skipping silently what it missed is the one thing that must
+not happen.
+"""
+
+from collections.abc import AsyncIterator, Collection
+from dataclasses import dataclass
+from datetime import datetime
+from typing import cast
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    delete,
+    func,
+    insert,
+    select,
+)
+
+from hopper_common.database import Database
+from hopper_common.errors import ResumeTooOld
+from hopper_common.timestamps import from_micros, to_micros
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """
+    One change.
+
+    Attributes:
+        version: Its place in the log, from 1.
+        topic: What kind of thing changed, e.g. "task".
+        key: Which one: its resource name.
+        body: What is to be told about it, usually a serialized message.
+        create_time: When the log got it; UTC.
+    """
+
+    version: int
+    topic: str
+    key: str
+    body: bytes
+    create_time: datetime
+
+
+def event_table(metadata: MetaData, name: str) -> Table:
+    """The table of one log, to be made by the service's migrations."""
+    return Table(
+        name,
+        metadata,
+        # Wide enough for ever in PostgreSQL; SQLite counts up without reuse only in a plain INTEGER.
+        Column("version", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+        Column("topic", String, nullable=False),
+        Column("key", String, nullable=False),
+        Column("body", LargeBinary, nullable=False),
+        Column("create_time", BigInteger, nullable=False),  # microseconds
+        sqlite_autoincrement=True,
+    )
+
+
+class EventLog:
+    """Reading and writing one log. The methods that take `conn` run in the caller's unit of work."""
+
+    def __init__(self, table: Table) -> None:
+        self._columns = table.c
+        self._table = table
+        self._insert = insert(table)
+        self._newest = select(func.max(table.c.version))
+        self._oldest = select(func.min(table.c.version))
+
+    def append(self, conn: Connection, *, topic: str, key: str, body: bytes, now: datetime) -> int:
+        """Add a change to the log, in the transaction that makes it; returns its version."""
+        row = {"topic": topic, "key": key, "body": body, "create_time": to_micros(now)}
+        (version,) = cast("tuple[int]", conn.execute(self._insert, row).inserted_primary_key)
+        return version
+
+    def head(self, conn: Connection) -> int:
+        """The version of the newest event, 0 if there never was one."""
+        return conn.execute(self._newest).scalar() or 0
+
+    def oldest(self, conn: Connection) -> int:
+        """The version of the oldest event still kept, 1 if there never was one."""
+        return conn.execute(self._oldest).scalar() or 1
+
+    def read(self, conn: Connection, *, after: int, limit: int, topics: Collection[str] = ()) -> list[Event]:
+        """
+        The first *limit* events after a version, in order.
+
+        Args:
+            after: The last version seen; 0 for the beginning.
+            topics: Only these, or all if empty.
+
+        Raises:
+            ResumeTooOld: Some of what came after that version is no longer there, or that version never was.
+        """
+        self._check_place(conn, after)
+        query = select(self._table).where(self._columns.version > after)
+        if topics:
+            query = query.where(self._columns.topic.in_(sorted(topics)))
+        rows = conn.execute(query.order_by(self._columns.version).limit(limit))
+        return [
+            Event(row.version, row.topic, row.key, row.body, from_micros(row.create_time)) for row in rows
+        ]
+
+    def trim(self, conn: Connection, *, before: int) -> int:
+        """Forget the events below a version, but never the newest; returns how many."""
+        keep_from = min(before, self.head(conn))
+        return conn.execute(delete(self._table).where(self._columns.version < keep_from)).rowcount
+
+    async def tail(
+        self, db: Database, *, after: int, topics: Collection[str] = (), batch: int = 500
+    ) -> AsyncIterator[list[Event]]:
+        """
+        Every event after a version, for ever: what is there, then each commit's as it comes.
+
+        Yields lists of 1 to *batch* events, in order, without a gap and without a repetition. Ends when the
+        caller stops; a slow caller holds up nobody.
+
+        Raises:
+            ResumeTooOld: The log was trimmed past the caller; it has seen everything it was given, and no
+            more. ShuttingDown: The database was closed.
+        """
+
+        def next_batch(conn: Connection) -> tuple[list[Event], int]:
+            events = self.read(conn, after=after, limit=batch, topics=topics)
+            # A full batch may have more behind it. One that is not full has looked at everything up to the
+            # head, and moves there, past the topics it skipped, so that it does not fall behind on a log that
+            # trims them.
+            return events, events[-1].version if len(events) == batch else self.head(conn)
+
+        while True:
+            commits = db.committed.count  # before the read: a commit during it is not lost
+            events, after = await db.read(next_batch)
+            if events:
+                yield events
+            if len(events) < batch:
+                await db.committed.wait(after=commits)
+
+    def _check_place(self, conn: Connection, after: int) -> None:
+        oldest = self.oldest(conn)
+        if not oldest - 1 <= after <= self.head(conn):
+            raise ResumeTooOld(oldest=str(oldest), asked=str(after))

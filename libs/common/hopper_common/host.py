@@ -1,0 +1,344 @@
+"""
+A process that runs one service, or all of them, behind one gRPC server.
+
+    settings ─► data directory, lock ─► services open, in order ─► server binds and starts ─► long-running
+    tasks │ SIGTERM, SIGINT, or a task fails ◄──────────────────────────────────────────────────┘ health
+    NOT_SERVING, streams told to go, no new calls ─► calls in flight finish ─► services close, in reverse
+
+Lifetimes are one `AsyncExitStack`; what runs for as long as the process is one `TaskGroup`, of which the
+first failure ends everything: a Hopper that has silently lost a part of itself is worse than one that is
+restarted. Which services there are is not known here, nor which process a service runs in known to the
+service: it asks `address_of`.
+
+Exit codes, for systemd and scripts:
+
+| code | meaning |
+|---|---|
+| 0 | stopped when asked to |
+| 1 | a service failed while it ran; the log has the error |
+| 2 | an environment variable is wrong |
+| 3 | another process has this data directory |
+| 4 | the socket or port cannot be listened on |
+| 5 | a service could not be opened; the message names the file and the remedy |
+| 130 | killed by a second signal, without waiting for calls in flight |
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import gc
+import importlib.metadata
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+from pydantic import ValidationError
+
+from hopper_common import logs
+from hopper_common.clock import Clock, SystemClock
+from hopper_common.errors import HopperError
+from hopper_common.rpc.address import listen_tcp, listen_unix
+from hopper_common.rpc.server import HopperServer, Registered, build_server
+from hopper_common.settings import HostSettings, load_settings
+from hopper_common.startup import StartupError, make_private
+
+log = structlog.get_logger(__name__)
+
+ENTRY_POINTS = "hopper.services"
+KILLED = 130
+
+_Task = Callable[[], Awaitable[None]]
+
+
+class AlreadyRunning(StartupError):
+    """Another process has this data directory."""
+
+    exit_code = 3
+
+
+class ServiceNotOpened(StartupError):
+    """A service could not be opened."""
+
+    exit_code = 5
+
+
+class ServiceFailed(StartupError):
+    """A service failed while it ran."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True, slots=True)
+class HostContext:
+    """
+    What a service is given to open itself with.
+
+    Attributes:
+        data_dir: Exists, and belongs to this user alone. Each service has files of its own name in it.
+        address_of: A service's name (`registry`) to the address of its gRPC server, for `open_channel`. In
+        one process that is this process's own socket, which answers once all services are open: dial in a
+        task, or lazily, not while opening. stopping: Set when the process begins to stop. Long polls should
+        answer then, and loops should end; whatever still runs when calls are drained is cancelled.
+    """
+
+    data_dir: Path
+    clock: Clock
+    address_of: Callable[[str], str]
+    settings: HostSettings
+    stopping: asyncio.Event
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """
+    An open service.
+
+    Attributes:
+        registered: What its gRPC server offers.
+        tasks: What runs beside it, started once the server listens. One may end by itself; one that raises
+        stops the process. Cancelled before the service is closed.
+    """
+
+    registered: Sequence[Registered] = ()
+    tasks: Sequence[_Task] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """
+    A service that a host can run: `SERVICE` of its `app` module.
+
+    Attributes:
+        name: Short, as in `HOPPER_<NAME>_ADDRESS`: `router`.
+        open: Makes everything it needs from the context; leaving it closes that in reverse.
+    """
+
+    name: str
+    open: Callable[[HostContext], AbstractAsyncContextManager[Running]]
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Where a started process can be reached. The first address is the Unix socket."""
+
+    addresses: Sequence[str]
+    data_dir: Path
+    services: Sequence[str]
+    pid: int = field(default_factory=os.getpid)
+
+
+def installed_services() -> list[Service]:
+    """All installed services, by the entry points `hopper.services`, in the order of their names."""
+    found = importlib.metadata.entry_points(group=ENTRY_POINTS)
+    return [entry.load() for entry in sorted(found, key=lambda entry: entry.name)]
+
+
+# Serving.
+
+
+async def serve(
+    services: Sequence[Service],
+    settings: HostSettings,
+    *,
+    ready: Callable[[Ready], None],
+    stop: asyncio.Event | None = None,
+    clock: Clock | None = None,
+) -> None:
+    """
+    Run services until *stop* is set, then drain and close them. Cancelling does the same without draining.
+
+    Args:
+        ready: Called once, when calls are answered.
+
+    Raises:
+        StartupError: Of the kind that says what to mend. Whatever was opened has been closed.
+    """
+    stopping = asyncio.Event() if stop is None else stop
+    async with AsyncExitStack() as stack:
+        make_private(settings.data_dir)
+        stack.enter_context(_hold(settings.lock_path))
+        context = HostContext(
+            data_dir=settings.data_dir,
+            clock=clock or SystemClock(),
+            address_of=_addresses(services, settings),
+            settings=settings,
+            stopping=stopping,
+        )
+        running = {service.name: await _open(service, context, stack) for service in services}
+        server = build_server(
+            [registered for service in running.values() for registered in service.registered]
+        )
+        stack.push_async_callback(server.stop, None)
+        addresses = _listen(server, settings)
+        await server.start()
+        ready(Ready(addresses, settings.data_dir, list(running)))
+        tasks = [(name, task) for name, service in running.items() for task in service.tasks]
+        await _until_stopped(server, tasks, stopping, settings.drain_timeout.total_seconds())
+
+
+def _addresses(services: Sequence[Service], settings: HostSettings) -> Callable[[str], str]:
+    here = frozenset(service.name for service in services)
+
+    def address_of(name: str) -> str:
+        return f"unix:{settings.socket_path}" if name in here else settings.address_of(name)
+
+    return address_of
+
+
+async def _open(service: Service, context: HostContext, stack: AsyncExitStack) -> Running:
+    try:
+        return await stack.enter_async_context(service.open(context))
+    except ValidationError as error:
+        raise ServiceNotOpened(f"the settings of {service.name} are wrong: {error}") from error
+    except HopperError as error:
+        raise ServiceNotOpened(f"cannot open {service.name}: {error.message}") from error
+    except StartupError:
+        raise
+    except Exception as error:
+        log.exception("cannot open a service", service=service.name)
+        raise ServiceNotOpened(f"cannot open {service.name}: {type(error).__name__}, see the log") from error
+
+
+def _listen(server: HopperServer, settings: HostSettings) -> list[str]:
+    addresses = [listen_unix(server, settings.socket_path)]
+    if settings.listen is not None:
+        addresses.append(listen_tcp(server, settings.listen))
+    return addresses
+
+
+async def _until_stopped(
+    server: HopperServer, tasks_of: Sequence[tuple[str, _Task]], stopping: asyncio.Event, drain: float
+) -> None:
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(_keep(name, task)) for name, task in tasks_of]
+            await stopping.wait()
+            log.info("stopping", drain_seconds=drain)
+            await server.stop(drain)  # before the tasks: calls in flight may need them
+            for task in tasks:
+                task.cancel()
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None  # each has been logged
+
+
+async def _keep(service: str, task: _Task) -> None:
+    try:
+        await task()
+    except Exception as error:
+        log.exception("a background task failed", service=service)
+        raise ServiceFailed(
+            f"a background task of {service} failed with {type(error).__name__}: see the log"
+        ) from error
+
+
+# The data directory.
+
+
+@contextlib.contextmanager
+def _hold(path: Path) -> Iterator[None]:
+    """Hold the lock of a data directory; the kernel lets go of it however this process ends."""
+    # Never removed: whoever waits for the file of that name must find the one that is locked.
+    with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+", encoding="ascii") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = file.read().strip() or "unknown"
+            raise AlreadyRunning(
+                f"process {holder} runs on {path.parent} already: stop it, or choose another directory "
+                "(HOPPER_DATA_DIR)"
+            ) from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+# A process.
+
+
+def main(service: Service) -> int:
+    """
+    Run one service as this process: `python -m hopper_router`.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        settings = load_settings().for_one(service.name)
+    except StartupError as error:
+        return _complain(error)
+    return run([service], settings)
+
+
+def run(
+    services: Sequence[Service], settings: HostSettings, *, ready: Callable[[Ready], None] | None = None
+) -> int:
+    """
+    Run services as this process, until a signal.
+
+    Args:
+        ready: Called once, when calls are answered. Default: prints a line for people.
+
+    Returns:
+        The exit code.
+    """
+    logs.configure(level=settings.log_level, form=settings.log_format)
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_until_signal(services, settings, ready or _print))
+    except StartupError as error:
+        return _complain(error)
+    except asyncio.CancelledError:
+        return KILLED
+    return 0
+
+
+async def _until_signal(
+    services: Sequence[Service], settings: HostSettings, ready: Callable[[Ready], None]
+) -> None:
+    stop = asyncio.Event()
+    serving = asyncio.create_task(serve(services, settings, ready=_then_freeze(ready), stop=stop))
+
+    def asked() -> None:
+        if stop.is_set():
+            serving.cancel()
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked)
+    await serving
+
+
+def _then_freeze(ready: Callable[[Ready], None]) -> Callable[[Ready], None]:
+    def freeze(reached: Ready) -> None:
+        # What start-up made stays until the end; the collector need not look at it again and again.
+        gc.collect()
+        gc.freeze()
+        ready(reached)
+
+    return freeze
+
+
+def _print(reached: Ready) -> None:
+    names = ", ".join(reached.services)
+    where = " and ".join(reached.addresses)
+    print(f"hopper ({names}) listens on {where}; data in {reached.data_dir}; pid {reached.pid}", flush=True)
+
+
+def _complain(error: StartupError) -> int:
+    print(f"hopper: {error}", file=sys.stderr, flush=True)
+    return error.exit_code
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop  # noqa: PLC0415 - may be absent
+    except ImportError:  # no wheel for this platform; asyncio's own does
+        return None
+    return uvloop.new_event_loop

@@ -1,0 +1,293 @@
+"""
+What surrounds every call, whatever its shape, from the outside in:
+
+1. A call id and the method are bound to the log context of the call; when it fails in a way nobody foresaw,
+that id is the *incident* the caller is told, and finds the trace in the log. 2. The request is parsed here,
+not by grpc, so that broken bytes get a typed answer like everything else. 3. The request is checked against
+its limits (`hopper_common.rpc.limits`). 4. The handler runs; a unary call that came without a deadline gets
+one. 5. What it raises is answered through the one table (`hopper_common.rpc.errors`). What nobody foresaw
+is logged, and answered with its incident id and nothing else: exceptions quote data.
+
+Handlers are coroutines or async generators. Request streams are read by iterating over them
+(`context.read()` would give raw bytes). All responses go through one coroutine per call, so that a
+generator is closed with its call, and not whenever the garbage collector finds it.
+"""
+
+import asyncio
+import contextlib
+import inspect
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, cast
+
+import grpc
+import grpc.aio
+import structlog
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+from grpc_health.v1 import health_pb2
+
+from hopper_common.errors import HopperError, Internal, MalformedRequest, RequestTooLarge, ShuttingDown
+from hopper_common.rpc.access import Access, access_of
+from hopper_common.rpc.errors import DeadlineExceeded, MethodNotOffered, code_of, to_status
+from hopper_common.rpc.limits import compile_limits
+
+log = structlog.get_logger(__name__)
+
+UNARY_CAP = timedelta(seconds=60)
+
+_Handler = grpc.RpcMethodHandler[Any, Any]
+_Context = grpc.aio.ServicerContext[Any, Any]
+_Work = Callable[[], Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """What is known of a method before the first call. `path` is as on the wire:
+    `/package.Service/Method`."""
+
+    path: str
+    service: str
+    access: Access
+    request_type: type[Message]
+    check: Callable[[Message], None]
+    outlives_drain: bool
+
+    @classmethod
+    def of(cls, descriptor: MethodDescriptor) -> "Method":
+        """
+        Compile a method.
+
+        Raises:
+            ValueError: A field of its request declares a limit that does not fit its type.
+        """
+        service = descriptor.containing_service
+        request = descriptor.input_type
+        return cls(
+            path=f"/{service.full_name}/{descriptor.name}",
+            service=service.full_name,
+            access=access_of(descriptor),
+            request_type=GetMessageClass(request),
+            check=compile_limits(request),
+            outlives_drain=service.full_name == health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
+        )
+
+    def parse(self, raw: bytes) -> Message:
+        """
+        Turn bytes into a request that keeps to its limits.
+
+        Raises:
+            RequestTooLarge: Before anything is parsed.
+            MalformedRequest: Not this message, or its text is not UTF-8.
+            UnknownField: See `hopper_common.rpc.limits`.
+            InvalidArgument: See `hopper_common.rpc.limits`.
+        """
+        if len(raw) > self.access.max_request_bytes:
+            raise RequestTooLarge(bytes=str(len(raw)), max_bytes=str(self.access.max_request_bytes))
+        try:
+            message = self.request_type.FromString(raw)
+        except (DecodeError, UnicodeDecodeError) as error:
+            raise MalformedRequest(method=self.path) from error
+        self.check(message)
+        return message
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """
+    The one interceptor of a Hopper server.
+
+    Args:
+        services: What the server offers. Calls of anything else are answered METHOD_NOT_OFFERED.
+        unary_cap: How long a unary call without a deadline may take. Streams have no cap.
+    """
+
+    def __init__(self, services: Iterable[ServiceDescriptor], *, unary_cap: timedelta = UNARY_CAP) -> None:
+        methods = (Method.of(method) for service in services for method in service.methods)
+        self._methods: Mapping[str, Method] = {method.path: method for method in methods}
+        self._unary_cap = unary_cap
+        self._wrapped: dict[str, tuple[_Handler, _Handler]] = {}
+        self._streams: set[asyncio.Task[Any]] = set()
+        self._draining = False
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> _Handler:
+        handler = await continuation(handler_call_details)
+        method = self._methods.get(handler_call_details.method)
+        if handler is None or method is None:
+            return _not_offered(handler_call_details.method)
+        known, wrapped = self._wrapped.get(method.path, (None, None))
+        if wrapped is None or known is not handler:
+            wrapped = self._wrap(handler, method)
+            self._wrapped[method.path] = (handler, wrapped)
+        return wrapped
+
+    def drain(self) -> None:
+        """
+        End all streams, now and from now on, with SHUTTING_DOWN. Unary calls in flight go on.
+
+        A watcher stays connected for days: waiting for it would make every stop last its whole grace.
+        """
+        self._draining = True
+        for task in self._streams:
+            task.cancel()
+
+    # The four shapes.
+
+    def _wrap(self, handler: _Handler, method: Method) -> _Handler:
+        behaviour = _behaviour(handler)
+        if not (inspect.iscoroutinefunction(behaviour) or inspect.isasyncgenfunction(behaviour)):
+            return _not_offered(method.path)  # the generated base class: nobody has written this method
+        if handler.response_streaming:
+            make = grpc.stream_stream_rpc_method_handler
+            if not handler.request_streaming:
+                make = grpc.unary_stream_rpc_method_handler
+            surrounded = self._streaming(behaviour, method, streams_in=handler.request_streaming)
+        else:
+            make = grpc.stream_unary_rpc_method_handler
+            if not handler.request_streaming:
+                make = grpc.unary_unary_rpc_method_handler
+            surrounded = self._single(behaviour, method, streams_in=handler.request_streaming)
+        # No deserializer: the wrapped behaviour is handed the raw bytes.
+        return make(surrounded, response_serializer=handler.response_serializer)
+
+    def _single(self, behaviour: Callable[..., Any], method: Method, *, streams_in: bool) -> Any:
+        """The shapes with one response."""
+
+        async def unary_unary(raw: bytes, context: _Context) -> Any:
+            async def work() -> Any:
+                return await self._capped(behaviour(method.parse(raw), context), context, method)
+
+            return await self._surround(work, context, method)
+
+        async def stream_unary(raws: AsyncIterator[bytes], context: _Context) -> Any:
+            async def work() -> Any:
+                return await behaviour(_parsed(raws, method), context)
+
+            with self._open_stream(method):
+                return await self._surround(work, context, method)
+
+        return stream_unary if streams_in else unary_unary
+
+    def _streaming(self, behaviour: Callable[..., Any], method: Method, *, streams_in: bool) -> Any:
+        """The shapes with a stream of responses."""
+
+        async def respond(incoming: Any, context: _Context) -> None:
+            async def work() -> None:
+                request = _parsed(incoming, method) if streams_in else method.parse(incoming)
+                if inspect.iscoroutinefunction(behaviour):
+                    await behaviour(request, context)
+                    return
+                async with aclosing(behaviour(request, context)) as responses:
+                    async for response in responses:
+                        await context.write(response)
+
+            with self._open_stream(method):
+                await self._surround(work, context, method)
+
+        return respond
+
+    @contextlib.contextmanager
+    def _open_stream(self, method: Method) -> Iterator[None]:
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        if not method.outlives_drain:
+            self._streams.add(task)
+        try:
+            yield
+        finally:
+            self._streams.discard(task)
+
+    async def _capped(self, response: Awaitable[Any], context: _Context, method: Method) -> Any:
+        if cast("float | None", context.time_remaining()) is not None:
+            return await response  # grpc cancels the call when the client's own deadline passes
+        cap = self._unary_cap.total_seconds()
+        try:
+            async with asyncio.timeout(cap) as timer:
+                return await response
+        except TimeoutError as error:
+            if not timer.expired():
+                raise
+            raise DeadlineExceeded(method=method.path, seconds=f"{cap:g}") from error
+
+    # Around the handler.
+
+    async def _surround(self, work: _Work, context: _Context, method: Method) -> Any:
+        call = secrets.token_hex(8)
+        structlog.contextvars.bind_contextvars(call=call, method=method.path)
+        started = time.perf_counter()
+        code = "OK"
+        try:
+            if self._draining and not method.outlives_drain:
+                raise ShuttingDown(service=method.service)
+            # Who may call is decided here, before anything is parsed: `method.access` says who, the
+            # interceptor that learns identities will say who calls. Until then the host only listens to
+            # this machine.
+            return await work()
+        except grpc.aio.AbortError:
+            code = "ABORT"  # the handler has answered by itself
+            raise
+        except asyncio.CancelledError:
+            code = "CANCELLED"
+            task = cast("asyncio.Task[Any]", asyncio.current_task())
+            if not self._draining or task not in self._streams:
+                raise
+            code = "UNAVAILABLE"
+            task.uncancel()
+            await context.abort_with_status(to_status(ShuttingDown(service=method.service)))
+        except grpc.aio.BaseError:
+            code = "BROKEN"  # the connection: there is nobody to answer
+            raise
+        except Exception as error:
+            answer = _foreseen(error) or _unforeseen(error, call)
+            code = code_of(answer).name
+            await context.abort_with_status(to_status(answer))
+        finally:
+            milliseconds = round((time.perf_counter() - started) * 1000, 3)
+            log.debug("call finished", code=code, milliseconds=milliseconds)
+
+
+def _behaviour(handler: _Handler) -> Callable[..., Any]:
+    shapes = (handler.unary_unary, handler.unary_stream, handler.stream_unary, handler.stream_stream)
+    return cast("Callable[..., Any]", next(shape for shape in shapes if shape is not None))
+
+
+async def _parsed(raws: AsyncIterator[bytes], method: Method) -> AsyncIterator[Message]:
+    async for raw in raws:
+        yield method.parse(raw)
+
+
+def _not_offered(path: str) -> _Handler:
+    async def answer(requests: AsyncIterator[bytes], context: _Context) -> None:
+        await context.abort_with_status(to_status(MethodNotOffered(method=path)))
+
+    # On the wire all shapes look the same, and this one reads nothing before it answers.
+    return grpc.stream_stream_rpc_method_handler(answer)
+
+
+def _foreseen(error: Exception) -> HopperError | None:
+    """
+    The domain error that *error* is, if it is one.
+
+    A handler with a task group raises a group around it; a group of which all members are domain errors is
+    its first.
+    """
+    if isinstance(error, ExceptionGroup):
+        foreseen, rest = error.split(HopperError)
+        if foreseen is None or rest is not None:
+            return None
+        return _foreseen(foreseen.exceptions[0])
+    return error if isinstance(error, HopperError) and not isinstance(error, Internal) else None
+
+
+def _unforeseen(error: Exception, call: str) -> HopperError:
+    log.error("call failed: this is a defect", incident=call, exc_info=error)
+    return Internal(
+        f"internal error, incident {call}: the server's log tells more under that id", incident=call
+    )

@@ -1,0 +1,139 @@
+"""
+A gRPC server as every Hopper process runs it: the interceptor, health and reflection around its services.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.descriptor import ServiceDescriptor
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
+
+from hopper_common.rpc.access import require_declared
+from hopper_common.rpc.channel import MAX_MESSAGE_BYTES
+from hopper_common.rpc.health import Health
+from hopper_common.rpc.interceptor import UNARY_CAP, CallInterceptor
+
+_OPTIONS = (
+    # Far above every method's own limit, so that the typed REQUEST_TOO_LARGE answers first.
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # By default a second process binds the same port without a word, and the kernel splits connections.
+    ("grpc.so_reuseport", 0),
+    # Calls that wait for the event loop. With the default of 1000, a burst of 2000 loses 200 as CANCELLED.
+    ("grpc.server.max_pending_requests", 100_000),
+    ("grpc.server.max_pending_requests_hard_limit", 200_000),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    # Our clients ping every 30 s; grpc's default of five minutes would have them sent away.
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """
+    A servicer with the service it implements.
+
+    Attributes:
+        add: The generated `add_XServicer_to_server`.
+    """
+
+    descriptor: ServiceDescriptor
+    servicer: object
+    add: Callable[[Any, grpc.aio.Server], None]
+
+    @classmethod
+    def of(
+        cls, descriptor: ServiceDescriptor, servicer: object, add: Callable[[Any, grpc.aio.Server], None]
+    ) -> "Registered":
+        """
+        Name the three parts that belong together:
+        `of(pb2.DESCRIPTOR.services_by_name["TaskService"], servicer, add_TaskServiceServicer_to_server)`.
+        """
+        return cls(descriptor, servicer, add)
+
+    @property
+    def full_name(self) -> str:
+        """The service's name with its package: `hopper.registry.v1.ProjectService`."""
+        return self.descriptor.full_name
+
+
+class HopperServer(grpc.aio.Server):
+    """
+    A `grpc.aio.Server` that keeps its health: SERVING once started, NOT_SERVING from the first moment of a
+    stop.
+
+    `stop(grace)` tells health watchers, ends all other streams with SHUTTING_DOWN, takes no new calls, and
+    lets unary calls finish for up to *grace* seconds. It may be called again, with less grace.
+    """
+
+    def __init__(self, services: Sequence[Registered], *, unary_cap: timedelta = UNARY_CAP) -> None:
+        names = [service.full_name for service in services]
+        self._health = Health(names)
+        every = [*services, *_own_services(self._health, names)]
+        self._calls = CallInterceptor([service.descriptor for service in every], unary_cap=unary_cap)
+        self._server = grpc.aio.server(interceptors=[self._calls], options=_OPTIONS)
+        for service in every:
+            service.add(service.servicer, self)
+
+    def add_generic_rpc_handlers(self, generic_rpc_handlers: Any) -> None:
+        self._server.add_generic_rpc_handlers(generic_rpc_handlers)
+
+    def add_registered_method_handlers(self, service_name: str, method_handlers: Any) -> None:
+        self._server.add_registered_method_handlers(service_name, method_handlers)
+
+    def add_insecure_port(self, address: str) -> int:
+        return self._server.add_insecure_port(address)
+
+    def add_secure_port(self, address: str, server_credentials: grpc.ServerCredentials) -> int:
+        return self._server.add_secure_port(address, server_credentials)
+
+    async def start(self) -> None:
+        await self._server.start()
+        self._health.serve()
+
+    async def stop(self, grace: float | None) -> None:
+        self._health.stop()
+        self._calls.drain()
+        await self._server.stop(grace)
+
+    async def wait_for_termination(self, timeout: float | None = None) -> bool:
+        return await self._server.wait_for_termination(timeout)
+
+
+def _own_services(health: Health, names: Sequence[str]) -> list[Registered]:
+    health_service = health_pb2.DESCRIPTOR.services_by_name["Health"]
+    reflection_service = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
+    listed = [*names, health_service.full_name, reflection_service.full_name]
+    return [
+        Registered.of(health_service, health, health_pb2_grpc.add_HealthServicer_to_server),
+        Registered.of(
+            reflection_service,
+            reflection.aio.ReflectionServicer(listed),
+            reflection_pb2_grpc.add_ServerReflectionServicer_to_server,
+        ),
+    ]
+
+
+def build_server(services: Sequence[Registered], *, unary_cap: timedelta = UNARY_CAP) -> HopperServer:
+    """
+    Build a server, not bound and not started, in the running event loop.
+
+    Bind it with `hopper_common.rpc.address.listen_unix` and `listen_tcp`.
+
+    Args:
+        unary_cap: How long a unary call may take that comes without a deadline.
+
+    Raises:
+        UndeclaredMethods: A method does not say who may call it, or its rate class.
+        ValueError: A field declares a limit that does not fit its type.
+    """
+    require_declared(service.descriptor for service in services)
+    return HopperServer(services, unary_cap=unary_cap)

@@ -1,0 +1,124 @@
+"""
+What the operator may set for a process: environment variables, all of them `HOPPER_...`.
+
+The environment is read here and in each service's own settings, and nowhere else.
+"""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from hopper_common.startup import StartupError
+
+
+class SettingsWrong(StartupError):
+    """An environment variable does not say what it should."""
+
+    exit_code = 2
+
+
+def _plain_seconds(value: Any) -> Any:
+    """Let `10` mean ten seconds: pydantic takes a number, but the environment only has text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value  # ISO 8601, or pydantic says what is wrong with it
+
+
+Seconds = Annotated[timedelta, BeforeValidator(_plain_seconds)]
+
+
+class HostSettings(BaseSettings):
+    """
+    The settings of one process, whatever services it runs.
+
+    Durations are seconds (`10`, `0.5`) or ISO 8601 (`PT10S`).
+    """
+
+    model_config = SettingsConfigDict(env_prefix="HOPPER_", env_ignore_empty=True, frozen=True)
+
+    data_dir: Path = Field(
+        default=Path("~/.hopper"),
+        validate_default=True,
+        description="Databases, sockets and locks: one per Hopper.",
+    )
+    socket: Path | None = Field(
+        default=None, description="The Unix socket. Default: hopper.sock in data_dir."
+    )
+    listen: str | None = Field(
+        default=None,
+        description="A loopback host:port besides the socket; port 0 takes a free one. Default: none.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "console", "json"] = Field(
+        default="auto", description="auto is console on a terminal, and JSON lines elsewhere."
+    )
+    drain_timeout: Seconds = Field(
+        default=timedelta(seconds=10),
+        ge=timedelta(0),
+        description="How long a stop waits for calls in flight.",
+    )
+    registry_address: str | None = Field(
+        default=None, description="Where the registry is, if not in this process."
+    )
+    router_address: str | None = Field(
+        default=None, description="Where the router is, if not in this process."
+    )
+    memory_address: str | None = Field(default=None, description="Where memory is, if not in this process.")
+
+    _alone: str = PrivateAttr("")
+
+    @field_validator("data_dir", "socket")
+    @classmethod
+    def _expand(cls, path: Path | None) -> Path | None:
+        return None if path is None else path.expanduser().absolute()
+
+    def for_one(self, service: str) -> "HostSettings":
+        """
+        The settings of a process that runs *service* alone.
+
+        Its socket and its lock carry the service's name, so that several such processes can share a data
+        directory.
+        """
+        copy = self.model_copy()
+        copy._alone = service
+        return copy
+
+    @property
+    def socket_path(self) -> Path:
+        """Where this process listens."""
+        return self.socket or self.data_dir / f"{self._alone or 'hopper'}.sock"
+
+    @property
+    def lock_path(self) -> Path:
+        """The lock that keeps a second process of the same kind out of the data directory."""
+        return self.data_dir / (f"hopper_{self._alone}.lock" if self._alone else "hopper.lock")
+
+    def address_of(self, service: str) -> str:
+        """
+        Where a service is that runs in *another* process.
+
+        Default: the socket it has when it runs alone on the same data directory.
+        """
+        return getattr(self, f"{service}_address", None) or f"unix:{self.data_dir / service}.sock"
+
+
+def load_settings() -> HostSettings:
+    """
+    Read the environment.
+
+    Raises:
+        SettingsWrong: Names each variable and what is wrong with it.
+    """
+    try:
+        return HostSettings()
+    except ValidationError as error:
+        wrong = "; ".join(f"HOPPER_{_name(entry['loc'])}: {entry['msg']}" for entry in error.errors())
+        raise SettingsWrong(wrong) from error
+
+
+def _name(location: tuple[int | str, ...]) -> str:
+    return str(location[0]).upper() if location else "*"

@@ -94,8 +94,9 @@ class WorkServiceServicer:
         Waits for one if asked to. An empty answer means that none was ready in time. Callers: member, agent.
 
         With `task`: that one or an error. ABORTED / TASK_CLAIMED says who holds it; FAILED_PRECONDITION /
-        TASK_NOT_READY what it waits for. NOT_FOUND / PROJECT_NOT_FOUND, INSTANCE_NOT_FOUND.
-        FAILED_PRECONDITION / PROJECT_PAUSED, INSTANCE_NOT_RUNNING. PERMISSION_DENIED / NOT_A_MEMBER.
+        TASK_NOT_READY what it waits for, PROJECT_PAUSED and INSTANCE_NOT_RUNNING what stands still; without `task` a
+        queue that stands still is empty. NOT_FOUND / PROJECT_NOT_FOUND, INSTANCE_NOT_FOUND.
+        PERMISSION_DENIED / NOT_A_MEMBER. INVALID_ARGUMENT / INVALID_REQUEST: a GLOBAL instance executes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

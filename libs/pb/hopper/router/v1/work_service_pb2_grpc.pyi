@@ -43,8 +43,9 @@ class WorkServiceStub:
     Waits for one if asked to. An empty answer means that none was ready in time. Callers: member, agent.
 
     With `task`: that one or an error. ABORTED / TASK_CLAIMED says who holds it; FAILED_PRECONDITION /
-    TASK_NOT_READY what it waits for. NOT_FOUND / PROJECT_NOT_FOUND, INSTANCE_NOT_FOUND.
-    FAILED_PRECONDITION / PROJECT_PAUSED, INSTANCE_NOT_RUNNING. PERMISSION_DENIED / NOT_A_MEMBER.
+    TASK_NOT_READY what it waits for, PROJECT_PAUSED and INSTANCE_NOT_RUNNING what stands still; without `task` a
+    queue that stands still is empty. NOT_FOUND / PROJECT_NOT_FOUND, INSTANCE_NOT_FOUND.
+    PERMISSION_DENIED / NOT_A_MEMBER. INVALID_ARGUMENT / INVALID_REQUEST: a GLOBAL instance executes nothing.
     """
     Work: _grpc.StreamStreamMultiCallable[_work_service_pb2.WorkRequest, _work_service_pb2.WorkResponse]
     """Does all of it on one stream: the worker says how many slots it has free, tasks come as they are ready, and
@@ -103,8 +104,9 @@ class WorkServiceAsyncStub(WorkServiceStub):
     Waits for one if asked to. An empty answer means that none was ready in time. Callers: member, agent.
 
     With `task`: that one or an error. ABORTED / TASK_CLAIMED says who holds it; FAILED_PRECONDITION /
-    TASK_NOT_READY what it waits for. NOT_FOUND / PROJECT_NOT_FOUND, INSTANCE_NOT_FOUND.
-    FAILED_PRECONDITION / PROJECT_PAUSED, INSTANCE_NOT_RUNNING. PERMISSION_DENIED / NOT_A_MEMBER.
+    TASK_NOT_READY what it waits for, PROJECT_PAUSED and INSTANCE_NOT_RUNNING what stands still; without `task` a
+    queue that stands still is empty. NOT_FOUND / PROJECT_NOT_FOUND, INSTANCE_NOT_FOUND.
+    PERMISSION_DENIED / NOT_A_MEMBER. INVALID_ARGUMENT / INVALID_REQUEST: a GLOBAL instance executes nothing.
     """
     Work: _aio.StreamStreamMultiCallable[_work_service_pb2.WorkRequest, _work_service_pb2.WorkResponse]  # type: ignore[assignment]
     """Does all of it on one stream: the worker says how many slots it has free, tasks come as they are ready, and
@@ -166,8 +168,9 @@ class WorkServiceServicer(metaclass=_abc_1.ABCMeta):
         Waits for one if asked to. An empty answer means that none was ready in time. Callers: member, agent.
 
         With `task`: that one or an error. ABORTED / TASK_CLAIMED says who holds it; FAILED_PRECONDITION /
-        TASK_NOT_READY what it waits for. NOT_FOUND / PROJECT_NOT_FOUND, INSTANCE_NOT_FOUND.
-        FAILED_PRECONDITION / PROJECT_PAUSED, INSTANCE_NOT_RUNNING. PERMISSION_DENIED / NOT_A_MEMBER.
+        TASK_NOT_READY what it waits for, PROJECT_PAUSED and INSTANCE_NOT_RUNNING what stands still; without `task` a
+        queue that stands still is empty. NOT_FOUND / PROJECT_NOT_FOUND, INSTANCE_NOT_FOUND.
+        PERMISSION_DENIED / NOT_A_MEMBER. INVALID_ARGUMENT / INVALID_REQUEST: a GLOBAL instance executes nothing.
         """
 
     @_abc_1.abstractmethod

@@ -24,9 +24,10 @@ storage's error and nothing of it is applied. The writer then throws its connect
 the next group, so that it works again as soon as the disk does.
 
 **A unit of work** is a plain function of a SQLAlchemy `Connection`. It runs on the writer thread, between
-other people's work: it must be quick, must not commit, and must return values rather than open cursors. It
-runs once; if its caller has gone away before it started, it does not run; if the caller goes away later, it
-may still be committed, which is what `request_id` (see `hopper_common.idempotency`) is for.
+other people's work: it must be quick, must not commit or defer a constraint to the commit, and must return
+values rather than open cursors. It runs once; if its caller has gone away before it started, it does not run;
+if the caller goes away later, it may still be committed, which is what `request_id` (see
+`hopper_common.idempotency`) is for.
 
 **Readers** are two threads with connections that cannot write. Each `read` sees one snapshot from beginning
 to end, and everything whose `write` had returned before the read began. In WAL mode they neither wait for the
@@ -40,6 +41,7 @@ keeps its shape, because `AsyncConnection.run_sync` hands it the same synchronou
 """
 
 import asyncio
+import errno
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -55,7 +57,15 @@ from sqlalchemy.pool import NullPool
 
 from hopper_common import migrations as schema
 from hopper_common import sqlite_file
-from hopper_common.errors import HopperError, InvalidArgument, Overloaded, ShuttingDown, StorageUnavailable
+from hopper_common.errors import (
+    DatabaseCorrupt,
+    HopperError,
+    InvalidArgument,
+    Overloaded,
+    ShuttingDown,
+    StorageFull,
+    StorageUnavailable,
+)
 
 T = TypeVar("T")
 
@@ -271,10 +281,7 @@ class _Writer:
 
     def _group_error(self, error: BaseException) -> HopperError:
         cause = error.__cause__ if isinstance(error, _TransactionLostError) else error
-        translated = _translated(cause or error, self._service)
-        if isinstance(translated, HopperError):
-            return translated
-        return StorageUnavailable(
+        return _storage_error(cause, self._service) or StorageUnavailable(
             f"the transaction was lost ({cause}); nothing was done", service=self._service
         )
 
@@ -357,7 +364,7 @@ def _prepare(path: Path, metadata: MetaData, migrations: str, service: str) -> s
         _migrate(path, metadata, migrations, service)
     except BaseException as error:
         lock.release()
-        if isinstance(error, OSError | sqlite3.Error | DBAPIError):
+        if isinstance(error, OSError) or _storage_error(error, service):
             raise _cannot_open(path, error) from error
         raise
     return lock
@@ -371,20 +378,24 @@ def _migrate(path: Path, metadata: MetaData, migrations: str, service: str) -> N
         driver.execute("PRAGMA foreign_keys = OFF")
         driver.execute("BEGIN IMMEDIATE")
         connection.begin()  # tells Alembic that the transaction is ours
-        schema.upgrade(connection, migrations=migrations, service=service, database=str(path))
+        changed = schema.upgrade(connection, migrations=migrations, service=service, database=str(path))
         schema.check_complete(connection, metadata=metadata, migrations=migrations)
-        if broken := driver.execute("PRAGMA foreign_key_check").fetchall():
-            raise sqlite_file.damaged(path, f"{len(broken)} rows refer to rows that do not exist")
+        if changed:
+            sqlite_file.check_references(driver, path)
         driver.execute("COMMIT")
 
 
-def _cannot_open(path: Path, error: Exception) -> HopperError:
+def _cannot_open(path: Path, error: BaseException) -> HopperError:
     driver_error = error.orig if isinstance(error, DBAPIError) else error
-    if getattr(driver_error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+    known = _storage_error(error, "")
+    if isinstance(known, DatabaseCorrupt):
         return sqlite_file.damaged(path, str(driver_error))
-    known = _translated(error, "")
-    kind = type(known) if isinstance(known, HopperError) else StorageUnavailable
+    kind = StorageFull if isinstance(known, StorageFull) or _no_space(error) else StorageUnavailable
     return kind(f"{path} cannot be opened ({driver_error}): check its disk and its owner", file=str(path))
+
+
+def _no_space(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _path_of(url_or_path: str | Path) -> Path:
@@ -423,5 +434,9 @@ def _translated(error: BaseException, service: str) -> BaseException:
     """Storage trouble in Hopper's words; anything else as it is, in a form that a future accepts."""
     if isinstance(error, StopIteration):
         return RuntimeError("a unit of work raised StopIteration")
-    driver_error = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-    return sqlite_file.storage_error(driver_error, service) or error
+    return _storage_error(error, service) or error
+
+
+def _storage_error(error: BaseException | None, service: str) -> HopperError | None:
+    driver_error = error.orig if isinstance(error, DBAPIError) else error
+    return sqlite_file.storage_error(driver_error, service)

@@ -28,7 +28,7 @@ from hopper_common.errors import DatabaseNewer, Internal
 _one_at_a_time = threading.Lock()
 
 
-def upgrade(connection: Connection, *, migrations: str, service: str, database: str) -> None:
+def upgrade(connection: Connection, *, migrations: str, service: str, database: str) -> bool:
     """
     Run the revisions that *connection*'s database does not have yet.
 
@@ -40,6 +40,9 @@ def upgrade(connection: Connection, *, migrations: str, service: str, database: 
         service: Short name, e.g. "router".
         database: What to call it in errors: its file, or its address without password.
 
+    Returns:
+        Whether there were any.
+
     Raises:
         DatabaseNewer: The database is at a revision this code does not know.
     """
@@ -50,8 +53,11 @@ def upgrade(connection: Connection, *, migrations: str, service: str, database: 
 
     context = _context(connection, service, fn=steps)
     _refuse_newer(script, context, service, database)
+    if set(context.get_current_heads()) == set(script.get_heads()):
+        return False
     with _one_at_a_time, Operations.context(context):
         context.run_migrations()
+    return True
 
 
 def check_complete(connection: Connection, *, metadata: MetaData, migrations: str) -> None:

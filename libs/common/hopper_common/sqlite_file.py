@@ -34,6 +34,9 @@ _PRAGMAS = (
     "cache_size = -16384",
 )
 
+# What SQLite makes of a quota or a limit on file sizes, and of no room for the index of the log: in the
+# extended codes, because the primary one says no more than "I/O error".
+_NO_ROOM = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE}
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _TROUBLE = {
     sqlite3.SQLITE_BUSY,
@@ -59,10 +62,16 @@ class FileLock:
         lock = path.with_name(path.name + ".lock")
         self._descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
         try:
+            self._take(path)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+
+    def _take(self, path: Path) -> None:
+        try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(self._descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
-            os.close(self._descriptor)
             raise DatabaseLocked(
                 f"{path} is in use by process {holder}: stop that process, or take another data directory",
                 file=str(path),
@@ -102,10 +111,14 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
         check_same_thread=False,
         cached_statements=512,
     )
-    for pragma in _PRAGMAS:
-        connection.execute(f"PRAGMA {pragma}")
-    if read_only:
-        connection.execute("PRAGMA query_only = ON")
+    try:
+        for pragma in _PRAGMAS:
+            connection.execute(f"PRAGMA {pragma}")
+        if read_only:
+            connection.execute("PRAGMA query_only = ON")
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
@@ -121,6 +134,17 @@ def check_pages(connection: sqlite3.Connection, path: Path) -> None:
         raise damaged(path, verdict)
 
 
+def check_references(connection: sqlite3.Connection, path: Path) -> None:
+    """
+    Follow every foreign key.
+
+    Raises:
+        DatabaseCorrupt: Rows refer to rows that do not exist.
+    """
+    if dangling := connection.execute("PRAGMA foreign_key_check").fetchall():
+        raise damaged(path, f"{len(dangling)} rows refer to rows that do not exist")
+
+
 def damaged(path: Path, what: str) -> DatabaseCorrupt:
     """The error for a file that is not sound, with the remedy."""
     return DatabaseCorrupt(
@@ -129,7 +153,7 @@ def damaged(path: Path, what: str) -> DatabaseCorrupt:
     )
 
 
-def storage_error(error: BaseException, service: str) -> HopperError | None:
+def storage_error(error: BaseException | None, service: str) -> HopperError | None:
     """
     What a driver's error means to the caller, in Hopper's words.
 
@@ -137,9 +161,10 @@ def storage_error(error: BaseException, service: str) -> HopperError | None:
         None if it is not the storage's fault: a broken constraint, which is the store's to translate, or
         wrong SQL.
     """
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF  # the rest says which kind of it
-    if code == sqlite3.SQLITE_FULL:
+    extended = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK)
+    if extended in _NO_ROOM:
         return StorageFull(service=service)
+    code = extended & 0xFF
     if code in _DAMAGE:
         return DatabaseCorrupt(
             "the database file is damaged: stop the service and restore a backup", service=service

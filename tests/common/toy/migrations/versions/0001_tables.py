@@ -14,6 +14,16 @@ def upgrade() -> None:
         sa.Column("text", sa.String, unique=True),
     )
     op.create_table(
+        "replies",
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column(
+            "note",
+            sa.Integer,
+            sa.ForeignKey("notes.id", deferrable=True, initially="DEFERRED"),
+            nullable=False,
+        ),
+    )
+    op.create_table(
         "toy_events",
         sa.Column("version", sa.Integer, primary_key=True),
         sa.Column("topic", sa.String, nullable=False),

@@ -122,7 +122,7 @@ class TaskSpec:
     description: str = ""
     tags: tuple[str, ...] = ()
     required_capabilities: tuple[str, ...] = ()
-    required_labels: Mapping[str, str] = EMPTY
+    required_labels: Mapping[str, str] = field(default_factory=lambda: EMPTY)
     priority: int = DEFAULT_PRIORITY
     project: str = ""
     requester: str = "anonymous"
@@ -132,7 +132,7 @@ class TaskSpec:
     retry: RetryPolicy = RetryPolicy()
     estimated_effort: timedelta | None = None
     before_event: timedelta | None = None
-    labels: Mapping[str, str] = EMPTY
+    labels: Mapping[str, str] = field(default_factory=lambda: EMPTY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +253,7 @@ class Project:
     description: str = ""
     capabilities: frozenset[str] = frozenset()
     tags: frozenset[str] = frozenset()
-    labels: Mapping[str, str] = EMPTY
+    labels: Mapping[str, str] = field(default_factory=lambda: EMPTY)
     examples: tuple[str, ...] = ()
     velocity: float = 0.0
     sla: timedelta | None = None

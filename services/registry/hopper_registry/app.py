@@ -1,0 +1,57 @@
+"""
+Builds the registry from what its host gives it, in order, and closes it in reverse. The one place that knows
+everything.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from hopper.registry.v1 import instance_service_pb2, project_service_pb2
+from hopper.registry.v1.instance_service_pb2_grpc import add_InstanceServiceServicer_to_server
+from hopper.registry.v1.project_service_pb2_grpc import add_ProjectServiceServicer_to_server
+from hopper_common.database import Database
+from hopper_common.host import HostContext, Running, Service
+from hopper_common.pagination import PageTokens
+from hopper_common.rpc.server import Registered
+from hopper_registry import instances
+from hopper_registry.servicer import InstanceServicer, ProjectServicer
+from hopper_registry.store_sql import Registry
+from hopper_registry.sweep import Sweeper
+from hopper_registry.tables import METADATA, MIGRATIONS
+
+DATABASE = "registry.db"
+
+
+@asynccontextmanager
+async def open_registry(context: HostContext) -> AsyncIterator[Running]:
+    """Open the database, make the root at first start, and catch up with time before anybody calls."""
+    db = await Database.open(
+        context.data_dir / DATABASE, metadata=METADATA, migrations=MIGRATIONS, service="registry"
+    )
+    try:
+        registry = Registry(db, context.clock)
+        await registry.write(instances.ensure_root)
+        sweeper = Sweeper(registry, context.clock)
+        await sweeper.sweep()  # workers that went silent while nobody listened
+        yield Running(registered=_registered(registry), tasks=[sweeper.run])
+    finally:
+        await db.close()
+
+
+def _registered(registry: Registry) -> Sequence[Registered]:
+    tokens = PageTokens()
+    return [
+        Registered.of(
+            project_service_pb2.DESCRIPTOR.services_by_name["ProjectService"],
+            ProjectServicer(registry, tokens),
+            add_ProjectServiceServicer_to_server,
+        ),
+        Registered.of(
+            instance_service_pb2.DESCRIPTOR.services_by_name["InstanceService"],
+            InstanceServicer(registry, tokens),
+            add_InstanceServiceServicer_to_server,
+        ),
+    ]
+
+
+SERVICE = Service(name="registry", open=open_registry)

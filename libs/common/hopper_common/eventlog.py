@@ -15,7 +15,7 @@ been trimmed away, or who is ahead of the log because the database was restored 
 not happen.
 """
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncGenerator, Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import cast
@@ -126,7 +126,7 @@ class EventLog:
 
     async def tail(
         self, db: Database, *, after: int, topics: Collection[str] = (), batch: int = 500
-    ) -> AsyncIterator[list[Event]]:
+    ) -> AsyncGenerator[list[Event], None]:
         """
         Every event after a version, for ever: what is there, then each commit's as it comes.
 

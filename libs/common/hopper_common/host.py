@@ -49,7 +49,6 @@ from hopper_common.startup import StartupError, make_private
 
 log = structlog.get_logger(__name__)
 
-ENTRY_POINTS = "hopper.services"
 KILLED = 130
 
 _Task = Callable[[], Awaitable[None]]
@@ -132,9 +131,13 @@ class Ready:
     pid: int = field(default_factory=os.getpid)
 
 
-def installed_services() -> list[Service]:
-    """All installed services, by the entry points `hopper.services`, in the order of their names."""
-    found = importlib.metadata.entry_points(group=ENTRY_POINTS)
+def installed_services(group: str = "hopper.services") -> list[Service]:
+    """
+    All installed services, by their entry points, in the order of their names.
+
+    One that cannot be imported raises: a Hopper that leaves a part of itself out should not seem whole.
+    """
+    found = importlib.metadata.entry_points(group=group)
     return [entry.load() for entry in sorted(found, key=lambda entry: entry.name)]
 
 

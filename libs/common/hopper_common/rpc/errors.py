@@ -95,10 +95,11 @@ _KINDS: Mapping[grpc.StatusCode, type[HopperError]] = {
 
 def code_of(error: HopperError) -> grpc.StatusCode:
     """The gRPC code of an error."""
-    return _code_of_kind(type(error))
+    return code_of_kind(type(error))
 
 
-def _code_of_kind(kind: type[HopperError]) -> grpc.StatusCode:
+def code_of_kind(kind: type[HopperError]) -> grpc.StatusCode:
+    """The gRPC code of a class of errors."""
     return next((CODES[base] for base in kind.__mro__ if base in CODES), grpc.StatusCode.INTERNAL)
 
 
@@ -200,7 +201,7 @@ def _with_details(
 
 def _kind(code: grpc.StatusCode, reason: str) -> type[HopperError]:
     shared = _SHARED.get(reason)
-    if shared is not None and _code_of_kind(shared) is code:
+    if shared is not None and code_of_kind(shared) is code:
         return shared
     kind = next((kind for kind, of in CODES.items() if of is code), Internal)
     return _with_reason(kind, reason)

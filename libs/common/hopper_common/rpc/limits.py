@@ -35,7 +35,7 @@ from hopper_common.errors import FieldViolation, InvalidArgument, UnknownField
 DEFAULT_MAX_BYTES = 256
 DEFAULT_MAX_ITEMS = 100
 MOST_VIOLATIONS = 20
-DEEPEST_JSON = 32
+DEEPEST_JSON = 16
 
 LATEST_SECONDS = 253_402_300_799  # 9999-12-31T23:59:59Z, the last second a Timestamp can name
 LONGEST_SECONDS = 315_576_000_000  # 10 000 years, the most a Duration can hold
@@ -55,7 +55,7 @@ def _pattern(description: str, pattern: str) -> Form:
 def _is_word(text: str) -> bool:
     # isprintable() is False for controls, for invisible marks such as direction overrides, and for all white
     # space but " ".
-    return text.isprintable() and " " not in text
+    return text != "" and text.isprintable() and " " not in text
 
 
 _ID = r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?"
@@ -432,22 +432,21 @@ def _json(limits: FieldLimits) -> _Check:
 
 
 def _walk_json(value: Any, path: str, found: _Found, depth: int) -> None:
-    """Visit a Struct, ListValue or Value, and all below it."""
+    """Visit a Struct, ListValue or Value, and up to *depth* levels below it."""
     _refuse_unknown(value)
-    if depth == 0:
-        found.add(path, f"must not nest deeper than {DEEPEST_JSON}")
-        return
     name = value.DESCRIPTOR.name
-    if name == "Struct":
+    if name == "Value":
+        _check_json_value(value, path, found, depth)
+    elif depth == 0:
+        found.add(path, f"must not nest deeper than {DEEPEST_JSON} levels")
+    elif name == "Struct":
         for key, member in value.fields.items():
             if "\0" in key:
                 found.add(path, "must not contain NUL")
             _walk_json(member, f"{path}[{_shown(key)}]", found, depth - 1)
-    elif name == "ListValue":
+    else:
         for index, member in enumerate(value.values):
             _walk_json(member, f"{path}[{index}]", found, depth - 1)
-    else:
-        _check_json_value(value, path, found, depth)
 
 
 def _check_json_value(value: Any, path: str, found: _Found, depth: int) -> None:
@@ -459,7 +458,7 @@ def _check_json_value(value: Any, path: str, found: _Found, depth: int) -> None:
     elif kind == "number_value" and not math.isfinite(value.number_value):
         found.add(path, "must be a finite number")
     elif kind in ("struct_value", "list_value"):
-        _walk_json(getattr(value, kind), path, found, depth - 1)
+        _walk_json(getattr(value, kind), path, found, depth)
 
 
 _WELL_KNOWN: Mapping[str, Callable[[FieldLimits], _Check]] = {

@@ -106,10 +106,20 @@ async def test_units_see_what_earlier_units_of_their_group_did(db: Database) -> 
 
 
 async def test_nobody_is_answered_before_the_commit(db: Database) -> None:
-    """A unit in the middle of a group looks at the others' tasks: none may be done, though their work is."""
+    """A unit in the middle of a group gives the loop time to deliver answers, and sees that there are none."""
+    loop = asyncio.get_running_loop()
+
+    async def several_turns() -> None:
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+    def look(conn: Connection) -> tuple[list[str], list[bool]]:
+        asyncio.run_coroutine_threadsafe(several_turns(), loop).result()
+        return notes(conn), [task.done() for task in others]
+
     async with held_writer(db):
         first = note_task(db, "a")
-        middle = asyncio.create_task(db.write(lambda conn: (notes(conn), [task.done() for task in others])))
+        middle = asyncio.create_task(db.write(look))
         others = [first, note_task(db, "b")]
         await queued()
     assert await middle == (["a"], [False, False])

@@ -515,14 +515,13 @@ def test_an_instances_settings_are_read() -> None:
     config.event_time.FromDatetime(NOW)
     instance = convert.instance_from_registry(
         instance_pb2.Instance(name="instances/i", scope=instance_pb2.SCOPE_EVENT, config=config),
-        start_time=NOW,
     )
 
     assert (instance.max_workers, instance.manual_accept) == (3, True)
     assert instance.members == {"ann"}
     assert instance.complex_effort == timedelta(minutes=1)
     assert instance.offer_timeout == timedelta(minutes=2)
-    assert (instance.event_time, instance.start_time) == (NOW, NOW)
+    assert (instance.event_time, instance.start_time) == (NOW, None)
 
 
 def test_an_instance_in_an_unknown_state_does_not_run() -> None:

@@ -637,14 +637,11 @@ def project_from_registry(project: project_pb2.Project) -> Project:
     )
 
 
-def instance_from_registry(
-    instance: instance_pb2.Instance, *, start_time: datetime | None = None
-) -> Instance:
+def instance_from_registry(instance: instance_pb2.Instance) -> Instance:
     """
     An instance as far as the router cares, with the contract's defaults where nothing was said.
 
-    Args:
-        start_time: When its run began. The registry does not say; directory.py remembers.
+    Its `start_time` is None: the registry does not say it; `directory.run_start` works it out.
 
     Raises:
         InvalidArgument: A scope this version does not know; it cannot know what such an instance does.
@@ -665,7 +662,6 @@ def instance_from_registry(
         event_time=time_field(config, "event_time"),
         manual_accept=config.manual_accept,
         offer_timeout=_OFFER_TIMEOUT if offer_timeout is None else offer_timeout,
-        start_time=start_time,
     )
 
 

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from hopper_common.database import Database
 from hopper_common.errors import DatabaseNewer, Internal
 from hopper_testing.database import differences
-from tests.common.toy import METADATA, MIGRATIONS, add_note, notes
+from tests.common.toy import METADATA, MIGRATIONS, add_note, add_reply, notes
 
 FIRST = Path(__file__).parent / "toy" / "migrations" / "versions" / "0001_tables.py"
 SECOND = """
@@ -68,6 +68,9 @@ async def test_an_older_database_is_brought_up_to_date_with_its_rows(
     path = tmp_path / "toy.db"
     db = await open_toy(path)
     await db.write(lambda conn: add_note(conn, "a"))
+    await db.write(
+        lambda conn: add_reply(conn, note=1)
+    )  # a table that is referred to is the harder one to alter
     await db.close()
     db = await open_toy(path, make_history(body))
     assert await columns(db) == {"id", "text", "colour"}

@@ -62,10 +62,11 @@ async def test_commits_are_durable_one_by_one(tmp_path: Path) -> None:
 
 
 async def test_a_second_opener_is_told_who_was_first(closed: Path) -> None:
+    closed.with_name("toy.db.lock").write_text("12345678901\n")  # who had it before
     first = await open_toy(closed)
     with pytest.raises(DatabaseLocked, match="in use by process") as caught:
         await open_toy(closed)
-    assert caught.value.metadata["file"] == str(closed)
+    assert caught.value.metadata == {"file": str(closed), "pid": str(os.getpid())}
     await first.close()
     await (await open_toy(closed)).close()
 
@@ -118,6 +119,12 @@ async def test_a_damaged_file_is_refused_and_left_as_it_is(
     assert str(closed) in str(caught.value)
     assert caught.value.metadata["file"] == str(closed)
     assert content(closed) == before
+
+
+async def test_an_empty_file_is_not_taken_for_a_new_database(tmp_path: Path) -> None:
+    (tmp_path / "toy.db").touch()
+    with pytest.raises(DatabaseCorrupt, match="only 0 bytes long"):
+        await open_toy(tmp_path / "toy.db")
 
 
 async def test_no_cut_goes_unnoticed(closed: Path) -> None:

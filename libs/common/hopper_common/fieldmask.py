@@ -104,7 +104,5 @@ def _copy(path: list[str], source: Message, target: Message) -> None:
         return
     if field.is_repeated or field.message_type:
         getattr(target, name).MergeFrom(getattr(source, name))
-        if field.has_presence:
-            getattr(target, name).SetInParent()
     else:
         setattr(target, name, getattr(source, name))

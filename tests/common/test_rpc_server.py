@@ -10,6 +10,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from hopper_common.rpc.address import listen_tcp
 from hopper_common.rpc.channel import open_channel
+from hopper_common.rpc.health import Health
 from hopper_common.rpc.server import build_server
 from tests.common.rpc_toy import Refusal, Toy, pb, pb_grpc, registered, running
 
@@ -54,6 +55,17 @@ async def test_health_flips_at_the_start_of_a_stop(service: str) -> None:
         assert (await watch.read()).status == NOT_SERVING
         assert await watch.read() is grpc.aio.EOF
         await asyncio.wait_for(stopping, 10)  # the watcher has not made it wait for its grace
+
+
+async def test_a_stop_while_an_answer_is_being_written_is_told_too() -> None:
+    health = Health(["toy.v1.ToyService"])
+    health.serve()
+    watch = health.Watch(asking(), None)  # type: ignore[arg-type]  # it does not look at its context
+    assert (await anext(watch)).status == SERVING
+    health.stop()  # the generator has not been asked for more yet
+    assert (await anext(watch)).status == NOT_SERVING
+    with pytest.raises(StopAsyncIteration):
+        await anext(watch)
 
 
 async def test_health_knows_what_it_does_not_know() -> None:

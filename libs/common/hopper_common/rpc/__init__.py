@@ -10,3 +10,5 @@ import os
 # gRPC reads this once, when it is first imported. Its fork handlers take locks at every start of a subprocess
 # (git, for one), and nothing here goes on in Python after a fork.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+# Its own remarks ("got goaway") go to stderr past our log; only its errors are worth that.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")

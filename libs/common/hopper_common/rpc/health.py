@@ -61,11 +61,12 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the packa
         known = request.service in self._services
         sent = None
         while True:
-            changed = self._changed
-            status = self._status if known else SERVICE_UNKNOWN
+            # Taken together: all of it may change while the answer is being written.
+            changed, stopped, status = self._changed, self._stopped, self._status
+            status = status if known else SERVICE_UNKNOWN
             if status != sent:
                 yield health_pb2.HealthCheckResponse(status=status)
                 sent = status
-            if self._stopped:
+            if stopped:
                 return
             await changed.wait()

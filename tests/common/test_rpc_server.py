@@ -97,7 +97,10 @@ async def test_a_stop_lets_a_call_in_flight_finish() -> None:
 
 
 async def test_a_stop_tells_streams_to_come_back() -> None:
+    both = asyncio.Barrier(3)
+
     async def forever(request: Any, context: Any) -> Any:
+        await both.wait()
         await asyncio.Event().wait()
 
     async with running(forever) as (server, channel):
@@ -106,6 +109,7 @@ async def test_a_stop_tells_streams_to_come_back() -> None:
         await watch.read()
         chat = stub.Chat()
         await chat.write(pb.Request(name="a"))
+        await both.wait()
         stopping = asyncio.create_task(server.stop(60))
         for call in (watch, chat):
             refusal = await Refusal.of(call.read())

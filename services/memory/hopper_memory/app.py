@@ -1,0 +1,61 @@
+"""Builds memory from its settings, in order, and closes it in reverse."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from hopper.memory.v1 import (
+    episodic_service_pb2,
+    episodic_service_pb2_grpc,
+    feedback_service_pb2,
+    feedback_service_pb2_grpc,
+    working_service_pb2,
+    working_service_pb2_grpc,
+)
+from hopper_common.clock import Clock
+from hopper_common.database import Database
+from hopper_common.host import HostContext, Running, Service
+from hopper_common.rpc.server import Registered
+from hopper_memory.ports import EpisodeStore, WorkingMemory
+from hopper_memory.servicer import EpisodicMemoryServicer, FeedbackServicer, WorkingMemoryServicer
+from hopper_memory.settings import MemorySettings
+from hopper_memory.store_sql import SqlEpisodeStore
+from hopper_memory.tables import METADATA
+from hopper_memory.working import InProcessWorkingMemory
+
+NAME = "memory"
+MIGRATIONS = "hopper_memory.migrations"
+
+
+def registered(store: EpisodeStore, working: WorkingMemory, clock: Clock) -> list[Registered]:
+    """The gRPC services of memory, over any storage."""
+    return [
+        Registered.of(
+            episodic_service_pb2.DESCRIPTOR.services_by_name["EpisodicMemoryService"],
+            EpisodicMemoryServicer(store, clock),
+            episodic_service_pb2_grpc.add_EpisodicMemoryServiceServicer_to_server,
+        ),
+        Registered.of(
+            feedback_service_pb2.DESCRIPTOR.services_by_name["FeedbackService"],
+            FeedbackServicer(store, clock),
+            feedback_service_pb2_grpc.add_FeedbackServiceServicer_to_server,
+        ),
+        Registered.of(
+            working_service_pb2.DESCRIPTOR.services_by_name["WorkingMemoryService"],
+            WorkingMemoryServicer(working, store, clock),
+            working_service_pb2_grpc.add_WorkingMemoryServiceServicer_to_server,
+        ),
+    ]
+
+
+@asynccontextmanager
+async def _open(context: HostContext) -> AsyncIterator[Running]:
+    path = MemorySettings().database_path(context.data_dir)
+    database = await Database.open(path, metadata=METADATA, migrations=MIGRATIONS, service=NAME)
+    try:
+        store = SqlEpisodeStore(database, context.clock)
+        yield Running(registered(store, InProcessWorkingMemory(context.clock), context.clock))
+    finally:
+        await database.close()
+
+
+SERVICE = Service(NAME, _open)

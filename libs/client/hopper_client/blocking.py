@@ -1,0 +1,88 @@
+"""The client for threads, scripts and notebooks: the same as `AsyncHopper`, without asyncio."""
+
+from collections.abc import Generator
+from types import TracebackType
+from typing import Self, Unpack
+
+from hopper.memory.v1.episodic_service_pb2_grpc import EpisodicMemoryServiceStub
+from hopper.memory.v1.feedback_service_pb2_grpc import FeedbackServiceStub
+from hopper.memory.v1.working_service_pb2_grpc import WorkingMemoryServiceStub
+from hopper.registry.v1.instance_service_pb2 import WatchInstancesResponse
+from hopper.registry.v1.instance_service_pb2_grpc import InstanceServiceStub
+from hopper.registry.v1.project_service_pb2 import WatchProjectsResponse
+from hopper.registry.v1.project_service_pb2_grpc import ProjectServiceStub
+from hopper.router.v1.delegation_service_pb2_grpc import DelegationServiceStub
+from hopper.router.v1.routing_service_pb2_grpc import RoutingServiceStub
+from hopper.router.v1.task_service_pb2 import SubmitTaskResponse, WatchTasksResponse
+from hopper.router.v1.task_service_pb2_grpc import TaskServiceStub
+from hopper.router.v1.work_service_pb2_grpc import WorkServiceStub
+from hopper_client import requests
+from hopper_client.address import default_address
+from hopper_client.channels import open_blocking
+from hopper_client.policy import DEFAULT_TIMEOUT
+from hopper_client.requests import ROOT, TaskFields
+from hopper_client.watch import resumed_blocking
+
+
+class Hopper:
+    """
+    A connection to a Hopper, for code that blocks.
+
+    It may be shared by threads, and used where an event loop runs (which it then holds up). It knows nothing
+    of asyncio. Arguments, attributes and errors are those of `AsyncHopper`. A stub's `.future()` is done when
+    it returns: retries happen in the calling thread.
+    """
+
+    def __init__(self, address: str | None = None, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+        self.address = address or default_address()
+        self._channel = open_blocking(self.address, timeout)
+        self.projects = ProjectServiceStub(self._channel)
+        self.instances = InstanceServiceStub(self._channel)
+        self.tasks = TaskServiceStub(self._channel)
+        self.routing = RoutingServiceStub(self._channel)
+        self.work = WorkServiceStub(self._channel)
+        self.delegations = DelegationServiceStub(self._channel)
+        self.working_memory = WorkingMemoryServiceStub(self._channel)
+        self.episodes = EpisodicMemoryServiceStub(self._channel)
+        self.feedback = FeedbackServiceStub(self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the channel. Calls that are under way in other threads fail as `Unreachable`."""
+        self._channel.close()
+
+    def submit(
+        self, title: str, *, instance: str = ROOT, request_id: str = "", **fields: Unpack[TaskFields]
+    ) -> SubmitTaskResponse:
+        """Ask for something to be done: see `AsyncHopper.submit`."""
+        return self.tasks.SubmitTask(requests.submit_request(title, instance, request_id, fields))
+
+    def resolve_task(self, text: str) -> str:
+        """The full name of the task that a person means: see `AsyncHopper.resolve_task`."""
+        if requests.is_task_name(text):
+            return text
+        return requests.only_task(text, self.tasks.ListTasks(requests.suffix_request(text)))
+
+    def watch_tasks(
+        self, *, instance: str = "", project: str = "", task: str = "", after_generation: int = 0
+    ) -> Generator[WatchTasksResponse, None, None]:
+        """Follow tasks: see `AsyncHopper.watch_tasks`. Closing the generator ends the call."""
+        watch = requests.task_watch(
+            instance=instance, project=project, task=task, after_generation=after_generation
+        )
+        return resumed_blocking(self.tasks.WatchTasks, watch)
+
+    def watch_projects(self, *, after_version: int = 0) -> Generator[WatchProjectsResponse, None, None]:
+        """Follow the projects, in the manner of `watch_tasks`."""
+        return resumed_blocking(self.projects.WatchProjects, requests.project_watch(after_version))
+
+    def watch_instances(self, *, after_version: int = 0) -> Generator[WatchInstancesResponse, None, None]:
+        """Follow the instances, in the manner of `watch_tasks`."""
+        return resumed_blocking(self.instances.WatchInstances, requests.instance_watch(after_version))

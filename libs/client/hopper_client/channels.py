@@ -1,0 +1,189 @@
+"""
+The channel of a client, and the interceptors that make its calls as `hopper_client.policy` says.
+
+There are two sets, for `grpc.aio` and for blocking `grpc`, each a loop around the same decisions. Server
+streams are not retried here, because only the caller knows where to go on: see `hopper_client.watch`.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.message import Message
+
+from hopper_client.errors import translate
+from hopper_client.policy import Attempts
+from hopper_common.errors import HopperError
+from hopper_common.rpc.address import check_address
+from hopper_common.rpc.channel import MAX_MESSAGE_BYTES
+
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # A half-dead connection is noticed in 40 s instead of never, also while a watch just listens.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    # grpc waits up to two minutes before it dials again, and our retries would all fail without dialling.
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    # Its own transparent retries know nothing of request ids.
+    ("grpc.enable_retries", 0),
+    # Only addresses of this machine are dialled; a proxy from the environment does not know them.
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+def open_async(address: str, timeout: float) -> grpc.aio.Channel:
+    """
+    A `grpc.aio` channel that follows the policy; it connects with its first call.
+
+    Raises:
+        AddressRefused: Malformed, or not of this machine.
+    """
+    calls = _Calls(address, timeout)
+    return grpc.aio.insecure_channel(
+        check_address(address),
+        options=_OPTIONS,
+        # grpc.aio sorts interceptors by class and takes each for one shape only.
+        interceptors=[_AsyncUnary(calls), _AsyncServerStream(calls), _AsyncBothStreams(calls)],
+    )
+
+
+def open_blocking(address: str, timeout: float) -> grpc.Channel:
+    """The same, for threads."""
+    channel = grpc.insecure_channel(check_address(address), options=_OPTIONS)
+    return grpc.intercept_channel(channel, _Blocking(_Calls(address, timeout)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Calls:
+    """What all calls of one client have in common."""
+
+    address: str
+    timeout: float
+
+    def attempts(self, details: Any, request: Message) -> Attempts[Message]:
+        return Attempts(
+            _method(details), request, timeout=details.timeout, default=self.timeout, now=time.monotonic()
+        )
+
+    def read(self, error: grpc.RpcError, details: Any, seconds: float | None) -> HopperError:
+        return translate(error, method=_method(details), address=self.address, seconds=seconds)
+
+
+def _method(details: Any) -> str:
+    # grpc.aio hands out bytes, whatever its types say.
+    method = details.method
+    return method.decode() if isinstance(method, bytes) else str(method)
+
+
+class _AsyncUnary(grpc.aio.UnaryUnaryClientInterceptor):
+    def __init__(self, calls: _Calls) -> None:
+        self._calls = calls
+
+    async def intercept_unary_unary(
+        self, continuation: Callable[[Any, Any], Any], client_call_details: Any, request: Any
+    ) -> Any:
+        attempts = self._calls.attempts(client_call_details, request)
+        while True:
+            details = client_call_details._replace(timeout=attempts.remaining(time.monotonic()))
+            try:
+                return await (await continuation(details, attempts.request))
+            except grpc.aio.AioRpcError as error:
+                made = self._calls.read(error, details, attempts.seconds)
+                pause = attempts.pause_after(made, time.monotonic())
+                if pause is None:
+                    raise made from error
+            await asyncio.sleep(pause)
+
+
+class _AsyncServerStream(grpc.aio.UnaryStreamClientInterceptor):
+    def __init__(self, calls: _Calls) -> None:
+        self._calls = calls
+
+    async def intercept_unary_stream(
+        self, continuation: Callable[[Any, Any], Any], client_call_details: Any, request: Any
+    ) -> Any:
+        call = await continuation(client_call_details, request)
+        return _translated(call, self._calls, client_call_details)
+
+
+class _AsyncBothStreams(grpc.aio.StreamStreamClientInterceptor):
+    def __init__(self, calls: _Calls) -> None:
+        self._calls = calls
+
+    async def intercept_stream_stream(
+        self, continuation: Callable[[Any, Any], Any], client_call_details: Any, request_iterator: Any
+    ) -> Any:
+        call = await continuation(client_call_details, request_iterator)
+        return _translated(call, self._calls, client_call_details)
+
+
+async def _translated(call: Any, calls: _Calls, details: Any) -> AsyncIterator[Any]:
+    try:
+        async for response in call:
+            yield response
+    except grpc.aio.AioRpcError as error:
+        raise calls.read(error, details, details.timeout) from error
+
+
+class _Blocking(
+    grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor, grpc.StreamStreamClientInterceptor
+):
+    def __init__(self, calls: _Calls) -> None:
+        self._calls = calls
+
+    def intercept_unary_unary(
+        self, continuation: Callable[[Any, Any], Any], client_call_details: Any, request: Any
+    ) -> Any:
+        attempts = self._calls.attempts(client_call_details, request)
+        while True:
+            details = client_call_details._replace(timeout=attempts.remaining(time.monotonic()))
+            try:
+                call = continuation(details, attempts.request)
+                call.result()
+                return call
+            except grpc.RpcError as error:
+                made = self._calls.read(error, details, attempts.seconds)
+                pause = attempts.pause_after(made, time.monotonic())
+                if pause is None:
+                    raise made from error
+            time.sleep(pause)
+
+    def intercept_unary_stream(
+        self, continuation: Callable[[Any, Any], Any], client_call_details: Any, request: Any
+    ) -> Any:
+        return _BlockingStream(continuation(client_call_details, request), self._calls, client_call_details)
+
+    def intercept_stream_stream(
+        self, continuation: Callable[[Any, Any], Any], client_call_details: Any, request_iterator: Any
+    ) -> Any:
+        call = continuation(client_call_details, request_iterator)
+        return _BlockingStream(call, self._calls, client_call_details)
+
+
+class _BlockingStream:
+    """A stream of responses that fails with Hopper's errors, and is the call in everything else."""
+
+    def __init__(self, call: Any, calls: _Calls, details: Any) -> None:
+        self._call = call
+        self._calls = calls
+        self._details = details
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            return next(self._call)
+        except grpc.RpcError as error:
+            raise self._calls.read(error, self._details, self._details.timeout) from error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._call, name)

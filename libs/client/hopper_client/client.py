@@ -1,0 +1,131 @@
+"""The client for asyncio."""
+
+from collections.abc import AsyncGenerator
+from types import TracebackType
+from typing import Self, Unpack
+
+from hopper.memory.v1.episodic_service_pb2_grpc import EpisodicMemoryServiceStub
+from hopper.memory.v1.feedback_service_pb2_grpc import FeedbackServiceStub
+from hopper.memory.v1.working_service_pb2_grpc import WorkingMemoryServiceStub
+from hopper.registry.v1.instance_service_pb2 import WatchInstancesResponse
+from hopper.registry.v1.instance_service_pb2_grpc import InstanceServiceStub
+from hopper.registry.v1.project_service_pb2 import WatchProjectsResponse
+from hopper.registry.v1.project_service_pb2_grpc import ProjectServiceStub
+from hopper.router.v1.delegation_service_pb2_grpc import DelegationServiceStub
+from hopper.router.v1.routing_service_pb2_grpc import RoutingServiceStub
+from hopper.router.v1.task_service_pb2 import SubmitTaskResponse, WatchTasksResponse
+from hopper.router.v1.task_service_pb2_grpc import TaskServiceStub
+from hopper.router.v1.work_service_pb2_grpc import WorkServiceStub
+from hopper_client import requests
+from hopper_client.address import default_address
+from hopper_client.channels import open_async
+from hopper_client.policy import DEFAULT_TIMEOUT
+from hopper_client.requests import ROOT, TaskFields
+from hopper_client.watch import resumed
+
+
+class AsyncHopper:
+    """
+    A connection to a Hopper, for asyncio.
+
+    Make it inside the running event loop and share it: it is one channel, which connects with its first call
+    and again after a loss. The attributes are the generated stubs: `await hopper.tasks.GetTask(request)`.
+    Every call has a deadline, mutations carry a `request_id`, what can be repeated safely is tried again, and
+    what fails raises a `HopperError` (see `hopper_client.policy`).
+
+    Args:
+        address: `unix:/path` or a loopback `host:port`. Default: `default_address()`.
+        timeout: Seconds a call may take, all its attempts together, unless it is given a `timeout=` of its
+            own. A long poll has at least its wait and 5 s, a watch has no end.
+
+    Raises:
+        AddressRefused: The address is malformed, or not of this machine.
+    """
+
+    def __init__(self, address: str | None = None, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+        self.address = address or default_address()
+        self._channel = open_async(self.address, timeout)
+        self.projects = ProjectServiceStub(self._channel)
+        self.instances = InstanceServiceStub(self._channel)
+        self.tasks = TaskServiceStub(self._channel)
+        self.routing = RoutingServiceStub(self._channel)
+        self.work = WorkServiceStub(self._channel)
+        self.delegations = DelegationServiceStub(self._channel)
+        self.working_memory = WorkingMemoryServiceStub(self._channel)
+        self.episodes = EpisodicMemoryServiceStub(self._channel)
+        self.feedback = FeedbackServiceStub(self._channel)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the channel. Calls that are under way are cancelled."""
+        await self._channel.close()
+
+    async def submit(
+        self, title: str, *, instance: str = ROOT, request_id: str = "", **fields: Unpack[TaskFields]
+    ) -> SubmitTaskResponse:
+        """
+        Ask for something to be done.
+
+        Args:
+            title: One line.
+            instance: Where it is taken in; the root sends it wherever it belongs.
+            request_id: A UUID of the caller's, where the same request may come from elsewhere again.
+            fields: description, tags, project (a pin), priority, required_capabilities, dependencies (task
+                names), payload, requester, labels.
+
+        Returns:
+            The task, and the decision where it goes with its reasons.
+        """
+        return await self.tasks.SubmitTask(requests.submit_request(title, instance, request_id, fields))
+
+    async def resolve_task(self, text: str) -> str:
+        """
+        The full name of the task that a person means.
+
+        Args:
+            text: A full name, which is returned as it is; or the end of an id, at least 4 characters.
+
+        Raises:
+            TaskNotFound: No task's id ends like that.
+            AmbiguousTask: Several do; `candidates` has their names.
+            InvalidArgument: Too short.
+        """
+        if requests.is_task_name(text):
+            return text
+        return requests.only_task(text, await self.tasks.ListTasks(requests.suffix_request(text)))
+
+    def watch_tasks(
+        self, *, instance: str = "", project: str = "", task: str = "", after_generation: int = 0
+    ) -> AsyncGenerator[WatchTasksResponse, None]:
+        """
+        Follow tasks: those that are open, then `snapshot_complete`, then every change, without a gap or a
+        repeat, also over lost connections and restarts (see `hopper_client.watch`).
+
+        Args:
+            instance: Only tasks of this instance.
+            project: Only tasks routed to this project.
+            task: Only this task.
+            after_generation: Go on after this generation, without a snapshot.
+
+        Raises:
+            HopperError: While it is iterated; only such that waiting does not help.
+        """
+        watch = requests.task_watch(
+            instance=instance, project=project, task=task, after_generation=after_generation
+        )
+        return resumed(self.tasks.WatchTasks, watch)
+
+    def watch_projects(self, *, after_version: int = 0) -> AsyncGenerator[WatchProjectsResponse, None]:
+        """Follow the projects, in the manner of `watch_tasks`."""
+        return resumed(self.projects.WatchProjects, requests.project_watch(after_version))
+
+    def watch_instances(self, *, after_version: int = 0) -> AsyncGenerator[WatchInstancesResponse, None]:
+        """Follow the instances, in the manner of `watch_tasks`."""
+        return resumed(self.instances.WatchInstances, requests.instance_watch(after_version))

@@ -12,7 +12,7 @@ the median of those that are known, so that saying nothing is neither a virtue n
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Final, Self, TypeVar
 
@@ -52,7 +52,7 @@ class Candidates:
         text: The words of the projects.
         capabilities, tags: Rows that have it; tags are case-folded.
         labels: Rows that have the label with that value.
-        boosts: Rows that boost the (case-folded) tag, and by how much.
+        boosted, boosts: Rows that boost the (case-folded) tag; by how much, in the same order.
         capability_counts: How many capabilities each has, at least 1.
         paused, unattended: Takes no tasks; needs a live worker and has none.
         limits: The most open tasks each takes, infinite where there is no limit.
@@ -67,7 +67,8 @@ class Candidates:
     capabilities: Postings
     tags: Postings
     labels: Mapping[tuple[str, str], IntArray]
-    boosts: Mapping[str, tuple[IntArray, FloatArray]]
+    boosted: Postings
+    boosts: Mapping[str, FloatArray]
     capability_counts: FloatArray
     paused: BoolArray
     unattended: BoolArray
@@ -90,6 +91,7 @@ class Candidates:
         names = tuple(project.name for project in ordered)
         if len(set(names)) != len(names):
             raise ValueError("two projects have the same name")
+        boosts = _boosts(ordered)
         return cls(
             projects=ordered,
             names=names,
@@ -98,7 +100,8 @@ class Candidates:
             capabilities=_postings(project.capabilities for project in ordered),
             tags=_postings({tag.casefold() for tag in project.tags} for project in ordered),
             labels=_postings(project.labels.items() for project in ordered),
-            boosts=_boosts(ordered),
+            boosted={tag: np.array(list(by_row), dtype=np.intp) for tag, by_row in boosts.items()},
+            boosts={tag: np.array(list(by_row.values())) for tag, by_row in boosts.items()},
             capability_counts=_column(ordered, lambda project: max(len(project.capabilities), 1)),
             paused=_flags(ordered, lambda project: project.paused),
             unattended=_flags(
@@ -205,11 +208,12 @@ class TextIndex:
         shared = np.bincount(self.owners[at], weights=weights, minlength=len(self.texts))
         return np.asarray(shared / (_DAMPING + times @ self.idf[ids]))
 
-    def shared_words(self, row: int, words: Collection[str]) -> list[str]:
+    def shared_words(self, row: int, words: Set[str]) -> list[str]:
         """Those of *words* that a project has, what says most first."""
         profile = self.profiles[row]
-        shared = [word for word in words if word in profile]
-        return sorted(shared, key=lambda word: (-profile[word] * self.idf[self.ids[word]], word))
+        shared = sorted(profile.keys() & words)
+        said = self.idf[[self.ids[word] for word in shared]] * [profile[word] for word in shared]
+        return [shared[i] for i in (-said).argsort(kind="stable").tolist()]
 
 
 def topical(words: Iterable[str]) -> dict[str, str]:
@@ -241,16 +245,14 @@ def _postings(keys_by_row: Iterable[Iterable[K]]) -> dict[K, IntArray]:
     return {key: np.array(found, dtype=np.intp) for key, found in rows.items()}
 
 
-def _boosts(projects: Sequence[Project]) -> dict[str, tuple[IntArray, FloatArray]]:
+def _boosts(projects: Sequence[Project]) -> dict[str, dict[int, float]]:
+    """By case-folded tag: the rows that boost it, in order, and by how much."""
     found: dict[str, dict[int, float]] = {}
     for row, project in enumerate(projects):
         for tag, boost in sorted(project.boosts.items()):
             by_row = found.setdefault(tag.casefold(), {})
             by_row[row] = by_row.get(row, 0.0) + boost
-    return {
-        tag: (np.array(list(by_row), dtype=np.intp), np.array(list(by_row.values())))
-        for tag, by_row in found.items()
-    }
+    return found
 
 
 def _column(projects: Sequence[Project], of: Callable[[Project], float]) -> FloatArray:

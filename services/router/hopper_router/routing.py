@@ -55,6 +55,7 @@ from hopper_router.candidates import (
     FloatArray,
     HashArray,
     IntArray,
+    Postings,
     holders,
     stable_hash,
     topical,
@@ -352,7 +353,7 @@ class _Sheet:
     eligible: IntArray
     values: Mapping[str, FloatArray]
     rules: Sequence[Rule]
-    words: Mapping[str, str]
+    words: dict[str, str]
 
     @classmethod
     def of(cls, question: Question, eligible: IntArray) -> _Sheet:
@@ -386,41 +387,46 @@ class _Sheet:
 
     def factors(self, position: int) -> tuple[Factor, ...]:
         """What the score of one of them is made of."""
-        weights = self.question.policy.weights
-        row = int(self.eligible[position])
-        evidence = self._evidence(row)
-        return tuple(
+        weights, values = self.question.policy.weights, self.values
+        evidence = self._evidence(int(self.eligible[position]))
+        factors = [
             Factor(
                 name,
-                float(self.values[name][position]) if name in self.values else 0.0,
+                values[name].item(position) if name in values else 0.0,
                 getattr(weights, name),
-                tuple(evidence.get(name, ())[:MAX_EVIDENCE]),
+                tuple(evidence.get(name, ())),
             )
             for name in FACTORS
-        )
+        ]
+        return tuple(factors)
 
-    def _evidence(self, row: int) -> dict[str, list[str]]:
-        task, candidates = self.question.task, self.question.candidates
+    def _evidence(self, row: int) -> dict[str, Sequence[str]]:
+        """What stands behind a project's factors, at most 10 things each."""
+        candidates, load = self.question.candidates, self.question.load
         project = candidates.projects[row]
-        evidence = {
-            "rules": [rule.name for rule in self.rules if rule.project == project.name],
-            "tags": [
-                tag for tag in dict.fromkeys(task.tags) if row in candidates.tags.get(tag.casefold(), ())
-            ],
-            "capability": list(dict.fromkeys(task.required_capabilities)),
-            "workload": [_open_tasks(int(self.question.load[row]), project.max_open)],
-            "boost": [tag for tag in dict.fromkeys(task.tags) if _boosts(candidates, tag, row)],
-        }
+        evidence: dict[str, Sequence[str]] = {"workload": (_open_tasks(int(load[row]), project.max_open),)}
+        if self.rules:
+            evidence["rules"] = [rule.name for rule in self.rules if rule.project == project.name]
+        if "tags" in self.values:
+            evidence["tags"] = self._tags_held_by(row, candidates.tags)
+        if "boost" in self.values:
+            evidence["boost"] = self._tags_held_by(row, candidates.boosted)
+        if "capability" in self.values:
+            evidence["capability"] = list(dict.fromkeys(self.question.task.required_capabilities))
         if "text" in self.values:
-            shared = candidates.text.shared_words(row, self.words)
-            evidence["text"] = [self.words[word] for word in shared[:MAX_EVIDENCE]]
+            shared = candidates.text.shared_words(row, self.words.keys())[:MAX_EVIDENCE]
+            evidence["text"] = [self.words[word] for word in shared]
         if project.velocity > 0:
-            evidence["velocity"] = [f"{project.velocity:g} a day"]
+            evidence["velocity"] = (f"{project.velocity:g} a day",)
         if project.cost > 0:
-            evidence["cost"] = [f"{project.cost:g} a task"]
+            evidence["cost"] = (f"{project.cost:g} a task",)
         if project.sla:
-            evidence["sla"] = [f"within {_duration(project.sla)}"]
-        return evidence
+            evidence["sla"] = (f"within {_duration(project.sla)}",)
+        return {name: things[:MAX_EVIDENCE] for name, things in evidence.items()}
+
+    def _tags_held_by(self, row: int, postings: Postings) -> list[str]:
+        tags = dict.fromkeys(self.question.task.tags)
+        return [tag for tag in tags if row in holders(postings, tag.casefold())]
 
 
 def _rules_that_count(question: Question, eligible: IntArray) -> list[Rule]:
@@ -458,18 +464,13 @@ def _tags_column(task: TaskSpec, candidates: Candidates) -> FloatArray | None:
 
 
 def _boost_column(task: TaskSpec, candidates: Candidates) -> FloatArray | None:
-    known = sorted({tag.casefold() for tag in task.tags} & candidates.boosts.keys())
+    known = sorted({tag.casefold() for tag in task.tags} & candidates.boosted.keys())
     if not known:
         return None
     column = np.zeros(len(candidates))
     for tag in known:
-        rows, boosts = candidates.boosts[tag]
-        column[rows] += boosts
+        column[candidates.boosted[tag]] += candidates.boosts[tag]
     return column
-
-
-def _boosts(candidates: Candidates, tag: str, row: int) -> bool:
-    return tag.casefold() in candidates.boosts and row in candidates.boosts[tag.casefold()][0]
 
 
 def _workload_column(question: Question, eligible: IntArray) -> FloatArray:
@@ -506,6 +507,7 @@ class _Field:
         self.verdict = verdict
         self.ties = _mix(question.candidates.salts[eligible], question.task.title)
         self.best = self._best_first(MAX_RECORDED)
+        self._made: dict[int, Candidate] = {}
 
     def name(self, position: int) -> str:
         return self.question.candidates.names[int(self.eligible[position])]
@@ -522,10 +524,11 @@ class _Field:
         return at if at < len(self.eligible) and self.eligible[at] == row else None
 
     def candidate(self, position: int) -> Candidate:
-        score = float(self.verdict.scores[position])
-        return Candidate(
-            self.name(position), score, self.confidence(position), self.verdict.factors(position)
-        )
+        """One of them with all it is made of; made once."""
+        if position not in self._made:
+            score, factors = float(self.verdict.scores[position]), self.verdict.factors(position)
+            self._made[position] = Candidate(self.name(position), score, self.confidence(position), factors)
+        return self._made[position]
 
     def record(self, chosen: int) -> tuple[Candidate, ...]:
         """The best, and in any case the one chosen."""
@@ -597,7 +600,7 @@ def _because(field: _Field, best: int) -> str:
     name = _id(field.name(best))
     if not field.verdict.informed:
         return f"nothing speaks for anybody; of {len(field.eligible)} that can take it, {name} is best placed"
-    reasons = [_spoken(factor) for factor in field.verdict.factors(best) if _speaks(factor)]
+    reasons = [_spoken(factor) for factor in field.candidate(best).factors if _speaks(factor)]
     if not reasons:
         return f"{name} is so much better placed that the little that speaks for others does not count"
     verb = "speaks" if len(reasons) == 1 and not reasons[0].startswith("the words") else "speak"

@@ -161,7 +161,10 @@ class AllOf:
 
     def holds(self, facts: Facts) -> bool:
         """Whether every one does."""
-        return all(part.holds(facts) for part in self.parts)
+        for part in self.parts:  # noqa: SIM110 -- a generator costs more than the parts
+            if not part.holds(facts):
+                return False
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +175,10 @@ class AnyOf:
 
     def holds(self, facts: Facts) -> bool:
         """Whether one does."""
-        return any(part.holds(facts) for part in self.parts)
+        for part in self.parts:  # noqa: SIM110 -- as above
+            if part.holds(facts):
+                return True
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,11 +264,12 @@ class _RuleIndex:
     """
     From what a task has to the rules worth evaluating.
 
-    `anchors` leads from one word of each keyword to all keywords it is the anchor of; `rules_of` from an atom to the
+    `anchors` leads from one word of each keyword to the atoms of all keywords it is the anchor of, each with what else
+    to look for in the spelled text: the phrase, or nothing for a single word. `rules_of` leads from an atom to the
     rules that cannot fire without it or one of its siblings; `always` has the rules of which nothing is necessary.
     """
 
-    anchors: Mapping[str, tuple[str, ...]]
+    anchors: Mapping[str, tuple[tuple[str, str], ...]]
     anchor_words: frozenset[str]
     known: frozenset[str]
     rules_of: Mapping[str, tuple[int, ...]]
@@ -270,7 +277,7 @@ class _RuleIndex:
 
     @classmethod
     def of(cls, rules: Sequence[Rule]) -> _RuleIndex:
-        anchors: dict[str, set[str]] = {}
+        anchors: dict[str, set[tuple[str, str]]] = {}
         rules_of: dict[str, list[int]] = {}
         always: list[int] = []
         known: set[str] = set()
@@ -281,7 +288,9 @@ class _RuleIndex:
                 known |= leaf.atoms
                 for phrase in leaf.values if leaf.kind is Kind.KEYWORD else ():
                     # The longest word is the rarest, more often than not.
-                    anchors.setdefault(max(phrase.split(), key=len), set()).add(phrase)
+                    anchor = max(phrase.split(), key=len)
+                    rest = "" if phrase == anchor else f" {phrase} "
+                    anchors.setdefault(anchor, set()).add((rest, _atom(leaf.kind, phrase)))
             necessary = _necessary(rule.when)
             if necessary is None:
                 always.append(i)
@@ -301,12 +310,11 @@ class _RuleIndex:
         found += [_atom(Kind.CAPABILITY, capability) for capability in capabilities]
         spelled = ""
         for word in text.words & self.anchor_words:
-            for phrase in self.anchors[word]:
-                if phrase != word:
-                    spelled = spelled or text.spelled()
-                    if f" {phrase} " not in spelled:
-                        continue
-                found.append(_atom(Kind.KEYWORD, phrase))
+            for phrase, atom in self.anchors[word]:
+                if phrase and not spelled:
+                    spelled = text.spelled()
+                if phrase in spelled:
+                    found.append(atom)
         return self.known.intersection(found)
 
     def awake(self, atoms: Iterable[str]) -> list[int]:

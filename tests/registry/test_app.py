@@ -12,13 +12,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from hopper.registry.v1.instance_service_pb2 import GetInstanceRequest
 from hopper.registry.v1.instance_service_pb2_grpc import InstanceServiceStub
-from hopper_common.host import ENTRY_POINTS
 from hopper_common.rpc.channel import open_channel
 from hopper_registry.app import SERVICE
 
 
 def test_hosts_find_the_service_by_its_entry_point() -> None:
-    entry = importlib.metadata.entry_points(group=ENTRY_POINTS)["registry"]
+    entry = importlib.metadata.entry_points(group="hopper.services")["registry"]
     assert entry.load() is SERVICE
 
 

@@ -392,6 +392,14 @@ async def test_an_ended_run_is_archived_into_its_parent(registry: RunningRegistr
     assert from_proto(oldest.end_time) == registry.clock.now() - timedelta(hours=1)
 
 
+async def test_only_an_orchestrations_run_is_archived(registry: RunningRegistry) -> None:
+    team = await a_team(registry)
+    root = await get(registry)
+    await stop(registry, team)
+    await stopped(registry, team, run=RunSummary(instance=team, succeeded=1))
+    assert await get(registry) == root
+
+
 async def test_a_failed_run_is_not_archived(registry: RunningRegistry) -> None:
     team = await a_team(registry)
     await failed(registry, await a_run(registry))
@@ -410,7 +418,6 @@ async def test_a_report_must_make_sense(registry: RunningRegistry) -> None:
     assert await wrong(run, state=STATE.STATE_RUNNING) == {"state"}
     assert await wrong(run, state=STATE.STATE_ERROR, run=RunSummary()) == {"reason", "run"}
     await stop(registry, team)
-    assert await wrong(team, state=STATE.STATE_STOPPED, run=RunSummary()) == {"run"}
     other = RunSummary(instance="instances/other")
     assert await wrong(run, state=STATE.STATE_STOPPED, run=other) == {"run.instance"}
     assert await state_of(registry, run) == "STOPPING"

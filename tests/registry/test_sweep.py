@@ -6,11 +6,12 @@ from datetime import timedelta
 from uuid import uuid4
 
 import pytest
+import structlog.testing
 from sqlalchemy import func, insert, select
 
 from hopper.registry.v1.project_pb2 import Project
 from hopper.registry.v1.project_service_pb2 import RegisterProjectRequest, RegisterProjectResponse
-from hopper_common.errors import ResumeTooOld
+from hopper_common.errors import ResumeTooOld, StorageFull, StorageUnavailable
 from hopper_common.timestamps import to_micros
 from hopper_registry import projects
 from hopper_registry.model import Presence, ProjectSpec, Worker
@@ -124,6 +125,21 @@ async def test_a_quiet_round_writes_nothing(
     clock.advance(SECOND)
     await sweeper.sweep()
     assert db.committed.count == commits
+
+
+async def test_sweeping_outlives_a_full_disk_but_not_a_defect(
+    registry: Registry, clock: ManualClock, db: FaultyDatabase
+) -> None:
+    await beat(registry, "w", 10)
+    clock.advance(10 * SECOND)
+    db.set_next_error(StorageFull(service="registry"))
+    db.set_next_error(StorageUnavailable(service="registry"))
+    db.set_next_error(RuntimeError("a defect"), at="answer")
+    with pytest.raises(RuntimeError, match="a defect"), structlog.testing.capture_logs() as logs:
+        await Sweeper(registry, clock, pause=0).run()
+    put_off = [entry["reason"] for entry in logs if entry["event"] == "sweep put off"]
+    assert put_off == ["STORAGE_FULL", "STORAGE_UNAVAILABLE"]
+    assert await live(registry) == {"w": False}
 
 
 async def test_first_answers_are_kept_for_a_day(

@@ -238,10 +238,11 @@ def report_stopped(store: InstanceStore, name: str, reason: str, run: RunSummary
 
     Args:
         reason: Replaces the one of the stop, if given.
-        run: How an ORCHESTRATION's run went, if its router knows.
+        run: How the run went, if the router knows. Routers count alike for all scopes; only an
+            ORCHESTRATION's is kept.
 
     Raises:
-        InvalidArgument: A run of another scope, or of another instance.
+        InvalidArgument: A run of another instance.
     """
     instance = get(store, name)
     _check_run(instance, run)
@@ -254,12 +255,7 @@ def report_stopped(store: InstanceStore, name: str, reason: str, run: RunSummary
 
 
 def _check_run(instance: Instance, run: RunSummary | None) -> None:
-    if run is None:
-        return
-    if instance.spec.scope is not Scope.ORCHESTRATION:
-        violation = FieldViolation("run", f"is not for the scope {instance.spec.scope}: leave it out")
-        raise InvalidArgument(violations=[violation])
-    if run.instance not in ("", instance.name):
+    if run is not None and run.instance not in ("", instance.name):
         violation = FieldViolation("run.instance", f"must be {instance.name}, or empty")
         raise InvalidArgument(violations=[violation])
 

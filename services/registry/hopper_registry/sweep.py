@@ -10,6 +10,7 @@ from datetime import timedelta
 import structlog
 
 from hopper_common.clock import Clock
+from hopper_common.errors import Overloaded, StorageFull, StorageUnavailable
 from hopper_registry import projects
 from hopper_registry.store_sql import Registry
 
@@ -20,26 +21,35 @@ FORGET_EVERY = timedelta(minutes=1)
 
 
 class Sweeper:
-    """Runs beside the server. `sweep` is one round, for tests and for start."""
+    """
+    Runs beside the server. `sweep` is one round, for tests and for start.
 
-    def __init__(self, registry: Registry, clock: Clock) -> None:
+    Args:
+        pause: Seconds between rounds.
+    """
+
+    def __init__(self, registry: Registry, clock: Clock, *, pause: float = SWEEP_SECONDS) -> None:
         self._registry = registry
         self._clock = clock
+        self._pause = pause
         self._forget_at = 0.0
 
     async def run(self) -> None:
-        """Sweep each second, for ever."""
+        """Sweep each second, for ever. A round that the storage refuses is done by a later one."""
         while True:
-            await self.sweep()
-            await asyncio.sleep(SWEEP_SECONDS)
+            try:
+                await self.sweep()
+            except (StorageFull, StorageUnavailable, Overloaded) as error:
+                log.warning("sweep put off", reason=error.reason, message=error.message)
+            await asyncio.sleep(self._pause)
 
     async def sweep(self) -> None:
         """Mark silent workers dead, and now and then forget what is too old."""
         await self._expire()
         if self._clock.monotonic() >= self._forget_at:
-            self._forget_at = self._clock.monotonic() + FORGET_EVERY.total_seconds()
             await self._registry.forget()
             await self._registry.write(projects.forget_workers)
+            self._forget_at = self._clock.monotonic() + FORGET_EVERY.total_seconds()
 
     async def _expire(self) -> None:
         expiry = await self._registry.read(lambda store: store.next_expiry())

@@ -1,4 +1,4 @@
-"""The router's tables. Times are microseconds since 1970, UTC; names are stored whole unless a comment says otherwise."""
+"""The router's tables. Times are microseconds since 1970, UTC; names are stored whole unless a comment differs."""
 
 from __future__ import annotations
 

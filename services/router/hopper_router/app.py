@@ -1,0 +1,97 @@
+"""Builds the router from what its host gives it, in order, and closes it in reverse. The one place that knows everything."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+from hopper.router.v1 import (
+    delegation_service_pb2,
+    routing_service_pb2,
+    task_service_pb2,
+    work_service_pb2,
+)
+from hopper.router.v1.delegation_service_pb2_grpc import add_DelegationServiceServicer_to_server
+from hopper.router.v1.routing_service_pb2_grpc import add_RoutingServiceServicer_to_server
+from hopper.router.v1.task_service_pb2_grpc import add_TaskServiceServicer_to_server
+from hopper.router.v1.work_service_pb2_grpc import add_WorkServiceServicer_to_server
+from hopper_common.database import Database
+from hopper_common.host import HostContext, Running, Service
+from hopper_common.rpc.channel import open_channel
+from hopper_common.rpc.server import Registered
+from hopper_router import tables
+from hopper_router.clockwork import Clockwork
+from hopper_router.delegation_servicer import DelegationServicer
+from hopper_router.engine import Engine
+from hopper_router.registry_client import RegistryClient
+from hopper_router.routing_servicer import RoutingServicer
+from hopper_router.task_servicer import TaskServicer
+from hopper_router.work_servicer import WorkServicer
+
+DATABASE: Final = "router.db"
+
+
+@asynccontextmanager
+async def open_router(context: HostContext) -> AsyncIterator[Running]:
+    """Open the database and the channels; what runs beside the server is started by the host."""
+    db = await Database.open(
+        context.data_dir / DATABASE,
+        metadata=tables.metadata,
+        migrations="hopper_router.migrations",
+        service="router",
+    )
+    registry_channel = open_channel(context.address_of("registry"))
+    memory_channel = open_channel(context.address_of("memory"))
+    try:
+        registry = RegistryClient(registry_channel, db)
+        await registry.load()
+        engine = await Engine.open(db, registry, context.clock)
+        clockwork = Clockwork(engine)
+
+        async def stop_waiting() -> None:
+            await context.stopping.wait()
+            engine.stop()
+
+        yield Running(
+            registered=_registered(engine),
+            tasks=[
+                registry.run,
+                clockwork.sweep_forever,
+                clockwork.follow_forever,
+                clockwork.housekeep_forever,
+                stop_waiting,
+            ],
+        )
+    finally:
+        await memory_channel.close()
+        await registry_channel.close()
+        await db.close()
+
+
+def _registered(engine: Engine) -> Sequence[Registered]:
+    return [
+        Registered.of(
+            task_service_pb2.DESCRIPTOR.services_by_name["TaskService"],
+            TaskServicer(engine),
+            add_TaskServiceServicer_to_server,
+        ),
+        Registered.of(
+            routing_service_pb2.DESCRIPTOR.services_by_name["RoutingService"],
+            RoutingServicer(engine),
+            add_RoutingServiceServicer_to_server,
+        ),
+        Registered.of(
+            work_service_pb2.DESCRIPTOR.services_by_name["WorkService"],
+            WorkServicer(engine),
+            add_WorkServiceServicer_to_server,
+        ),
+        Registered.of(
+            delegation_service_pb2.DESCRIPTOR.services_by_name["DelegationService"],
+            DelegationServicer(engine),
+            add_DelegationServiceServicer_to_server,
+        ),
+    ]
+
+
+SERVICE = Service(name="router", open=open_router)

@@ -1,0 +1,89 @@
+"""`hopper.router.v1.DelegationService`: tasks handed over between instances."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from hopper.router.v1 import delegation_service_pb2 as svc
+from hopper.router.v1.delegation_service_pb2_grpc import DelegationServiceServicer
+from hopper_common.errors import FieldViolation, InvalidArgument
+from hopper_router import handover
+from hopper_router.convert import delegation_to_proto, kind_from_proto, spec_from_proto
+from hopper_router.engine import Engine
+from hopper_router.model import DelegationKind
+from hopper_router.servicer import Context
+from hopper_router.unit import Unit
+from hopper_router.views import task_view
+
+MOST_IN_CHAIN: Final = 1000
+
+
+class DelegationServicer(DelegationServiceServicer):
+    """Translates; `handover` does the work."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def DelegateTask(
+        self, request: svc.DelegateTaskRequest, context: Context
+    ) -> svc.DelegateTaskResponse:
+        kind = kind_from_proto(request.kind)
+        _require_consistent(request, kind)
+        parts = [(spec_from_proto(part.spec), tuple(part.after)) for part in request.subtasks]
+
+        def effect(unit: Unit) -> svc.DelegateTaskResponse:
+            _, delegation = handover.delegate(
+                unit, request.task, kind, request.to_instance, parts, request.reason, request.fencing_token
+            )
+            # What it was handed to may have handed it on, or sent it back, by now.
+            task, latest = unit.task(request.task), unit.delegation(delegation.name)
+            return svc.DelegateTaskResponse(
+                delegation=delegation_to_proto(latest), task=task_view(unit, task)
+            )
+
+        return await self._engine.mutate("DelegateTask", request, svc.DelegateTaskResponse, effect)
+
+    async def AcceptDelegation(
+        self, request: svc.AcceptDelegationRequest, context: Context
+    ) -> svc.AcceptDelegationResponse:
+        def effect(unit: Unit) -> svc.AcceptDelegationResponse:
+            return svc.AcceptDelegationResponse(
+                delegation=delegation_to_proto(handover.accept(unit, request.name))
+            )
+
+        return await self._engine.mutate("AcceptDelegation", request, svc.AcceptDelegationResponse, effect)
+
+    async def RejectDelegation(
+        self, request: svc.RejectDelegationRequest, context: Context
+    ) -> svc.RejectDelegationResponse:
+        def effect(unit: Unit) -> svc.RejectDelegationResponse:
+            rejected = handover.reject(unit, request.name, request.reason)
+            return svc.RejectDelegationResponse(delegation=delegation_to_proto(rejected))
+
+        return await self._engine.mutate("RejectDelegation", request, svc.RejectDelegationResponse, effect)
+
+    async def GetDelegation(
+        self, request: svc.GetDelegationRequest, context: Context
+    ) -> svc.GetDelegationResponse:
+        delegation = await self._engine.read(lambda unit: unit.delegation(request.name))
+        return svc.GetDelegationResponse(delegation=delegation_to_proto(delegation))
+
+    async def ListDelegations(
+        self, request: svc.ListDelegationsRequest, context: Context
+    ) -> svc.ListDelegationsResponse:
+        found = await self._engine.read(lambda unit: handover.chain(unit, request.task, MOST_IN_CHAIN))
+        return svc.ListDelegationsResponse(delegations=map(delegation_to_proto, found))
+
+
+def _require_consistent(request: svc.DelegateTaskRequest, kind: DelegationKind) -> None:
+    violations: list[FieldViolation] = []
+    if kind in (DelegationKind.ROUTE, DelegationKind.REASSIGN) and not request.to_instance:
+        violations.append(FieldViolation("to_instance", f"is required for {kind.value}"))
+    if kind is DelegationKind.ESCALATE and request.to_instance:
+        violations.append(
+            FieldViolation("to_instance", "must be empty: an escalation goes to whoever is above")
+        )
+    if (kind is DelegationKind.DECOMPOSE) != bool(request.subtasks):
+        violations.append(FieldViolation("subtasks", "are required for DECOMPOSE, and for nothing else"))
+    if violations:
+        raise InvalidArgument(violations=violations)

@@ -1,0 +1,44 @@
+"""The policies in force, compiled, by instance: an instance without one uses that of the nearest instance above."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from hopper_router.directory import Directory
+from hopper_router.model import ROOT_INSTANCE
+from hopper_router.rules import BUILT_IN, Policy, load_policy
+
+
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """A policy, whose it is (`instances/i/policy`), and its version; 0: the built-in one."""
+
+    name: str
+    version: int
+    policy: Policy
+
+
+class Policies:
+    """Compiled policies; changed only from the thread that writes, in whole values."""
+
+    def __init__(self, stored: Iterable[tuple[str, int, str]]) -> None:
+        self._by_instance: dict[str, InForce] = {}
+        for instance, version, source in stored:
+            self.put(instance, version, load_policy(source) if source else None)
+
+    def put(self, instance: str, version: int, policy: Policy | None) -> None:
+        """Put a policy in force, or take an instance's own one away."""
+        changed = dict(self._by_instance)
+        changed.pop(instance, None)
+        if policy is not None:
+            changed[instance] = InForce(f"{instance}/policy", version, policy)
+        self._by_instance = changed
+
+    def in_force(self, instance: str, directory: Directory) -> InForce:
+        """The policy that decides for an instance."""
+        for name in (instance, *directory.ancestors(instance)):
+            found = self._by_instance.get(name)
+            if found is not None:
+                return found
+        return InForce(f"{ROOT_INSTANCE}/policy", 0, BUILT_IN)

@@ -1,0 +1,59 @@
+"""The registry as the router's port has it: the watched copy, kept over a restart, and the one thing it reports."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import grpc
+
+from hopper.registry.v1 import instance_pb2, instance_service_pb2
+from hopper.registry.v1.instance_service_pb2_grpc import InstanceServiceStub
+from hopper_common.database import Database
+from hopper_common.rpc.errors import from_rpc_error
+from hopper_common.timestamps import to_proto
+from hopper_router.ports import RunReport
+from hopper_router.registry_watch import RegistryWatch
+from hopper_router.store_sql import Store
+
+_REPORT_TIMEOUT: Final = 5.0
+_CACHE_KEY: Final = "registry"
+
+
+class RegistryClient(RegistryWatch):
+    """Follows the registry; `ports.Registry`."""
+
+    def __init__(self, channel: grpc.aio.Channel, db: Database) -> None:
+        super().__init__(channel, StoredCopy(db))
+        self._instance_service = InstanceServiceStub(channel)
+
+    async def report_stopped(self, report: RunReport) -> None:
+        """Say that nothing runs in a STOPPING instance any more."""
+        run = instance_pb2.RunSummary(
+            instance=report.instance,
+            succeeded=report.succeeded,
+            failed=report.failed,
+            returned=report.returned,
+            end_time=to_proto(report.end_time),
+        )
+        request = instance_service_pb2.ReportInstanceRequest(
+            name=report.instance, state=instance_pb2.Instance.STATE_STOPPED, run=run
+        )
+        try:
+            await self._instance_service.ReportInstance(request, timeout=_REPORT_TIMEOUT)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from None
+
+
+class StoredCopy:
+    """The last copy of the registry, in the router's own database: it still decides when it starts alone."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    async def load(self) -> bytes | None:
+        """What was saved last."""
+        return await self._db.read(lambda conn: Store(conn).value(_CACHE_KEY))
+
+    async def save(self, body: bytes) -> None:
+        """Keep this instead."""
+        await self._db.write(lambda conn: Store(conn).put_value(_CACHE_KEY, body))

@@ -1,0 +1,90 @@
+"""
+What the router's four services have in common: one method per RPC, each check, call, convert, return.
+
+Tasks and their followers are in `task_servicer`, decisions and policies in `routing_servicer`, workers in
+`work_servicer`, hand-overs in `delegation_servicer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from hopper_common.errors import HopperError
+from hopper_common.pagination import PageTokens, page_size
+from hopper_common.timestamps import duration_field
+from hopper_router.engine import Engine
+from hopper_router.errors import ProjectNotFound
+from hopper_router.unit import Unit
+
+Context = grpc.aio.ServicerContext[Any, Any]
+T = TypeVar("T")
+R = TypeVar("R")
+TOKENS: Final = PageTokens()
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Where a page of a list begins (before that id; empty: at the newest), and how much it holds."""
+
+    before_id: str
+    size: int
+
+    @classmethod
+    def of(cls, request: Any) -> Page:
+        """The page that a list request asks for."""
+        cursor = TOKENS.decode(request.page_token, request)
+        return cls(str(cursor.get("before", "")), page_size(request.page_size))
+
+    def cut(self, found: Sequence[T], request: Message, id_of: Callable[[T], str]) -> tuple[Sequence[T], str]:
+        """The page of *found*, of which one more than fits was asked for, and the token of the next."""
+        if len(found) <= self.size:
+            return found, ""
+        page = found[: self.size]
+        return page, TOKENS.encode({"before": id_of(page[-1])}, request)
+
+
+def lease_of(request: Any) -> timedelta | None:
+    """The lease a request asks for; None: it does not say."""
+    return duration_field(request, "lease_duration")
+
+
+def each(items: Collection[T], one: Callable[[T], R], refused: Callable[[T, HopperError], R]) -> list[R]:
+    """One result per item, in order, each on its own: an item that is refused leaves the others alone."""
+    results: list[R] = []
+    for item in items:
+        try:
+            results.append(one(item))
+        except HopperError as error:
+            results.append(refused(item, error))
+    return results
+
+
+async def with_project(engine: Engine, project: str, call: Callable[[], Awaitable[R]]) -> R:
+    """Make a call that names a project; if the copy of the registry lacks it, ask once before that is believed."""
+    try:
+        return await call()
+    except ProjectNotFound as error:
+        missing = error.metadata.get("project", "")
+        if missing != project or not await engine.registry.refresh_project(project):
+            raise
+        return await call()
+
+
+def own_savepoint(unit: Unit, work: Callable[[], R]) -> R:
+    """Run part of a unit so that a refusal of it leaves no trace in the rest."""
+    unit.flush()
+    mark = len(unit.changes)
+    try:
+        with unit.store.conn.begin_nested():
+            result = work()
+            unit.flush()
+            return result
+    except HopperError:
+        unit.forget_since(mark)
+        raise

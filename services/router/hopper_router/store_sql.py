@@ -1,0 +1,565 @@
+"""
+The router's rows: read into the nouns of `model`, and written back.
+
+A `Store` works inside one transaction (`hopper_common.database`): it is made for a connection, used, and thrown away.
+It decides nothing. What SQL filters or sorts by is a column; the spec is a serialized message, because nobody filters
+by it; what changes while a task is worked on (claim, failure, progress, question, hold) is one small JSON document.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from sqlalchemy import Connection, Row, Select, bindparam, func, insert, select, text, update
+
+from hopper_common.eventlog import EventLog
+from hopper_common.timestamps import from_micros, to_micros
+from hopper_router import tables
+from hopper_router.convert import decision_from_bytes, decision_to_bytes, spec_from_bytes, spec_to_bytes
+from hopper_router.model import (
+    OPEN_STATES,
+    Claim,
+    Decision,
+    Delegation,
+    DelegationKind,
+    DelegationState,
+    Failure,
+    Hold,
+    InputRequest,
+    Progress,
+    Task,
+    TaskState,
+    Wait,
+    WaitReason,
+)
+from hopper_router.transitions import wake_time
+
+_T = tables.tasks
+_D = tables.delegations
+EVENTS: Final = EventLog(tables.events)
+SHORT_ID: Final = 6
+EPISODES_SENT: Final = "episodes_sent"
+_FTS_DESCRIPTION: Final = 2000  # bytes beyond this are not searched: they are logs more often than words
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFilter:
+    """Which tasks a list shows; empty fields do not filter."""
+
+    instance: str = ""
+    states: Collection[TaskState] = OPEN_STATES
+    project: str = ""
+    tag: str = ""
+    requester: str = ""
+    id_suffix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyQuery:
+    """Which ready tasks may be claimed: of one project or one instance, without what stands still or is full."""
+
+    column: str
+    value: str
+    now: datetime
+    without_instances: Collection[str] = ()
+    without_projects: Collection[str] = ()
+
+
+@dataclass(slots=True)
+class PolicyRow:
+    """A policy as stored; an empty source is one that was removed."""
+
+    instance: str
+    version: int
+    source: str
+    update_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Blockers:
+    """The dependencies of a task that have not succeeded; the dead ones never will."""
+
+    names: tuple[str, ...] = ()
+    dead: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class OpenCounts:
+    """Open tasks that somebody is to work on, by project and by instance."""
+
+    by_project: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    by_instance: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+
+
+def task_id(name: str) -> str:
+    """The last segment of a name."""
+    return name.rpartition("/")[2]
+
+
+class Store:
+    """The router's rows, inside one transaction."""
+
+    def __init__(self, conn: Connection) -> None:
+        self.conn = conn
+
+    # ------------------------------------------------------------ tasks
+
+    def tasks(self, names: Collection[str]) -> dict[str, Task]:
+        """Those tasks that exist, by name."""
+        if not names:
+            return {}
+        rows = self.conn.execute(_BY_IDS, {"ids": [task_id(name) for name in names]})
+        found = {task.name: task for task in map(_task, rows)}
+        return {name: found[name] for name in names if name in found}
+
+    def insert_task(self, task: Task) -> None:
+        """Add a task, its dependencies, and its words."""
+        self.conn.execute(_INSERT_TASK, _row(task))
+        self._index(task)
+        self.set_dependencies(task.name, task.spec.dependencies)
+
+    def update_task(self, task: Task) -> None:
+        """Write a task back."""
+        row = _row(task)
+        row["b_id"] = row.pop("id")
+        self.conn.execute(_UPDATE_TASK, row)
+
+    def reindex(self, task: Task) -> None:
+        """Replace a task's words and dependencies after its spec changed."""
+        self.conn.execute(_FTS_DELETE, {"id": task.id})
+        self._index(task)
+        self.conn.execute(tables.dependencies.delete().where(tables.dependencies.c.task == task.name))
+        self.set_dependencies(task.name, task.spec.dependencies)
+
+    def _index(self, task: Task) -> None:
+        spec = task.spec
+        words = {"id": task.id, "title": spec.title, "description": spec.description[:_FTS_DESCRIPTION]}
+        self.conn.execute(_FTS_INSERT, {**words, "tags": " ".join(spec.tags)})
+
+    def set_dependencies(self, name: str, depends_on: Iterable[str]) -> None:
+        """Add rows for what a task depends on."""
+        rows = [{"task": name, "depends_on": other} for other in dict.fromkeys(depends_on)]
+        if rows:
+            self.conn.execute(insert(tables.dependencies), rows)
+
+    def dependents(self, name: str) -> list[str]:
+        """The tasks that depend on that one."""
+        column = tables.dependencies.c
+        query = select(column.task).where(column.depends_on == name).order_by(column.task)
+        return list(self.conn.execute(query).scalars())
+
+    def blockers(self, names: Collection[str]) -> dict[str, Blockers]:
+        """What each of those tasks still waits for."""
+        if not names:
+            return {}
+        column = tables.dependencies.c
+        query = (
+            select(column.task, column.depends_on).where(column.task.in_(names)).order_by(column.depends_on)
+        )
+        edges = [(row.task, row.depends_on) for row in self.conn.execute(query)]
+        states = self.states({other for _, other in edges})
+        open_: dict[str, list[str]] = defaultdict(list)
+        dead: dict[str, list[str]] = defaultdict(list)
+        for name, other in edges:
+            state = states.get(other)
+            if state is not TaskState.SUCCEEDED:
+                open_[name].append(other)
+            if state is not None and state.final and state is not TaskState.SUCCEEDED:
+                dead[name].append(other)
+        return {name: Blockers(tuple(open_[name]), tuple(dead[name])) for name in names}
+
+    def states(self, names: Collection[str]) -> dict[str, TaskState]:
+        """The state of each of those tasks that exists."""
+        if not names:
+            return {}
+        query = select(_T.c.id, _T.c.instance, _T.c.state).where(
+            _T.c.id.in_([task_id(name) for name in names])
+        )
+        rows = self.conn.execute(query)
+        return {f"{row.instance}/tasks/{row.id}": TaskState(row.state) for row in rows}
+
+    def ready(self, query: ReadyQuery, limit: int) -> list[Task]:
+        """The tasks that may be claimed now, in the order of claiming."""
+        statement = (
+            _ready_where(query)
+            .where(_T.c.ready_time <= to_micros(query.now))
+            .order_by(_T.c.priority.desc(), _T.c.ready_time, _T.c.id)
+        )
+        return [_task(row) for row in self.conn.execute(statement.limit(limit))]
+
+    def next_ready(self, query: ReadyQuery) -> datetime | None:
+        """When the next task that is only waiting for its time may be claimed."""
+        times = _ready_where(query).with_only_columns(func.min(_T.c.ready_time))
+        return from_micros(self.conn.execute(times).scalar())
+
+    def running(self, column: str, values: Collection[str]) -> dict[str, int]:
+        """How many tasks each of those projects, or instances, runs."""
+        if not values:
+            return {}
+        key = _T.c[column]
+        query = (
+            select(key, func.count())
+            .where(_T.c.state == TaskState.RUNNING.value, key.in_(values))
+            .group_by(key)
+        )
+        return {row[0]: row[1] for row in self.conn.execute(query)}
+
+    def open_counts(self) -> OpenCounts:
+        """Open tasks by project and instance, counted from the rows."""
+        counts = OpenCounts()
+        query = select(_T.c.project, _T.c.instance, func.count()).where(_T.c.state.in_(_WORKABLE))
+        for project, instance, count in self.conn.execute(query.group_by(_T.c.project, _T.c.instance)):
+            counts.by_project[project] += count
+            counts.by_instance[instance] += count
+        return counts
+
+    def anything_due(self, now: datetime) -> bool:
+        """Whether a clock of any task or offer has run out."""
+        micros = to_micros(now)
+        tasks = select(_T.c.id).where(_T.c.wake_time <= micros).limit(1)
+        offers = select(_D.c.id).where(_D.c.offer_end <= micros).limit(1)
+        return any(self.conn.execute(query).first() for query in (tasks, offers))
+
+    def due(self, now: datetime, limit: int) -> list[Task]:
+        """Tasks one of whose clocks has run out, the longest overdue first."""
+        query = select(_T).where(_T.c.wake_time <= to_micros(now)).order_by(_T.c.wake_time).limit(limit)
+        return [_task(row) for row in self.conn.execute(query)]
+
+    def unplaced(self, limit: int, after: str) -> list[Task]:
+        """Tasks that a decision left unplaced, oldest first, after that id."""
+        query = select(_T).where(
+            _T.c.state == TaskState.SUBMITTED.value, _T.c.offered.is_(False), _T.c.id > after
+        )
+        return [_task(row) for row in self.conn.execute(query.order_by(_T.c.id).limit(limit))]
+
+    def queued_for(self, projects: Collection[str], limit: int) -> list[Task]:
+        """Queued tasks of those projects."""
+        query = select(_T).where(_T.c.state == TaskState.QUEUED.value, _T.c.project.in_(projects))
+        return [_task(row) for row in self.conn.execute(query.order_by(_T.c.id).limit(limit))]
+
+    def queued_projects(self) -> set[str]:
+        """The projects that have queued tasks."""
+        query = (
+            select(_T.c.project).where(_T.c.state == TaskState.QUEUED.value, _T.c.project != "").distinct()
+        )
+        return set(self.conn.execute(query).scalars())
+
+    def in_instance(self, instance: str, states: Collection[TaskState], limit: int) -> list[Task]:
+        """Tasks of an instance in those states, oldest first."""
+        query = select(_T).where(_T.c.instance == instance, _T.c.state.in_([s.value for s in states]))
+        return [_task(row) for row in self.conn.execute(query.order_by(_T.c.id).limit(limit))]
+
+    def ended_in(self, instance: str, since: datetime | None) -> dict[TaskState, int]:
+        """How many tasks of an instance ended how, since a time."""
+        query = select(_T.c.state, func.count()).where(
+            _T.c.instance == instance, _T.c.finish_time.is_not(None)
+        )
+        if since is not None:
+            query = query.where(_T.c.finish_time >= to_micros(since))
+        return {TaskState(row[0]): row[1] for row in self.conn.execute(query.group_by(_T.c.state))}
+
+    def list_tasks(self, wanted: TaskFilter, *, before_id: str, limit: int) -> list[Task]:
+        """A page of tasks, newest first, of those older than *before_id* (empty: from the newest)."""
+        query = _filtered(select(_T), wanted)
+        if before_id:
+            query = query.where(_T.c.id < before_id)
+        return [_task(row) for row in self.conn.execute(query.order_by(_T.c.id.desc()).limit(limit))]
+
+    def search(self, match: str, *, instance: str, finished: bool, limit: int) -> list[Task]:
+        """Tasks whose words match an FTS5 expression, best first."""
+        ids = list(self.conn.execute(_FTS_SEARCH, {"match": match, "limit": limit * 20}).scalars())
+        query = select(_T).where(_T.c.id.in_(ids))
+        if instance:
+            query = query.where(_T.c.instance == instance)
+        if not finished:
+            query = query.where(_T.c.state.in_([state.value for state in OPEN_STATES]))
+        rank = {found: place for place, found in enumerate(ids)}
+        tasks = sorted(map(_task, self.conn.execute(query)), key=lambda task: rank[task.id])
+        return tasks[:limit]
+
+    # ------------------------------------------------------------ decisions
+
+    def insert_decision(self, decision: Decision) -> None:
+        """Record a decision."""
+        row = {
+            "id": task_id(decision.name),
+            "task": decision.task,
+            "instance": decision.instance,
+            "project": decision.project,
+            "body": decision_to_bytes(decision),
+        }
+        self.conn.execute(_INSERT_DECISION, row)
+
+    def decisions(self, names: Collection[str]) -> dict[str, Decision]:
+        """Those decisions that exist, by name."""
+        column = tables.decisions.c
+        query = select(column.body).where(column.id.in_([task_id(name) for name in names]))
+        found = map(decision_from_bytes, self.conn.execute(query).scalars())
+        return {decision.name: decision for decision in found}
+
+    def list_decisions(
+        self, *, task: str = "", instance: str = "", project: str = "", before_id: str = "", limit: int
+    ) -> list[Decision]:
+        """A page of decisions, newest first."""
+        column = tables.decisions.c
+        query = select(column.body).order_by(column.id.desc()).limit(limit)
+        for key, value in ((column.task, task), (column.instance, instance), (column.project, project)):
+            if value:
+                query = query.where(key == value)
+        if before_id:
+            query = query.where(column.id < before_id)
+        return [decision_from_bytes(body) for body in self.conn.execute(query).scalars()]
+
+    # ------------------------------------------------------------ delegations
+
+    def insert_delegation(self, delegation: Delegation) -> None:
+        """Add a delegation."""
+        self.conn.execute(insert(_D), _delegation_row(delegation))
+
+    def update_delegation(self, delegation: Delegation) -> None:
+        """Write a delegation back."""
+        row = _delegation_row(delegation)
+        self.conn.execute(update(_D).where(_D.c.id == row["id"]).values(row))
+
+    def delegations(self, names: Collection[str]) -> dict[str, Delegation]:
+        """Those delegations that exist, by name."""
+        query = select(_D).where(_D.c.id.in_([task_id(name) for name in names]))
+        found = map(_delegation, self.conn.execute(query))
+        return {delegation.name: delegation for delegation in found}
+
+    def delegations_of(self, tasks: Collection[str]) -> list[Delegation]:
+        """Every delegation that handed one of those tasks over, oldest first."""
+        query = select(_D).where(_D.c.task.in_(tasks)).order_by(_D.c.id)
+        return [_delegation(row) for row in self.conn.execute(query)]
+
+    def overdue_offers(self, now: datetime, limit: int) -> list[Delegation]:
+        """Offers that nobody answered in time."""
+        query = select(_D).where(_D.c.offer_end <= to_micros(now)).order_by(_D.c.offer_end).limit(limit)
+        return [_delegation(row) for row in self.conn.execute(query)]
+
+    # ------------------------------------------------------------ policies and values
+
+    def policies(self) -> list[PolicyRow]:
+        """Every policy."""
+        rows = self.conn.execute(select(tables.policies))
+        return [
+            PolicyRow(row.instance, row.version, row.source, from_micros(row.update_time)) for row in rows
+        ]
+
+    def put_policy(self, row: PolicyRow) -> None:
+        """Add or replace an instance's policy."""
+        values = {"version": row.version, "source": row.source, "update_time": to_micros(row.update_time)}
+        changed = update(tables.policies).where(tables.policies.c.instance == row.instance).values(values)
+        if not self.conn.execute(changed).rowcount:
+            self.conn.execute(insert(tables.policies), {"instance": row.instance, **values})
+
+    def episodes_sent(self) -> int:
+        """How far in the log memory has been told."""
+        return int(self.value(EPISODES_SENT) or 0)
+
+    def value(self, key: str) -> bytes | None:
+        """A small thing the router kept for itself."""
+        return self.conn.execute(select(tables.values.c.value).where(tables.values.c.key == key)).scalar()
+
+    def put_value(self, key: str, value: bytes) -> None:
+        """Keep a small thing."""
+        changed = update(tables.values).where(tables.values.c.key == key).values(value=value)
+        if not self.conn.execute(changed).rowcount:
+            self.conn.execute(insert(tables.values), {"key": key, "value": value})
+
+
+# ---------------------------------------------------------------- statements
+
+_WORKABLE: Final = [s.value for s in (TaskState.QUEUED, TaskState.RUNNING, TaskState.INPUT_REQUIRED)]
+_BY_IDS: Final = select(_T).where(_T.c.id.in_(bindparam("ids", expanding=True)))
+_INSERT_TASK: Final = insert(_T)
+_UPDATE_TASK: Final = (
+    update(_T)
+    .where(_T.c.id == bindparam("b_id"))
+    .values({column.name: bindparam(column.name) for column in _T.c if column.name != "id"})
+)
+_INSERT_DECISION: Final = insert(tables.decisions)
+_FTS_INSERT: Final = text(
+    "INSERT INTO tasks_fts (id, title, description, tags) VALUES (:id, :title, :description, :tags)"
+)
+_FTS_DELETE: Final = text("DELETE FROM tasks_fts WHERE id = :id")
+_FTS_SEARCH: Final = text(
+    "SELECT id FROM tasks_fts WHERE tasks_fts MATCH :match ORDER BY bm25(tasks_fts, 0, 4, 1, 2) LIMIT :limit"
+)
+
+
+def _ready_where(query: ReadyQuery) -> Select[Any]:
+    statement = select(_T).where(
+        _T.c[query.column] == query.value,
+        _T.c.state == text("'QUEUED'"),  # literals, so that the partial index serves
+        _T.c.blockers == text("0"),
+        _T.c.held == text("false"),
+    )
+    if query.without_instances:
+        statement = statement.where(_T.c.instance.not_in(sorted(query.without_instances)))
+    if query.without_projects:
+        statement = statement.where(_T.c.project.not_in(sorted(query.without_projects)))
+    return statement
+
+
+def _filtered(query: Select[Any], wanted: TaskFilter) -> Select[Any]:
+    if wanted.id_suffix:
+        column = _T.c.short_id if len(wanted.id_suffix) == SHORT_ID else _T.c.id
+        query = query.where(column.endswith(wanted.id_suffix, autoescape=True))
+    else:
+        query = query.where(_T.c.state.in_(sorted(state.value for state in wanted.states)))
+    for column, value in ((_T.c.instance, wanted.instance), (_T.c.project, wanted.project)):
+        if value:
+            query = query.where(column == value)
+    if wanted.requester:
+        query = query.where(_T.c.requester == wanted.requester)
+    if wanted.tag:
+        query = query.where(func.instr(_T.c.tags, f"\n{wanted.tag}\n") > 0)
+    return query
+
+
+# ---------------------------------------------------------------- rows
+
+
+def _row(task: Task) -> dict[str, Any]:
+    spec = task.spec
+    return {
+        "id": task.id,
+        "short_id": task.id[-SHORT_ID:],
+        "instance": task.instance,
+        "project": task.project,
+        "state": task.state.value,
+        "priority": spec.priority,
+        "ready_time": to_micros(task.ready_time),
+        "blockers": task.blockers,
+        "held": task.hold is not None,
+        "offered": task.offered,
+        "wake_time": to_micros(wake_time(task)),
+        "generation": task.generation,
+        "spec_version": task.spec_version,
+        "token": task.token,
+        "attempt": task.attempt,
+        "failures": task.failures,
+        "decision": task.decision,
+        "delegation": task.delegation,
+        "requester": spec.requester,
+        "tags": "\n" + "\n".join(spec.tags) + "\n" if spec.tags else "",
+        "create_time": to_micros(task.create_time),
+        "update_time": to_micros(task.update_time),
+        "queue_time": to_micros(task.queue_time),
+        "finish_time": to_micros(task.finish_time),
+        "spec": spec_to_bytes(spec),
+        "live": _live_to_json(task),
+        "result": task.result,
+    }
+
+
+def _task(row: Row[Any]) -> Task:
+    return Task(
+        name=f"{row.instance}/tasks/{row.id}",
+        instance=row.instance,
+        spec=spec_from_bytes(row.spec),
+        state=TaskState(row.state),
+        create_time=from_micros(row.create_time),
+        update_time=from_micros(row.update_time),
+        ready_time=from_micros(row.ready_time),
+        generation=row.generation,
+        spec_version=row.spec_version,
+        project=row.project,
+        decision=row.decision,
+        token=row.token,
+        attempt=row.attempt,
+        failures=row.failures,
+        result=row.result,
+        delegation=row.delegation,
+        blockers=row.blockers,
+        offered=row.offered,
+        queue_time=from_micros(row.queue_time),
+        finish_time=from_micros(row.finish_time),
+        **_live_from_json(row.live),
+    )
+
+
+def _live_to_json(task: Task) -> str:
+    live: dict[str, Any] = {}
+    if task.claim:
+        claim = task.claim
+        lease = claim.lease // timedelta(microseconds=1)
+        live["claim"] = [claim.worker, claim.token, lease, to_micros(claim.lease_end), to_micros(claim.start)]
+    if task.failure:
+        live["failure"] = [task.failure.reason, task.failure.message, task.failure.permanent]
+    if task.progress:
+        live["progress"] = [task.progress.fraction, task.progress.message]
+    if task.input:
+        question = task.input
+        live["input"] = [question.question, question.from_, question.answer, question.answered_by]
+    if task.hold:
+        live["hold"] = [task.hold.by, task.hold.reason]
+    if task.wait:
+        live["wait"] = [
+            task.wait.reason.value,
+            list(task.wait.on),
+            task.wait.message,
+            dict(task.wait.exclusions),
+        ]
+    return json.dumps(live, separators=(",", ":")) if live else ""
+
+
+def _live_from_json(document: str) -> dict[str, Any]:
+    if not document:
+        return {}
+    live = json.loads(document)
+    made: dict[str, Any] = {}
+    if "claim" in live:
+        worker, token, lease, lease_end, start = live["claim"]
+        made["claim"] = Claim(
+            worker, token, timedelta(microseconds=lease), from_micros(lease_end), from_micros(start)
+        )
+    for name, noun in (("failure", Failure), ("progress", Progress), ("input", InputRequest), ("hold", Hold)):
+        if name in live:
+            made[name] = noun(*live[name])
+    if "wait" in live:
+        reason, on, message, exclusions = live["wait"]
+        made["wait"] = Wait(WaitReason(reason), tuple(on), None, message, exclusions)
+    return made
+
+
+def _delegation_row(delegation: Delegation) -> dict[str, Any]:
+    return {
+        "id": task_id(delegation.name),
+        "kind": delegation.kind.value,
+        "state": delegation.state.value,
+        "task": delegation.task,
+        "from_instance": delegation.from_instance,
+        "to_instance": delegation.to_instance,
+        "path": json.dumps(delegation.path),
+        "child_tasks": json.dumps(delegation.child_tasks),
+        "depth": delegation.depth,
+        "reason": delegation.reason,
+        "offer_end": to_micros(delegation.offer_end),
+        "create_time": to_micros(delegation.create_time),
+        "update_time": to_micros(delegation.update_time),
+    }
+
+
+def _delegation(row: Row[Any]) -> Delegation:
+    return Delegation(
+        name=f"delegations/{row.id}",
+        kind=DelegationKind(row.kind),
+        state=DelegationState(row.state),
+        task=row.task,
+        from_instance=row.from_instance,
+        to_instance=row.to_instance,
+        path=tuple(json.loads(row.path)),
+        child_tasks=tuple(json.loads(row.child_tasks)),
+        depth=row.depth,
+        reason=row.reason,
+        offer_end=from_micros(row.offer_end),
+        create_time=from_micros(row.create_time),
+        update_time=from_micros(row.update_time),
+    )

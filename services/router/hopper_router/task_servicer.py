@@ -1,0 +1,259 @@
+"""`hopper.router.v1.TaskService`: tasks taken in, followed, called off, explained."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Final
+
+from hopper.common.v1 import watch_pb2
+from hopper.router.v1 import task_pb2 as pb
+from hopper.router.v1 import task_service_pb2 as svc
+from hopper.router.v1.task_service_pb2_grpc import TaskServiceServicer
+from hopper_common import fieldmask
+from hopper_common.errors import FieldViolation, InvalidArgument
+from hopper_router import explain, placing, working
+from hopper_router.convert import (
+    decision_to_proto,
+    event_from_bytes,
+    hold_from_proto,
+    item_error,
+    spec_from_proto,
+    spec_to_proto,
+    state_from_proto,
+)
+from hopper_router.engine import Engine
+from hopper_router.model import OPEN_STATES, TaskSpec
+from hopper_router.servicer import Context, Page, each, own_savepoint, with_project
+from hopper_router.store_sql import EVENTS, TaskFilter
+from hopper_router.unit import Unit
+from hopper_router.views import BASIC, FULL, task_view, task_views
+
+_WORD: Final = re.compile(r"\w+")
+_DEFAULT_FOUND: Final = 20
+_SNAPSHOT: Final = 500
+
+
+class TaskServicer(TaskServiceServicer):
+    """Translates; `placing` and `explain` do the work."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    # ------------------------------------------------------------ taking in
+
+    async def SubmitTask(self, request: svc.SubmitTaskRequest, context: Context) -> svc.SubmitTaskResponse:
+        spec = spec_from_proto(request.spec)
+
+        def effect(unit: Unit) -> svc.SubmitTaskResponse:
+            task, decision = placing.submit(unit, request.parent, spec)
+            return svc.SubmitTaskResponse(
+                task=task_view(unit, task, FULL), decision=decision_to_proto(decision)
+            )  # fmt: skip
+
+        return await with_project(
+            self._engine,
+            spec.project,
+            lambda: self._engine.mutate("SubmitTask", request, svc.SubmitTaskResponse, effect),
+        )
+
+    async def SubmitTasks(self, request: svc.SubmitTasksRequest, context: Context) -> svc.SubmitTasksResponse:
+        specs = [spec_from_proto(item.spec) for item in request.items]
+        for name in {spec.project for spec in specs if spec.project} - set(
+            self._engine.registry.current.projects
+        ):
+            await self._engine.registry.refresh_project(name)
+
+        def effect(unit: Unit) -> svc.SubmitTasksResponse:
+            batch = _Batch(unit, request, specs)
+            results = each(
+                range(len(specs)),
+                batch.submit,
+                lambda _, error: svc.SubmitTasksResult(error=item_error(error)),
+            )
+            return svc.SubmitTasksResponse(results=results)
+
+        return await self._engine.mutate("SubmitTasks", request, svc.SubmitTasksResponse, effect)
+
+    # ------------------------------------------------------------ looking up
+
+    async def GetTask(self, request: svc.GetTaskRequest, context: Context) -> svc.GetTaskResponse:
+        view = request.view or BASIC
+        task = await self._engine.read(lambda unit: task_view(unit, unit.task(request.name), view))
+        return svc.GetTaskResponse(task=task)
+
+    async def ListTasks(self, request: svc.ListTasksRequest, context: Context) -> svc.ListTasksResponse:
+        page = Page.of(request)
+        wanted = TaskFilter(
+            instance=request.parent,
+            states=[state_from_proto(state, field="states") for state in request.states] or OPEN_STATES,
+            project=request.project,
+            tag=request.tag,
+            requester=request.requester,
+            id_suffix=request.id_suffix,
+        )
+
+        def look(unit: Unit) -> svc.ListTasksResponse:
+            found = unit.store.list_tasks(wanted, before_id=page.before_id, limit=page.size + 1)
+            tasks, token = page.cut(found, request, lambda task: task.id)
+            return svc.ListTasksResponse(
+                tasks=task_views(unit, tasks, request.view or BASIC), next_page_token=token
+            )
+
+        return await self._engine.read(look)
+
+    async def SearchTasks(self, request: svc.SearchTasksRequest, context: Context) -> svc.SearchTasksResponse:
+        words = _WORD.findall(request.query)
+        if not words:
+            raise InvalidArgument(violations=[FieldViolation("query", "has no word to search for")])
+        # Quoted, so that nothing a caller types is query syntax; the last word may be unfinished.
+        match = " AND ".join(f'"{word}"' for word in words) + "*"
+
+        def look(unit: Unit) -> svc.SearchTasksResponse:
+            found = unit.store.search(
+                match,
+                instance=request.parent,
+                finished=request.include_finished,
+                limit=request.limit or _DEFAULT_FOUND,
+            )
+            return svc.SearchTasksResponse(tasks=task_views(unit, found))
+
+        return await self._engine.read(look)
+
+    # ------------------------------------------------------------ changing
+
+    async def UpdateTask(self, request: svc.UpdateTaskRequest, context: Context) -> svc.UpdateTaskResponse:
+        name = request.task.name
+        if not name:
+            raise InvalidArgument(violations=[FieldViolation("task.name", "is required")])
+
+        def effect(unit: Unit) -> svc.UpdateTaskResponse:
+            spec = _merged(request, unit.task(name).spec)
+            task = placing.change_spec(unit, name, spec, etag=request.task.etag)
+            return svc.UpdateTaskResponse(task=task_view(unit, task))
+
+        return await with_project(
+            self._engine,
+            request.task.spec.project,
+            lambda: self._engine.mutate("UpdateTask", request, svc.UpdateTaskResponse, effect),
+        )
+
+    async def CancelTask(self, request: svc.CancelTaskRequest, context: Context) -> svc.CancelTaskResponse:
+        def effect(unit: Unit) -> svc.CancelTaskResponse:
+            return svc.CancelTaskResponse(
+                task=task_view(unit, placing.cancel(unit, request.name, request.reason))
+            )
+
+        return await self._engine.mutate("CancelTask", request, svc.CancelTaskResponse, effect)
+
+    async def BlockTask(self, request: svc.BlockTaskRequest, context: Context) -> svc.BlockTaskResponse:
+        def effect(unit: Unit) -> svc.BlockTaskResponse:
+            task = placing.block(unit, request.name, hold_from_proto(request.hold))
+            return svc.BlockTaskResponse(task=task_view(unit, task))
+
+        return await self._engine.mutate("BlockTask", request, svc.BlockTaskResponse, effect)
+
+    async def UnblockTask(self, request: svc.UnblockTaskRequest, context: Context) -> svc.UnblockTaskResponse:
+        def effect(unit: Unit) -> svc.UnblockTaskResponse:
+            return svc.UnblockTaskResponse(task=task_view(unit, placing.unblock(unit, request.name)))
+
+        return await self._engine.mutate("UnblockTask", request, svc.UnblockTaskResponse, effect)
+
+    async def AnswerTask(self, request: svc.AnswerTaskRequest, context: Context) -> svc.AnswerTaskResponse:
+        def effect(unit: Unit) -> svc.AnswerTaskResponse:
+            task = working.answer(unit, request.name, request.answer, request.answered_by)
+            return svc.AnswerTaskResponse(task=task_view(unit, task))
+
+        return await self._engine.mutate("AnswerTask", request, svc.AnswerTaskResponse, effect)
+
+    # ------------------------------------------------------------ following
+
+    async def WatchTasks(
+        self, request: svc.WatchTasksRequest, context: Context
+    ) -> AsyncIterator[svc.WatchTasksResponse]:
+        after = request.after_generation
+        if not after:
+            tasks, after = await self._engine.read(lambda unit: _snapshot(unit, request))
+            for task in tasks:
+                yield svc.WatchTasksResponse(generation=after, task=task)
+            complete = watch_pb2.SnapshotComplete(count=len(tasks))
+            yield svc.WatchTasksResponse(generation=after, snapshot_complete=complete)
+        async for events in EVENTS.tail(self._engine.db, after=after):
+            for event in events:
+                change = event_from_bytes(event.body, event.version)
+                if _concerns(request, change.task):
+                    yield svc.WatchTasksResponse(generation=event.version, change=change)
+
+    async def ExplainTask(self, request: svc.ExplainTaskRequest, context: Context) -> svc.ExplainTaskResponse:
+        return await with_project(
+            self._engine,
+            request.not_project,
+            lambda: self._engine.read(lambda unit: explain.explain(unit, request.name, request.not_project)),
+        )
+
+
+class _Batch:
+    """The items of one SubmitTasks call; an item may wait for earlier ones."""
+
+    def __init__(self, unit: Unit, request: svc.SubmitTasksRequest, specs: list[TaskSpec]) -> None:
+        self._unit = unit
+        self._request = request
+        self._specs = specs
+        self._names: dict[int, str] = {}
+
+    def submit(self, position: int) -> svc.SubmitTasksResult:
+        spec = replace(self._specs[position], dependencies=self._dependencies(position))
+        task, _ = own_savepoint(self._unit, lambda: placing.submit(self._unit, self._request.parent, spec))
+        self._names[position] = task.name
+        return svc.SubmitTasksResult(task=task_view(self._unit, task))
+
+    def _dependencies(self, position: int) -> tuple[str, ...]:
+        earlier: list[str] = []
+        for other in self._request.items[position].after:
+            if other not in self._names:
+                field = f"items[{position}].after"
+                problem = (
+                    f"item {other} does not come before this one"
+                    if other >= position
+                    else f"item {other} was refused"
+                )
+                raise InvalidArgument(violations=[FieldViolation(field, problem)])
+            earlier.append(self._names[other])
+        return tuple(dict.fromkeys((*self._specs[position].dependencies, *earlier)))
+
+
+def _merged(request: svc.UpdateTaskRequest, current: TaskSpec) -> TaskSpec:
+    """The spec with the changes that an update asks for."""
+    target = pb.Task(spec=spec_to_proto(current))
+    mask = request.update_mask
+    if not mask.paths:
+        mask = type(mask)(paths=[f"spec.{field.name}" for field, _ in request.task.spec.ListFields()])
+    fieldmask.merge(mask, request.task, target, mutable=("spec",))
+    if not target.spec.title:
+        raise InvalidArgument(violations=[FieldViolation("task.spec.title", "is required")])
+    return spec_from_proto(target.spec)
+
+
+def _snapshot(unit: Unit, request: svc.WatchTasksRequest) -> tuple[list[pb.Task], int]:
+    """Every open task that is followed, and the place in the log at which that was so."""
+    if request.task:
+        unit.task(request.task)
+    wanted = TaskFilter(instance=request.parent, project=request.project)
+    tasks: list[pb.Task] = []
+    before = ""
+    while True:
+        found = unit.store.list_tasks(wanted, before_id=before, limit=_SNAPSHOT)
+        tasks += [view for view in task_views(unit, found) if _concerns(request, view)]
+        if len(found) < _SNAPSHOT:
+            return tasks, EVENTS.head(unit.store.conn)
+        before = found[-1].id
+
+
+def _concerns(request: svc.WatchTasksRequest, task: pb.Task) -> bool:
+    """Whether a follower asked for this task."""
+    if request.task and task.name != request.task:
+        return False
+    if request.parent and not task.name.startswith(f"{request.parent}/tasks/"):
+        return False
+    return not request.project or task.project == request.project

@@ -1,0 +1,199 @@
+"""
+One unit of work: tasks read, moved, logged and written back, in one transaction.
+
+Everything that changes tasks is written as functions of a `Unit` (placing, handover, working). A unit reads each task
+once, keeps it at hand, logs each move as it happens, and writes each changed task back once, at the end. It remembers
+what it changed, so that the engine can wake workers after the commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from hopper_common.clock import Clock
+from hopper_common.ids import new_id
+from hopper_router.convert import event_to_bytes
+from hopper_router.directory import Directory
+from hopper_router.errors import DelegationNotFound, InstanceNotFound, TaskNotFound
+from hopper_router.model import Decision, Delegation, Instance, Task, TaskState, Wait
+from hopper_router.policies import Policies
+from hopper_router.store_sql import EVENTS, OpenCounts, Store
+from hopper_router.transitions import Event
+from hopper_router.waiting import Facts, why_waiting
+
+WORKABLE = frozenset({TaskState.QUEUED, TaskState.RUNNING, TaskState.INPUT_REQUIRED})
+"""States in which a task counts as its project's load."""
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What deciding looks at besides the tasks: the registry's last copy, the policies, and who is how busy."""
+
+    directory: Directory
+    policies: Policies
+    load: OpenCounts
+
+
+@dataclass(slots=True)
+class Change:
+    """One move of one task: as it was, if it was, and as it is."""
+
+    before: Task | None
+    after: Task
+    event: Event
+
+
+@dataclass(slots=True)
+class Unit:
+    """One transaction's worth of work on tasks; `now` is the same for all of it."""
+
+    store: Store
+    world: World
+    clock: Clock
+    now: datetime
+    changes: list[Change] = field(default_factory=list)
+    _tasks: dict[str, Task] = field(default_factory=dict)
+    _new: set[str] = field(default_factory=set)
+    _dirty: set[str] = field(default_factory=set)
+
+    # ------------------------------------------------------------ reading
+
+    def task(self, name: str) -> Task:
+        """
+        A task as it is now in this unit.
+
+        Raises:
+            TaskNotFound: There is none of that name.
+        """
+        found = self.tasks([name])
+        if not found:
+            raise TaskNotFound(f"there is no task {name}", task=name)
+        return found[0]
+
+    def tasks(self, names: Iterable[str]) -> list[Task]:
+        """Those of the tasks that exist, in that order."""
+        wanted = list(names)
+        missing = [name for name in wanted if name not in self._tasks]
+        self._tasks.update(self.store.tasks(missing))
+        return [self._tasks[name] for name in wanted if name in self._tasks]
+
+    def known(self, tasks: Iterable[Task]) -> list[Task]:
+        """The same tasks, as this unit has them if it has read or changed them before."""
+        return [self._tasks.setdefault(task.name, task) for task in tasks]
+
+    def delegation(self, name: str) -> Delegation:
+        """
+        A delegation.
+
+        Raises:
+            DelegationNotFound: There is none of that name.
+        """
+        found = self.store.delegations([name])
+        if name not in found:
+            raise DelegationNotFound(f"there is no delegation {name}", delegation=name)
+        return found[name]
+
+    def instance(self, name: str) -> Instance:
+        """
+        An instance of the registry's last copy.
+
+        Raises:
+            InstanceNotFound: It has none of that name.
+        """
+        found = self.world.directory.instances.get(name)
+        if found is None:
+            raise InstanceNotFound(f"there is no instance {name}", instance=name)
+        return found
+
+    # ------------------------------------------------------------ changing
+
+    def new_name(self, collection: str) -> str:
+        """A fresh resource name in that collection."""
+        return f"{collection}/{new_id(self.clock.now())}"
+
+    def log(self, before: Task | None, after: Task, event: Event) -> Task:
+        """Log a move and keep its result; returns the task with its generation."""
+        body = event_to_bytes(event.value, before.state if before else None, after, self._wait(after))
+        generation = EVENTS.append(
+            self.store.conn, topic=event.value, key=after.name, body=body, now=self.now
+        )  # fmt: skip
+        logged = replace(after, generation=generation)
+        self.changes.append(Change(before, logged, event))
+        self._keep(logged, new=before is None)
+        return logged
+
+    def keep(self, task: Task) -> Task:
+        """Keep a change that is not worth an event: a renewed lease."""
+        self._keep(task, new=False)
+        return task
+
+    def _keep(self, task: Task, *, new: bool) -> None:
+        self._tasks[task.name] = task
+        if new:
+            self._new.add(task.name)
+        elif task.name not in self._new:
+            self._dirty.add(task.name)
+
+    def flush(self) -> None:
+        """Write back what has changed; needed before a query that must see it, and done at the end."""
+        for name in sorted(self._new):
+            self.store.insert_task(self._tasks[name])
+        for name in sorted(self._dirty):
+            self.store.update_task(self._tasks[name])
+        self._new.clear()
+        self._dirty.clear()
+
+    def forget_since(self, mark: int) -> None:
+        """Take back what was changed after the first *mark* changes; the caller has rolled the rows back."""
+        del self.changes[mark:]
+        self._tasks.clear()
+        self._new.clear()
+        self._dirty.clear()
+
+    def record(self, decision: Decision, task: Task, started: float) -> Decision:
+        """Name a decision, and store it."""
+        named = replace(
+            decision,
+            name=self.new_name("decisions"),
+            task=task.name,
+            instance=task.instance,
+            elapsed=timedelta(seconds=self.clock.monotonic() - started),
+            create_time=self.now,
+        )
+        self.store.insert_decision(named)
+        return named
+
+    def _wait(self, task: Task) -> Wait | None:
+        # What the log says of waiting is what can be said without asking the database: no names of what else
+        # blocks it, no counts of what else runs.
+        return why_waiting(task, _facts(self, task))
+
+
+def _facts(unit: Unit, task: Task) -> Facts:
+    directory = unit.world.directory
+    return Facts(
+        now=unit.now,
+        blockers=task.spec.dependencies,
+        dead=(),
+        delegations=(),
+        halted_by=directory.halted_by(task.instance),
+        paused=lambda name: is_paused(directory, name),
+        full="",
+    )
+
+
+def is_paused(directory: Directory, project: str) -> bool:
+    """Whether a project is known to be paused."""
+    known = directory.projects.get(project)
+    return known is not None and known.paused
+
+
+def count_load(load: OpenCounts, changes: Collection[Change]) -> None:
+    """Bring the counts of open work up to date with what a unit changed."""
+    for change in changes:
+        for task, step in ((change.before, -1), (change.after, 1)):
+            if task is not None and task.state in WORKABLE:
+                load.by_project[task.project] += step
+                load.by_instance[task.instance] += step

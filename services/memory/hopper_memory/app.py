@@ -49,11 +49,13 @@ def registered(store: EpisodeStore, working: WorkingMemory, clock: Clock) -> lis
 
 @asynccontextmanager
 async def _open(context: HostContext) -> AsyncIterator[Running]:
-    path = MemorySettings().database_path(context.data_dir)
+    settings = MemorySettings()
+    path = settings.database_path(context.data_dir)
     database = await Database.open(path, metadata=METADATA, migrations=MIGRATIONS, service=NAME)
     try:
         store = SqlEpisodeStore(database, context.clock)
-        yield Running(registered(store, InProcessWorkingMemory(context.clock), context.clock))
+        working = InProcessWorkingMemory(context.clock, most=settings.contexts)
+        yield Running(registered(store, working, context.clock))
     finally:
         await database.close()
 

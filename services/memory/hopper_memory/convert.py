@@ -209,7 +209,8 @@ def context_to_proto(context: Context) -> working_pb.Context:
         time_to_live=to_proto(context.time_to_live),
         expire_time=to_proto(context.expire_time),
     )
-    message.value.ParseFromString(context.value)
+    if context.value:  # touching it would set it
+        message.value.ParseFromString(context.value)
     return message
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from hopper_memory.working import MOST_CONTEXTS
+
 
 class MemorySettings(BaseSettings):
     """The settings of memory, wherever it runs."""
@@ -13,6 +15,12 @@ class MemorySettings(BaseSettings):
 
     database: Path | None = Field(
         default=None, description="The database file. Default: memory.db in HOPPER_DATA_DIR."
+    )
+    contexts: int = Field(
+        default=MOST_CONTEXTS,
+        ge=1,
+        le=MOST_CONTEXTS,
+        description="How many contexts working memory holds, of up to 64 KiB each.",
     )
 
     @field_validator("database")

@@ -237,8 +237,9 @@ class RegistryWatch:
         seen = self.changed.count
         while True:
             seen = await self.changed.wait(after=seen)
-            # Half a copy would say that the other half does not exist.
-            while self.current.complete and not await self._save(backoff):
+            if not self.current.complete:
+                continue  # half a copy would say that the other half does not exist
+            while not await self._save(backoff):
                 seen = self.changed.count
             await asyncio.sleep(self._save_interval.total_seconds())
 

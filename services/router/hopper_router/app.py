@@ -1,4 +1,4 @@
-"""Builds the router from what its host gives it, in order, and closes it in reverse. The one place that knows everything."""
+"""Builds the router from what its host gives it, in order, and closes it in reverse: it alone knows everything."""
 
 from __future__ import annotations
 

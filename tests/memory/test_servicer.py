@@ -254,6 +254,7 @@ class TestLists:
         for start in (0, 500):
             await record(memory, *(episode(n, description="x" * 4000) for n in range(start, start + 500)))
         pages = await self.pages(memory, 1000)
+        assert len(pages) == 2
         assert [name for page in pages for name in page] == [
             decision(number) for number in range(999, -1, -1)
         ]

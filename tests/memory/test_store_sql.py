@@ -1,6 +1,7 @@
 """Episodes in SQL: the suite on every engine, and what is peculiar to SQLite."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, Engine, event, text
 
 from hopper_common.errors import StorageFull
+from hopper_memory import full_text
 from hopper_memory.app import MIGRATIONS
+from hopper_memory.full_text import COMMON
 from hopper_memory.model import (
     Episode,
     EpisodeOutcome,
@@ -149,6 +152,43 @@ async def test_a_search_is_sorted_by_the_full_text_index_itself(
     assert steps[0].startswith("SCAN episodes_fts VIRTUAL TABLE")
     assert steps[1] == "SEARCH episodes USING INTEGER PRIMARY KEY (rowid=?)"
     assert len(steps) == 2
+
+
+async def searched(store: SqlEpisodeStore, text: str) -> list[tuple[set[str], int]]:
+    """The lookups that a search made: their words, and the oldest row they looked at."""
+    with statements() as seen:
+        await store.search(text, limit=10)
+    lookups = [parameters for statement, parameters in seen if "bm25" in statement]
+    return [(set(re.findall(r'"(\w+)"', query)), oldest) for query, oldest, *_ in lookups]
+
+
+async def test_common_words_are_looked_up_among_the_newest_only(store: SqlEpisodeStore) -> None:
+    for start in range(0, 3 * COMMON, 500):
+        episodes = [episode(n, title="deploy", tags=("urgent",) * (n % 2)) for n in range(start, start + 500)]
+        await store.record(episodes, [])
+    await store.record([episode("rare", title="zeppelin")], [])
+    first, second = await searched(store, "deploy an urgent zeppelin")
+    assert first == ({"zeppelin"}, 0)
+    # Of the 3,000 rows with the commonest word, the 1,000 newest.
+    assert second == ({"deploy", "urgent", "zeppelin"}, 2 * COMMON + 1)
+
+
+async def test_rare_words_are_looked_up_until_they_are_too_many(
+    store: SqlEpisodeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(full_text, "MOST_SCORED", 20)
+    await store.record([episode(n, title="login page" if n < 12 else "login") for n in range(15)], [])
+    ((words, oldest),) = await searched(store, "login page")
+    assert (words, oldest) == ({"page"}, 0)
+    monkeypatch.setattr(full_text, "MOST_SCORED", 27)
+    ((words, oldest),) = await searched(store, "login page")
+    assert (words, oldest) == ({"login", "page"}, 0)
+
+
+async def test_words_that_nobody_says_are_not_looked_up(store: SqlEpisodeStore) -> None:
+    await store.record([episode(1, title="login")], [])
+    assert await searched(store, "nobody says this") == []
+    assert await searched(store, "login nobody") == [({"login"}, 0)]
 
 
 REPORTS = st.lists(st.tuples(st.integers(0, 3), st.sampled_from(Outcome)), max_size=12)

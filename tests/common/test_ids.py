@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hopper_common.ids import new_id
+from hopper_common.ids import Ids, new_id
 
 TIMES = st.datetimes(min_value=datetime(1970, 1, 1), timezones=st.just(UTC))
 
@@ -31,3 +31,10 @@ def test_ids_of_one_moment_differ() -> None:
 def test_the_time_is_in_the_first_ten_characters() -> None:
     """The example of the ULID specification."""
     assert new_id(datetime.fromtimestamp(1469918176.385, UTC)).startswith("01aryz6s41")
+
+
+def test_ids_of_one_maker_grow_even_when_the_clock_steps_back() -> None:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    ids = Ids()
+    made = [ids.new(now - timedelta(seconds=step % 3)) for step in range(10_000)]
+    assert made == sorted(set(made))

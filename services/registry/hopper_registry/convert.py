@@ -2,8 +2,7 @@
 Between the contract's messages and the model, both directions side by side.
 
 `..._from_proto` reads what a caller may say and nothing else: output-only fields are not looked at.
-`..._to_proto` makes what a caller sees. `stored_...` and `..._from_stored` are the same for the database, which
-also keeps what callers do not see (an executor's config).
+`..._to_proto` makes what a caller sees. `stored_...` and `..._from_stored` are the same for the database.
 """
 
 from typing import Any, TypeVar
@@ -70,7 +69,7 @@ def project_spec_from_proto(proto: ppb.Project) -> ProjectSpec:
 
 
 def project_spec_to_proto(spec: ProjectSpec) -> ppb.Project:
-    """The whole spec, the executor's config included: for merging updates into, and for the database."""
+    """The whole spec: for merging updates into, and for the database."""
     return ppb.Project(
         display_name=spec.display_name,
         description=spec.description,
@@ -107,9 +106,8 @@ def _executor_to_proto(executor: Executor) -> ppb.Executor:
 
 
 def project_to_proto(project: Project) -> ppb.Project:
-    """A project as callers see it: with presence and etag, without the executor's config."""
+    """A project as callers see it: with presence and etag."""
     proto = stored_project(project)
-    proto.executor.ClearField("config")
     proto.etag = project.etag
     proto.presence.CopyFrom(
         ppb.Presence(

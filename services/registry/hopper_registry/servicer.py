@@ -7,7 +7,6 @@ Who may call, and the limits of every field, have been checked before a method i
 
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import grpc.aio
@@ -305,15 +304,7 @@ def _merge_project(request: psvc.UpdateProjectRequest, spec: ProjectSpec) -> Pro
     merged = project_spec_to_proto(spec)
     fieldmask.merge(request.update_mask, request.project, merged, mutable=MUTABLE_OF_PROJECT)
     check_limits(psvc.UpdateProjectRequest(project=merged))
-    changed = project_spec_from_proto(merged)
-    if changed.executor.config or _names_config(request.update_mask.paths):
-        return changed
-    # Callers are never shown it, so an executor that they send back without it does not mean to clear it.
-    return replace(changed, executor=replace(changed.executor, config=spec.executor.config))
-
-
-def _names_config(paths: Iterable[str]) -> bool:
-    return any(path == "*" or f"{path}.".startswith("executor.config.") for path in paths)
+    return project_spec_from_proto(merged)
 
 
 def _merge_instance(request: isvc.UpdateInstanceRequest, spec: InstanceSpec) -> InstanceSpec:

@@ -273,7 +273,9 @@ class Executor(_message.Message):
     """True: with no live worker the project is left out of routing. False: tasks wait for the next one."""
     @_builtins.property
     def config(self) -> _struct_pb2.Struct:
-        """Free settings for the executor, returned with its tasks' claims to nobody else. At most 16 KiB serialized."""
+        """Free settings for the executor; Hopper does not read them. No place for secrets: whoever may read the project
+        reads them. At most 16 KiB serialized.
+        """
 
     def __init__(
         self,

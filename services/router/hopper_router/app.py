@@ -24,6 +24,8 @@ from hopper_router import tables
 from hopper_router.clockwork import Clockwork
 from hopper_router.delegation_servicer import DelegationServicer
 from hopper_router.engine import Engine
+from hopper_router.episode_source import StoredEpisodes
+from hopper_router.episodes import EpisodeSender
 from hopper_router.registry_client import RegistryClient
 from hopper_router.routing_servicer import RoutingServicer
 from hopper_router.task_servicer import TaskServicer
@@ -47,6 +49,7 @@ async def open_router(context: HostContext) -> AsyncIterator[Running]:
         registry = RegistryClient(registry_channel, db)
         await registry.load()
         engine = await Engine.open(db, registry, context.clock)
+        episodes = EpisodeSender(memory_channel, StoredEpisodes(db))
         clockwork = Clockwork(engine)
 
         async def stop_waiting() -> None:
@@ -57,6 +60,7 @@ async def open_router(context: HostContext) -> AsyncIterator[Running]:
             registered=_registered(engine),
             tasks=[
                 registry.run,
+                episodes.run,
                 clockwork.sweep_forever,
                 clockwork.follow_forever,
                 clockwork.housekeep_forever,

@@ -169,11 +169,7 @@ class TextIndex:
         word_ids = np.array(word, dtype=np.intp)
         counts = np.bincount(word_ids, minlength=len(ids)).astype(np.intp)
         order = np.argsort(word_ids, kind="stable")
-        idf = (
-            np.log((len(texts) + 1) / np.maximum(counts, 1)) / np.log(len(texts) + 1)
-            if texts
-            else np.zeros(0)
-        )
+        idf = np.log(len(texts) / counts) / np.log(max(len(texts), 2))
         return cls(
             texts=texts,
             profiles=profiles,

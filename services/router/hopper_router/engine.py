@@ -23,6 +23,7 @@ from hopper_common.clock import Clock
 from hopper_common.database import Database, Signal
 from hopper_common.errors import ResourceExhausted, Unavailable
 from hopper_common.idempotency import Requests
+from hopper_common.ids import Ids
 from hopper_router import tables, working
 from hopper_router.hub import SAFETY_NET, Hub
 from hopper_router.model import Task, TaskState
@@ -62,6 +63,7 @@ class Engine:
         self.room_made = Signal()
         self.requests = Requests(tables.requests, clock)
         self._load = load
+        self._ids = Ids()
 
     def stop(self) -> None:
         """Let long polls answer."""
@@ -125,7 +127,7 @@ class Engine:
         return await self.db.read(lambda conn: look(self._unit(conn)))
 
     def _unit(self, conn: Connection) -> Unit:
-        world = World(self.registry.current, self.policies, self._load)
+        world = World(self.registry.current, self.policies, self._load, self._ids)
         return Unit(Store(conn), world, self.clock, self.clock.now())
 
     # ------------------------------------------------------------ after the commit

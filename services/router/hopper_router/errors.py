@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 
 from hopper_common.errors import (
     FieldViolation,
@@ -10,6 +11,7 @@ from hopper_common.errors import (
     LostRace,
     NotFound,
     PermissionDenied,
+    Unavailable,
     WrongState,
 )
 
@@ -30,6 +32,13 @@ class InstanceNotFound(NotFound):
     """There is no such instance."""
 
     reason = "INSTANCE_NOT_FOUND"
+
+
+class RegistryUnknown(Unavailable):
+    """The registry has not been heard of yet, so that nobody knows what there is."""
+
+    reason = "SERVICE_UNAVAILABLE"
+    retry_after = timedelta(milliseconds=200)
 
 
 class DecisionNotFound(NotFound):

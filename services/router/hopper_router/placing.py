@@ -277,22 +277,26 @@ def place_again(unit: Unit, tasks: Iterable[Task]) -> int:
     """
     Look once more at tasks that wait for somebody who may take them, or whose project is gone; returns how many moved.
 
-    A decision that would change nothing is not recorded: the registry changes more often than the answer.
+    A decision that leaves a task where it was is not recorded: the registry changes more often than the answer.
     """
     moved = 0
     for task in unit.known(tasks):
-        if task.state is TaskState.SUBMITTED and task.wait is not None and not _would_move(unit, task):
-            continue
+        if task.state is TaskState.SUBMITTED and task.wait is not None:
+            still = _still_waiting(unit, task)
+            if still is not None:
+                if still != task.wait:
+                    unit.keep(replace(task, wait=still))
+                continue
         place(unit, task)
         moved += 1
     return moved
 
 
-def _would_move(unit: Unit, task: Task) -> bool:
+def _still_waiting(unit: Unit, task: Task) -> Wait | None:
+    """What a task would wait for if it were decided about now; None: it would move."""
     if not isinstance(_placement(unit, task), Choose):
-        return True
-    decision = choose(unit, task)
-    return decision.outcome in (Outcome.ROUTED, Outcome.REJECTED) or _left_waiting(decision) != task.wait
+        return None
+    return _left_waiting(choose(unit, task))
 
 
 def _placement(unit: Unit, task: Task) -> Choose | Keep | HandOver:

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from hopper_common.clock import Clock
-from hopper_common.ids import new_id
+from hopper_common.ids import Ids
 from hopper_router.convert import event_to_bytes
 from hopper_router.directory import Directory
-from hopper_router.errors import DelegationNotFound, InstanceNotFound, TaskNotFound
+from hopper_router.errors import DelegationNotFound, InstanceNotFound, RegistryUnknown, TaskNotFound
 from hopper_router.model import Decision, Delegation, Instance, Task, TaskState, Wait
 from hopper_router.policies import Policies
 from hopper_router.store_sql import EVENTS, OpenCounts, Store
@@ -29,11 +29,12 @@ WORKABLE = frozenset({TaskState.QUEUED, TaskState.RUNNING, TaskState.INPUT_REQUI
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What deciding looks at besides the tasks: the registry's last copy, the policies, and who is how busy."""
+    """What deciding looks at besides the tasks: the copy of the registry, the policies, who is how busy; new ids."""
 
     directory: Directory
     policies: Policies
     load: OpenCounts
+    ids: Ids
 
 
 @dataclass(slots=True)
@@ -101,9 +102,12 @@ class Unit:
 
         Raises:
             InstanceNotFound: It has none of that name.
+            RegistryUnknown: There is no copy yet.
         """
         found = self.world.directory.instances.get(name)
         if found is None:
+            if not self.world.directory.complete:
+                raise RegistryUnknown(service="registry")
             raise InstanceNotFound(f"there is no instance {name}", instance=name)
         return found
 
@@ -111,7 +115,7 @@ class Unit:
 
     def new_name(self, collection: str) -> str:
         """A fresh resource name in that collection."""
-        return f"{collection}/{new_id(self.clock.now())}"
+        return f"{collection}/{self.world.ids.new(self.clock.now())}"
 
     def log(self, before: Task | None, after: Task, event: Event) -> Task:
         """Log a move and keep its result; returns the task with its generation."""

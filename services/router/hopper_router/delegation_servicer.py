@@ -11,7 +11,7 @@ from hopper_router import handover
 from hopper_router.convert import delegation_to_proto, kind_from_proto, spec_from_proto
 from hopper_router.engine import Engine
 from hopper_router.model import DelegationKind
-from hopper_router.servicer import Context
+from hopper_router.servicer import Context, up_to_date
 from hopper_router.unit import Unit
 from hopper_router.views import task_view
 
@@ -41,7 +41,10 @@ class DelegationServicer(DelegationServiceServicer):
                 delegation=delegation_to_proto(latest), task=task_view(unit, task)
             )
 
-        return await self._engine.mutate("DelegateTask", request, svc.DelegateTaskResponse, effect)
+        return await up_to_date(
+            self._engine,
+            lambda: self._engine.mutate("DelegateTask", request, svc.DelegateTaskResponse, effect),
+        )
 
     async def AcceptDelegation(
         self, request: svc.AcceptDelegationRequest, context: Context

@@ -33,6 +33,14 @@ class _Projects:
     def candidates(self) -> Candidates:
         return Candidates.compile(self.by_name.values(), previous=self._previous)
 
+    @cached_property
+    def paused(self) -> frozenset[str]:
+        return frozenset(name for name, project in self.by_name.items() if project.paused)
+
+    @cached_property
+    def limits(self) -> Mapping[str, int]:
+        return {name: project.max_running for name, project in self.by_name.items() if project.max_running}
+
     def become(self, by_name: Mapping[str, Project]) -> _Projects:
         """These projects instead; itself if they are no others."""
         if by_name == self.by_name:
@@ -69,6 +77,14 @@ class _Tree:
     @cached_property
     def halted(self) -> frozenset[str]:
         return frozenset(self.halting)
+
+    @cached_property
+    def limits(self) -> Mapping[str, int]:
+        return {name: instance.max_workers for name, instance in self.by_name.items() if instance.max_workers}
+
+    @cached_property
+    def with_members(self) -> tuple[Instance, ...]:
+        return tuple(instance for instance in self.by_name.values() if instance.members)
 
     @cached_property
     def of_project(self) -> Mapping[str, str]:
@@ -150,6 +166,26 @@ class Directory:
     def instance_of_project(self) -> Mapping[str, str]:
         """The instance that stands for a project, for each project that has one that is not terminated."""
         return self._tree.of_project
+
+    @property
+    def paused(self) -> frozenset[str]:
+        """The projects that are paused."""
+        return self._projects.paused
+
+    @property
+    def project_limits(self) -> Mapping[str, int]:
+        """Most tasks running at once, for the projects that have such a limit."""
+        return self._projects.limits
+
+    @property
+    def instance_limits(self) -> Mapping[str, int]:
+        """Most tasks running at once, for the instances that have such a limit."""
+        return self._tree.limits
+
+    @property
+    def with_members(self) -> tuple[Instance, ...]:
+        """The instances whose tasks only their members may claim."""
+        return self._tree.with_members
 
     def children(self, instance: str) -> tuple[str, ...]:
         """The instances right under one, by name, terminated ones too."""

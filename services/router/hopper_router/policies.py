@@ -20,15 +20,19 @@ class InForce:
 
 
 class Policies:
-    """Compiled policies; changed only from the thread that writes, in whole values."""
+    """Compiled policies; changed from the event loop, in whole values, and read from any thread."""
 
     def __init__(self, stored: Iterable[tuple[str, int, str]]) -> None:
         self._by_instance: dict[str, InForce] = {}
+        self._versions: dict[str, int] = {}
         for instance, version, source in stored:
             self.put(instance, version, load_policy(source) if source else None)
 
     def put(self, instance: str, version: int, policy: Policy | None) -> None:
-        """Put a policy in force, or take an instance's own one away."""
+        """Put a policy in force, or take an instance's own one away; a version that is not newer changes nothing."""
+        if version <= self._versions.get(instance, 0):
+            return
+        self._versions[instance] = version
         changed = dict(self._by_instance)
         changed.pop(instance, None)
         if policy is not None:

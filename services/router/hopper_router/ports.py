@@ -50,6 +50,10 @@ class Registry(Protocol):
         """Ask once whether a project exists that the copy lacks; True when the copy has it now."""
         ...
 
+    async def refresh_instance(self, name: str) -> bool:
+        """Ask once what an instance is like now; True when the copy now says something else of it than before."""
+        ...
+
     async def report_stopped(self, report: RunReport) -> None:
         """Say that nothing runs in a STOPPING instance any more. Raises HopperError when nobody could be told."""
         ...

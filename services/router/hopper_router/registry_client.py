@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from dataclasses import replace
 from typing import Final
 
 import grpc
@@ -11,11 +14,13 @@ from hopper.registry.v1.instance_service_pb2_grpc import InstanceServiceStub
 from hopper_common.database import Database
 from hopper_common.rpc.errors import from_rpc_error
 from hopper_common.timestamps import to_proto
+from hopper_router.convert import instance_from_registry
 from hopper_router.ports import RunReport
 from hopper_router.registry_watch import RegistryWatch
 from hopper_router.store_sql import Store
 
 _REPORT_TIMEOUT: Final = 5.0
+_REFRESH_TIMEOUT: Final = 1.0
 _CACHE_KEY: Final = "registry"
 
 
@@ -25,6 +30,29 @@ class RegistryClient(RegistryWatch):
     def __init__(self, channel: grpc.aio.Channel, db: Database) -> None:
         super().__init__(channel, StoredCopy(db))
         self._instance_service = InstanceServiceStub(channel)
+
+    async def refresh_instance(self, name: str) -> bool:
+        """
+        Whether an instance is not what the copy says, so that the copy was waited for.
+
+        The registry is asked once, and the stream then gets up to a second to bring what the registry has said. When
+        the registry does not answer, the copy counts.
+        """
+        seen = self.changed.count
+        before = self.current.instances.get(name)
+        try:
+            request = instance_service_pb2.GetInstanceRequest(name=name)
+            answer = await self._instance_service.GetInstance(request, timeout=_REFRESH_TIMEOUT)
+        except grpc.aio.AioRpcError:
+            return False
+        now = instance_from_registry(answer.instance)
+        if before is not None and replace(before, start_time=now.start_time) == now:
+            return False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_REFRESH_TIMEOUT):
+                while self.current.instances.get(name) == before:
+                    seen = await self.changed.wait(after=seen)
+        return self.current.instances.get(name) != before
 
     async def report_stopped(self, report: RunReport) -> None:
         """Say that nothing runs in a STOPPING instance any more."""

@@ -25,7 +25,7 @@ from hopper_router.rules import (
     load_policy,
     unknown_projects,
 )
-from hopper_router.servicer import Context, Page, with_project
+from hopper_router.servicer import Context, Page, up_to_date
 from hopper_router.store_sql import PolicyRow, task_id
 from hopper_router.unit import Unit
 
@@ -53,7 +53,7 @@ class RoutingServicer(RoutingServiceServicer):
             decision = placing.suggest(unit, where, spec)
             return svc.SuggestRouteResponse(decision=decision_to_proto(decision))
 
-        return await with_project(self._engine, spec.project, lambda: self._engine.read(look))
+        return await up_to_date(self._engine, lambda: self._engine.read(look))
 
     async def GetDecision(self, request: svc.GetDecisionRequest, context: Context) -> svc.GetDecisionResponse:
         found = await self._engine.read(lambda unit: unit.store.decisions([request.name]))
@@ -98,11 +98,14 @@ class RoutingServicer(RoutingServiceServicer):
             unit.instance(instance)
             row = _next_version(unit, instance, source, request.policy.etag)
             unit.store.put_policy(row)
-            unit.world.policies.put(instance, row.version, policy)
             stored = InForce(f"{instance}/policy", row.version, policy or load_policy(BUILT_IN_SOURCE))
             return svc.UpdatePolicyResponse(policy=_policy(stored, source, row.update_time))
 
-        return await self._engine.mutate("UpdatePolicy", request, svc.UpdatePolicyResponse, effect)
+        response = await self._engine.mutate("UpdatePolicy", request, svc.UpdatePolicyResponse, effect)
+        self._engine.policies.put(
+            instance, response.policy.version, policy
+        )  # in force only once it is durable
+        return response
 
     async def ValidatePolicy(
         self, request: svc.ValidatePolicyRequest, context: Context

@@ -19,7 +19,7 @@ from hopper_common.errors import HopperError
 from hopper_common.pagination import PageTokens, page_size
 from hopper_common.timestamps import duration_field
 from hopper_router.engine import Engine
-from hopper_router.errors import ProjectNotFound
+from hopper_router.errors import InstanceNotFound, InstanceNotRunning, ProjectNotFound
 from hopper_router.unit import Unit
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -65,13 +65,20 @@ def each(items: Collection[T], one: Callable[[T], R], refused: Callable[[T, Hopp
     return results
 
 
-async def with_project(engine: Engine, project: str, call: Callable[[], Awaitable[R]]) -> R:
-    """Make a call that names a project; if the copy of the registry lacks it, ask once before that is believed."""
+async def up_to_date(engine: Engine, call: Callable[[], Awaitable[R]]) -> R:
+    """
+    Make a call that may be refused because of what the copy of the registry says, or does not say yet.
+
+    Such a refusal is believed only after the registry has been asked, so that what was registered or started a moment
+    ago can be used at once.
+    """
     try:
         return await call()
-    except ProjectNotFound as error:
-        missing = error.metadata.get("project", "")
-        if missing != project or not await engine.registry.refresh_project(project):
+    except (ProjectNotFound, InstanceNotFound, InstanceNotRunning) as error:
+        registry, instance = engine.registry, error.metadata.get("instance", "")
+        if instance and not await registry.refresh_instance(instance):
+            raise
+        if not instance and not await registry.refresh_project(error.metadata.get("project", "")):
             raise
         return await call()
 

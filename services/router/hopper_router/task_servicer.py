@@ -25,7 +25,7 @@ from hopper_router.convert import (
 )
 from hopper_router.engine import Engine
 from hopper_router.model import OPEN_STATES, TaskSpec
-from hopper_router.servicer import Context, Page, each, own_savepoint, with_project
+from hopper_router.servicer import Context, Page, each, own_savepoint, up_to_date
 from hopper_router.store_sql import EVENTS, TaskFilter
 from hopper_router.unit import Unit
 from hopper_router.views import BASIC, FULL, task_view, task_views
@@ -52,9 +52,8 @@ class TaskServicer(TaskServiceServicer):
                 task=task_view(unit, task, FULL), decision=decision_to_proto(decision)
             )  # fmt: skip
 
-        return await with_project(
+        return await up_to_date(
             self._engine,
-            spec.project,
             lambda: self._engine.mutate("SubmitTask", request, svc.SubmitTaskResponse, effect),
         )
 
@@ -133,9 +132,8 @@ class TaskServicer(TaskServiceServicer):
             task = placing.change_spec(unit, name, spec, etag=request.task.etag)
             return svc.UpdateTaskResponse(task=task_view(unit, task))
 
-        return await with_project(
+        return await up_to_date(
             self._engine,
-            request.task.spec.project,
             lambda: self._engine.mutate("UpdateTask", request, svc.UpdateTaskResponse, effect),
         )
 
@@ -186,9 +184,8 @@ class TaskServicer(TaskServiceServicer):
                     yield svc.WatchTasksResponse(generation=event.version, change=change)
 
     async def ExplainTask(self, request: svc.ExplainTaskRequest, context: Context) -> svc.ExplainTaskResponse:
-        return await with_project(
+        return await up_to_date(
             self._engine,
-            request.not_project,
             lambda: self._engine.read(lambda unit: explain.explain(unit, request.name, request.not_project)),
         )
 

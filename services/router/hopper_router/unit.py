@@ -183,15 +183,9 @@ def _facts(unit: Unit, task: Task) -> Facts:
         dead=(),
         delegations=(),
         halted_by=directory.halted_by(task.instance),
-        paused=lambda name: is_paused(directory, name),
+        paused=directory.paused,
         full="",
     )
-
-
-def is_paused(directory: Directory, project: str) -> bool:
-    """Whether a project is known to be paused."""
-    known = directory.projects.get(project)
-    return known is not None and known.paused
 
 
 def count_load(load: OpenCounts, changes: Collection[Change]) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from hopper.router.v1 import task_pb2 as pb
 from hopper_router.convert import task_to_proto
 from hopper_router.model import Task, TaskState, Wait
 from hopper_router.store_sql import Blockers
-from hopper_router.unit import Unit, is_paused
+from hopper_router.unit import Unit
 from hopper_router.waiting import Facts, why_waiting
 
 BASIC = pb.TASK_VIEW_BASIC
@@ -55,7 +55,7 @@ def _facts(
         dead=waiting_for.dead,
         delegations=tuple(delegations.get(task.name, ())),
         halted_by=directory.halted_by(task.instance),
-        paused=lambda name: is_paused(directory, name),
+        paused=directory.paused,
         full=next((name for name in (task.instance, task.project) if name in full), ""),
     )
 
@@ -72,13 +72,10 @@ def _open_delegations(unit: Unit, names: list[str]) -> dict[str, list[str]]:
 def _full(unit: Unit, tasks: list[Task]) -> set[str]:
     """Those of the tasks' projects and instances that run as many tasks as they may."""
     directory = unit.world.directory
-    limits: dict[str, dict[str, int]] = {"project": {}, "instance": {}}
-    for task in tasks:
-        project, instance = directory.projects.get(task.project), directory.instances.get(task.instance)
-        if project is not None and project.max_running:
-            limits["project"][task.project] = project.max_running
-        if instance is not None and instance.max_workers:
-            limits["instance"][task.instance] = instance.max_workers
+    limits = {
+        "project": _limits_of({task.project for task in tasks}, directory.project_limits),
+        "instance": _limits_of({task.instance for task in tasks}, directory.instance_limits),
+    }
     if not any(limits.values()):
         return set()
     unit.flush()
@@ -88,3 +85,7 @@ def _full(unit: Unit, tasks: list[Task]) -> set[str]:
         for name, running in unit.store.running(column, wanted).items()
         if running >= wanted[name]
     }
+
+
+def _limits_of(names: set[str], limits: Mapping[str, int]) -> dict[str, int]:
+    return {name: limits[name] for name in names if name in limits}

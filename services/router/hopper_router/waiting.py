@@ -7,7 +7,7 @@ is the next thing anybody can do about the task.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -26,7 +26,7 @@ class Facts:
         blockers: Names of the dependencies that have not succeeded; of those, `dead` can never succeed.
         delegations: Names of the open delegations of a DELEGATED task.
         halted_by: The nearest instance that is not running, of the task's and those above it; "": none.
-        paused: Whether a project is paused.
+        paused: The projects that are paused.
         full: The project or instance that already runs as many tasks as it may; "": none.
     """
 
@@ -35,7 +35,7 @@ class Facts:
     dead: tuple[str, ...]
     delegations: tuple[str, ...]
     halted_by: str
-    paused: Callable[[str], bool]
+    paused: Collection[str]
     full: str
 
 
@@ -89,7 +89,7 @@ def _before_claiming(task: Task, facts: Facts) -> Wait:
         return task.wait or Wait(WaitReason.UNSURE, message="not decided yet")
     if facts.halted_by:
         return Wait(WaitReason.INSTANCE, (facts.halted_by,), message=f"{facts.halted_by} is not running")
-    if task.project and facts.paused(task.project):
+    if task.project in facts.paused:
         return Wait(WaitReason.PROJECT, (task.project,), message=f"{task.project} is paused")
     if facts.full:
         return Wait(WaitReason.CAPACITY, (facts.full,), message=f"{facts.full} runs as many tasks as it may")

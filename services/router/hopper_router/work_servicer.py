@@ -16,7 +16,7 @@ from hopper_router import working
 from hopper_router.convert import failure_from_proto, input_from_proto, item_error, progress_from_proto
 from hopper_router.engine import Engine
 from hopper_router.model import DEFAULT_LEASE, Task
-from hopper_router.servicer import Context, each, lease_of, own_savepoint, with_project
+from hopper_router.servicer import Context, each, lease_of, own_savepoint, up_to_date
 from hopper_router.unit import Unit
 from hopper_router.views import FULL, task_view, task_views
 from hopper_router.working import ClaimRequest
@@ -65,8 +65,7 @@ class WorkServicer(WorkServiceServicer):
     async def _known(
         self, wanted: ClaimRequest, call: Callable[[], Awaitable[svc.ClaimTasksResponse]]
     ) -> svc.ClaimTasksResponse:
-        project = wanted.queue if wanted.column == "project" else ""
-        return await with_project(self._engine, project, call)
+        return await up_to_date(self._engine, call)
 
     async def Work(
         self, request_iterator: AsyncIterator[svc.WorkRequest], context: Context

@@ -22,7 +22,7 @@ from hopper_router.model import Failure, InputRequest, Progress, Scope, Task, Ta
 from hopper_router.scopes import may_claim
 from hopper_router.store_sql import ReadyQuery
 from hopper_router.transitions import Event
-from hopper_router.unit import Unit, is_paused
+from hopper_router.unit import Unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ def ready_query(unit: Unit, wanted: ClaimRequest, room: Room) -> ReadyQuery | No
     """What may be claimed of the queue now; None: it stands still, or is full."""
     directory = unit.world.directory
     closed = set(directory.halted) | room.full_instances() | _not_for(unit, wanted.worker)
-    paused = {name for name, project in directory.projects.items() if project.paused} | room.full_projects()
+    paused = directory.paused | room.full_projects()
     if wanted.queue in closed or wanted.queue in paused:
         return None
     return ReadyQuery(wanted.column, wanted.queue, unit.now, closed, paused)
@@ -74,8 +74,9 @@ def ready_query(unit: Unit, wanted: ClaimRequest, room: Room) -> ReadyQuery | No
 
 def _not_for(unit: Unit, worker: str) -> set[str]:
     """Instances whose tasks that worker may not have."""
-    instances = unit.world.directory.instances.values()
-    return {instance.name for instance in instances if not may_claim(worker, instance)}
+    return {
+        instance.name for instance in unit.world.directory.with_members if not may_claim(worker, instance)
+    }
 
 
 def next_ready(unit: Unit, wanted: ClaimRequest) -> datetime | None:
@@ -108,7 +109,7 @@ def _require_open(unit: Unit, task: Task, wanted: ClaimRequest) -> None:
     if halted_by:
         state = directory.instances[halted_by].state.value if halted_by in directory.instances else "UNKNOWN"
         raise InstanceNotRunning(f"{halted_by} is {state}", instance=halted_by, state=state)
-    if task.project and is_paused(directory, task.project):
+    if task.project in directory.paused:
         raise ProjectPaused(f"{task.project} is paused", project=task.project, state="PAUSED")
     if task.instance in _not_for(unit, wanted.worker):
         raise NotAMember(instance=task.instance, worker=wanted.worker)

@@ -573,6 +573,22 @@ def test_why_not_ranks_and_scores_beyond_the_record() -> None:
     assert answer.candidate.factors[FACTORS.index("workload")].value == 0.75
 
 
+def test_ranks_break_ties_as_the_record_does() -> None:
+    projects = [project(f"p{i}") for i in range(6)]
+    compiled = Candidates.compile(projects)
+
+    recorded = [c.project for c in decide("t", projects, load={"p1": 3}).candidates]
+    ranks = {
+        p.name: routing.why_not(
+            TaskSpec("t"), compiled, BUILT_IN, p.name, load={"projects/p1": 3}, refused={}
+        ).rank
+        for p in projects
+    }
+
+    assert sorted(ranks, key=ranks.__getitem__) == recorded
+    assert sorted(ranks.values()) == [1, 2, 3, 4, 5, 6]
+
+
 # ---------------------------------------------------------------- compiling
 
 

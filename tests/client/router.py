@@ -345,6 +345,7 @@ class TaskServicer(task_service_pb2_grpc.TaskServiceServicer):
         await self._router.calls.begin("WatchTasks", request, context)
         router = self._router
         router.watchers += 1
+        await router.notify()
         try:
             after = request.after_generation
             if after and after < router.oldest:

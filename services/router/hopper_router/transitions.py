@@ -128,8 +128,6 @@ def _table() -> Mapping[tuple[TaskState, Event], TaskState]:
         (_S.DELEGATED, _E.RETURN): _S.SUBMITTED,
         (_S.DELEGATED, _E.CHILDREN_DONE): _S.SUCCEEDED,
         (_S.DELEGATED, _E.CHILD_FAILED): _S.FAILED,
-        # Clocks.
-        (_S.SUBMITTED, _E.TIME_OUT): _S.REJECTED,
     }
     # What may be changed or held back, and what may get ready, without moving.
     for state in (_S.SUBMITTED, _S.QUEUED):
@@ -140,7 +138,7 @@ def _table() -> Mapping[tuple[TaskState, Event], TaskState]:
     for state in TaskState:
         if not state.final:
             table[state, _E.CANCEL] = _S.CANCELLED
-            table.setdefault((state, _E.TIME_OUT), _S.FAILED)
+            table[state, _E.TIME_OUT] = _S.FAILED
     return MappingProxyType(table)
 
 
@@ -171,7 +169,14 @@ def move(task: Task, event: Event, now: datetime) -> Task:
 
 def decide(task: Task, decision: str, now: datetime, *, wait: Wait | None = None) -> Task:
     """A decision was made; with *wait*, it left the task unplaced."""
-    return replace(move(task, Event.DECIDE, now), decision=decision, project="", queue_time=None, wait=wait)
+    return replace(
+        move(task, Event.DECIDE, now),
+        decision=decision,
+        project="",
+        queue_time=None,
+        first_start=None,
+        wait=wait,
+    )
 
 
 def queue(task: Task, project: str, now: datetime) -> Task:
@@ -207,7 +212,10 @@ def unblock(task: Task, now: datetime) -> Task:
 def update(task: Task, spec: TaskSpec, now: datetime) -> Task:
     """Change what is asked for."""
     moved = move(task, Event.UPDATE, now)
-    return replace(moved, spec=spec, spec_version=task.spec_version + 1, ready_time=first_ready(spec, task))
+    # What is later than its schedule said is a back-off, and no change of the spec cuts that short.
+    backing_off = task.ready_time if task.ready_time > first_ready(task.spec, task) else task.create_time
+    ready_time = max(first_ready(spec, task), backing_off)
+    return replace(moved, spec=spec, spec_version=task.spec_version + 1, ready_time=ready_time)
 
 
 def first_ready(spec: TaskSpec, task: Task) -> datetime:
@@ -246,6 +254,7 @@ def claim(task: Task, worker: str, lease: timedelta, now: datetime) -> Task:
         moved,
         token=token,
         attempt=task.attempt + 1,
+        first_start=task.first_start or now,
         claim=Claim(worker=worker, token=token, lease=granted, lease_end=now + granted, start=now),
         progress=None,
         wait=None,
@@ -264,7 +273,9 @@ def _not_ready(task: Task, now: datetime) -> str:
         return "DEPENDENCY"
     if task.hold is not None:
         return "PERSON"
-    return "SCHEDULE" if task.ready_time > now else ""
+    if task.ready_time > now:
+        return "BACKOFF" if task.failures else "SCHEDULE"
+    return ""
 
 
 def bounded_lease(spec: TaskSpec, lease: timedelta) -> timedelta:
@@ -359,7 +370,6 @@ def failed_attempt(task: Task, failure: Failure, now: datetime) -> tuple[Task, E
         ready_time=ready_time,
         claim=None,
         progress=None,
-        queue_time=now,
     ), Event.RETRY
 
 
@@ -372,7 +382,6 @@ def release(task: Task, token: int, now: datetime) -> Task:
         progress=None,
         attempt=task.attempt - 1,
         ready_time=now,
-        queue_time=now,
     )
 
 
@@ -432,7 +441,7 @@ def on_time(task: Task, now: datetime) -> tuple[Task, Event] | None:
         return _timed_out(task, Failure("DEADLINE", "not finished by its deadline"), now)
     waits = task.state in (TaskState.SUBMITTED, TaskState.QUEUED) and not task.attempt
     if waits and clocks.start_by is not None and clocks.start_by <= now:
-        return _timed_out(task, _never_started(task), now)
+        return _never_started(task, now)
     if task.state is TaskState.RUNNING and task.claim is not None:
         return _claim_on_time(task, task.claim, now)
     return None
@@ -442,10 +451,12 @@ def _timed_out(task: Task, failure: Failure, now: datetime) -> tuple[Task, Event
     return replace(move(task, Event.TIME_OUT, now), failure=failure, wait=None), Event.TIME_OUT
 
 
-def _never_started(task: Task) -> Failure:
+def _never_started(task: Task, now: datetime) -> tuple[Task, Event]:
     if task.state is TaskState.SUBMITTED:
-        return Failure("NO_ELIGIBLE_EXECUTOR", "nobody could take it in time")
-    return Failure("START_TIMEOUT", "no worker claimed it in time")
+        return reject(
+            task, Failure("NO_ELIGIBLE_EXECUTOR", "nobody could take it in time"), now
+        ), Event.REJECT
+    return _timed_out(task, Failure("START_TIMEOUT", "no worker claimed it in time"), now)
 
 
 def _claim_on_time(task: Task, live: Claim, now: datetime) -> tuple[Task, Event] | None:
@@ -465,5 +476,5 @@ def _expired(task: Task, now: datetime) -> tuple[Task, Event]:
         return replace(move(task, Event.FAIL, now), failures=failures, failure=failure), Event.FAIL
     expired = move(task, Event.EXPIRE, now)
     return replace(
-        expired, failures=failures, failure=failure, claim=None, progress=None, ready_time=now, queue_time=now
+        expired, failures=failures, failure=failure, claim=None, progress=None, ready_time=now
     ), Event.EXPIRE

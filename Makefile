@@ -5,6 +5,7 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+BARS ?=
 # The commit whose protos must stay readable; empty means: work it out (see proto-breaking).
 AGAINST ?=
 
@@ -30,8 +31,8 @@ demo: $(VENV)/.core ## Run a small Hopper and watch it work
 test: $(VENV)/.dev ## Run the tests (PYTEST_ARGS='-k router')
 	@$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
-bench: $(VENV)/.dev ## Measure, against the bars
-	@$(BIN)/python -m tests.bench
+bench: $(VENV)/.dev ## Measure, against the bars (BARS="submit race")
+	@$(BIN)/python -m tests.bench $(BARS)
 
 verify: lint format-check types imports proto-lint proto-format proto-breaking proto-check ## Run every check (all of them: make -k verify)
 

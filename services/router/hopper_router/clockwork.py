@@ -189,12 +189,14 @@ def _give_back_if_idle(unit: Unit, task: Task) -> None:
 
 
 def _run_report(unit: Unit, instance: str) -> RunReport:
-    ended = unit.store.ended_in(instance, unit.instance(instance).start_time)
+    start_time = unit.instance(instance).start_time
+    ended = unit.store.ended_in(instance, start_time)
     returned = ended.get(TaskState.CANCELLED, 0) + ended.get(TaskState.REJECTED, 0)
     return RunReport(
         instance=instance,
         succeeded=ended.get(TaskState.SUCCEEDED, 0),
         failed=ended.get(TaskState.FAILED, 0),
         returned=returned,
+        start_time=start_time,
         end_time=unit.now,
     )

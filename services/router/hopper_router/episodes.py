@@ -165,8 +165,8 @@ def outcome(task: Task) -> EpisodeOutcome | None:
     if task.claim is not None:
         said.worker = task.claim.worker
         said.run_duration.CopyFrom(_length((task.finish_time or task.update_time) - task.claim.start))
-        if task.queue_time is not None:
-            said.queue_duration.CopyFrom(_length(task.claim.start - task.queue_time))
+    if task.first_start is not None and task.queue_time is not None:
+        said.queue_duration.CopyFrom(_length(task.first_start - task.queue_time))
     return said
 
 

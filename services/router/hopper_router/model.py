@@ -190,6 +190,7 @@ class Task:
     `failures` counts failed attempts; `attempt` counts claims that were not given back.
     `ready_time` is when it may be claimed at the earliest: its schedule, or the end of a back-off.
     `blockers` is how many of its dependencies have not succeeded yet.
+    `queue_time` is when it was placed, `first_start` when it was first claimed after that.
     `offered` says that the instance has not accepted the delegation that brought it.
     """
 
@@ -217,6 +218,7 @@ class Task:
     blockers: int = 0
     offered: bool = False
     queue_time: datetime | None = None
+    first_start: datetime | None = None
     finish_time: datetime | None = None
     wait: Wait | None = None
     """What deciding left it waiting for: NO_ELIGIBLE_EXECUTOR or UNSURE. The rest is derived: waiting.py."""

@@ -30,6 +30,7 @@ class RunReport:
     succeeded: int
     failed: int
     returned: int
+    start_time: datetime | None
     end_time: datetime
 
 

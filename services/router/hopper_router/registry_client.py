@@ -61,6 +61,7 @@ class RegistryClient(RegistryWatch):
             succeeded=report.succeeded,
             failed=report.failed,
             returned=report.returned,
+            start_time=to_proto(report.start_time),
             end_time=to_proto(report.end_time),
         )
         request = instance_service_pb2.ReportInstanceRequest(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from datetime import datetime
 from typing import Final
@@ -18,6 +19,7 @@ from hopper_router.errors import DecisionNotFound
 from hopper_router.model import Decision, Task
 from hopper_router.policies import InForce
 from hopper_router.rules import (
+    BUILT_IN,
     BUILT_IN_SOURCE,
     Policy,
     PolicyProblem,
@@ -92,13 +94,13 @@ class RoutingServicer(RoutingServiceServicer):
     ) -> svc.UpdatePolicyResponse:
         instance = _instance_of(request.policy.name)
         source = request.policy.source
-        policy = load_policy(source) if source else None
+        policy = await asyncio.to_thread(load_policy, source) if source else None
 
         def effect(unit: Unit) -> svc.UpdatePolicyResponse:
             unit.instance(instance)
             row = _next_version(unit, instance, source, request.policy.etag)
             unit.store.put_policy(row)
-            stored = InForce(f"{instance}/policy", row.version, policy or load_policy(BUILT_IN_SOURCE))
+            stored = InForce(f"{instance}/policy", row.version, policy or BUILT_IN)
             return svc.UpdatePolicyResponse(policy=_policy(stored, source, row.update_time))
 
         response = await self._engine.mutate("UpdatePolicy", request, svc.UpdatePolicyResponse, effect)
@@ -110,7 +112,7 @@ class RoutingServicer(RoutingServiceServicer):
     async def ValidatePolicy(
         self, request: svc.ValidatePolicyRequest, context: Context
     ) -> svc.ValidatePolicyResponse:
-        policy, errors, warnings = check_policy(request.source)
+        policy, errors, warnings = await asyncio.to_thread(check_policy, request.source)
         known = self._engine.registry.current.projects
         unknown = unknown_projects(policy, known) if policy is not None else ()
         return svc.ValidatePolicyResponse(
@@ -122,7 +124,7 @@ class RoutingServicer(RoutingServiceServicer):
     async def ReplayPolicy(
         self, request: svc.ReplayPolicyRequest, context: Context
     ) -> svc.ReplayPolicyResponse:
-        policy = load_policy(request.source)
+        policy = await asyncio.to_thread(load_policy, request.source)
         limit = request.limit or _REPLAY_DEFAULT
         return await self._engine.read(lambda unit: _replay(unit, request.instance, policy, limit))
 

@@ -497,6 +497,8 @@ def _live_to_json(task: Task) -> str:
         claim = task.claim
         lease = claim.lease // timedelta(microseconds=1)
         live["claim"] = [claim.worker, claim.token, lease, to_micros(claim.lease_end), to_micros(claim.start)]
+    if task.first_start:
+        live["first_start"] = to_micros(task.first_start)
     if task.failure:
         live["failure"] = [task.failure.reason, task.failure.message, task.failure.permanent]
     if task.progress:
@@ -526,6 +528,8 @@ def _live_from_json(document: str) -> dict[str, Any]:
         made["claim"] = Claim(
             worker, token, timedelta(microseconds=lease), from_micros(lease_end), from_micros(start)
         )
+    if "first_start" in live:
+        made["first_start"] = from_micros(live["first_start"])
     for name, noun in (("failure", Failure), ("progress", Progress), ("input", InputRequest), ("hold", Hold)):
         if name in live:
             made[name] = noun(*live[name])

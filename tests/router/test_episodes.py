@@ -66,6 +66,7 @@ def a_task(number: int = 1, **changes: Any) -> Task:
         "ready_time": NOW,
         "finish_time": NOW + timedelta(seconds=9),
         "queue_time": NOW + timedelta(seconds=1),
+        "first_start": NOW + timedelta(seconds=4),
         "decision": f"decisions/{number}",
         "attempt": 2,
         "claim": Claim("w1", 2, timedelta(minutes=1), None, NOW + timedelta(seconds=4)),

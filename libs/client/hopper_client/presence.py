@@ -40,8 +40,7 @@ async def keep_present(projects: "ProjectServiceAsyncStub", describe: Callable[[
 
 
 async def leave(projects: "ProjectServiceAsyncStub", worker: Worker) -> None:
-    """Say that a worker goes: it counts for nothing from now on, and as dead within a second."""
-    worker.slots = 0
+    """Say that a worker goes: it counts as dead within a second, and not only after its usual time to live."""
     worker.running = 0
     worker.time_to_live.CopyFrom(to_proto(_SHORTEST_TIME_TO_LIVE))
     try:

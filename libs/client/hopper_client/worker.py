@@ -156,7 +156,8 @@ class Worker:
     def _describe(self, shift: Shift) -> project_pb2.Worker:
         return project_pb2.Worker(
             name=f"{self.queue}/workers/{self.worker_id}",
-            slots=0 if self._stopping.is_set() else self._concurrency,
+            # Who winds down has no room but for what it runs.
+            slots=shift.running if self._stopping.is_set() else self._concurrency,
             running=shift.running,
             labels=self.labels,
         )

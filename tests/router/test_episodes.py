@@ -154,7 +154,7 @@ def test_a_failure_has_its_reason() -> None:
 
 
 def test_what_was_never_claimed_took_no_time() -> None:
-    said = outcome(a_task(state=TaskState.CANCELLED, claim=None))
+    said = outcome(a_task(state=TaskState.CANCELLED, claim=None, first_start=None))
 
     assert said is not None
     assert not said.HasField("queue_duration")

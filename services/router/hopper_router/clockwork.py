@@ -86,7 +86,9 @@ class Clockwork:
             return
         self._engine.hub.wake_all()
         await self.place_waiting()
-        await self.replace_orphans()
+        # The copy of before a restart may be older than the tasks, and lack their projects.
+        if self._engine.registry.confirmed:
+            await self.replace_orphans()
         for instance in directory.instances.values():
             if instance.state is InstanceState.STOPPING:
                 await self.drain(instance.name)

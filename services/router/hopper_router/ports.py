@@ -43,6 +43,11 @@ class Registry(Protocol):
         ...
 
     @property
+    def confirmed(self) -> bool:
+        """Whether the registry has told all of it since this process began: what is missing does not exist."""
+        ...
+
+    @property
     def changed(self) -> Changes:
         """Fires whenever the copy says something else than before."""
         ...

@@ -120,6 +120,11 @@ class RegistryWatch:
         self._ask_timeout = ask_timeout
         self._removals = 0
 
+    @property
+    def confirmed(self) -> bool:
+        """Whether the registry itself has told all of it, and not only a copy that may be older than the tasks."""
+        return self._projects.whole and self._instances.whole
+
     async def run(self) -> None:
         """Follow the registry until cancelled."""
         async with asyncio.TaskGroup() as group:
@@ -158,8 +163,7 @@ class RegistryWatch:
             return
         self._removals += step.everything or bool(step.removed)
         directory = feed.apply(self.current, step)
-        whole = self._projects.whole and self._instances.whole
-        self._publish(directory.completed() if whole else directory)
+        self._publish(directory.completed() if self.confirmed else directory)
 
     def _publish(self, directory: Directory) -> None:
         before, self.current = self.current, directory
@@ -217,7 +221,7 @@ class RegistryWatch:
             directory = EMPTY_DIRECTORY
         self._publish(directory)
         for feed in (self._projects, self._instances):
-            feed.version = 0
+            feed.version, feed.whole = 0, False  # the registry itself has not been heard yet
 
     def _replayed(self, stream: io.BytesIO) -> Directory:
         directory = EMPTY_DIRECTORY

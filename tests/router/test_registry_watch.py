@@ -620,17 +620,18 @@ def test_a_damaged_cache_is_no_cache(body: bytes) -> None:
 
 
 async def test_a_copy_from_before_is_not_confirmed_until_the_registry_has_told_all_of_it(
-    server: Neighbour,
+    server: Neighbour, registry: FakeRegistry
 ) -> None:
     cache = await a_cache_of(server)
     await server.stop()
 
     async with watching(server, cache) as watch:
         assert (watch.current.complete, watch.confirmed) == (True, False)
+        registry.put(Project(name=C))
+        registry.put(an_instance("instances/p", parent=ROOT, scope=SCOPE_PROJECT, project=B))
         await server.start()
-        async with asyncio.timeout(10):
-            while not watch.confirmed:
-                await asyncio.sleep(0)
+        await until(watch, lambda directory: C in directory.projects and len(directory.instances) == 2)
+        assert watch.confirmed
 
 
 async def test_a_cache_cut_short_is_no_cache(server: Neighbour) -> None:

@@ -66,7 +66,7 @@ from hopper_router.words import Text
 
 __all__ = ["STRATEGIES", "Candidates", "Question", "Strategy", "Verdict", "WhyNot", "decide", "why_not"]
 
-MAX_RECORDED: Final = 10
+MAX_RECORDED: Final = 5
 MAX_NAMED: Final = 20
 MAX_EVIDENCE: Final = 10
 SHARPNESS: Final = 0.15

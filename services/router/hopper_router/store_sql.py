@@ -20,7 +20,7 @@ from sqlalchemy import Connection, Row, Select, bindparam, func, insert, select,
 from hopper_common.eventlog import EventLog
 from hopper_common.timestamps import from_micros, to_micros
 from hopper_router import tables
-from hopper_router.convert import decision_from_bytes, decision_to_bytes, spec_from_bytes, spec_to_bytes
+from hopper_router.convert import decision_from_bytes, spec_from_bytes, spec_to_bytes
 from hopper_router.model import (
     OPEN_STATES,
     Claim,
@@ -284,14 +284,14 @@ class Store:
 
     # ------------------------------------------------------------ decisions
 
-    def insert_decision(self, decision: Decision) -> None:
-        """Record a decision."""
+    def insert_decision(self, decision: Decision, body: bytes) -> None:
+        """Record a decision, whose serialized message is *body*."""
         row = {
             "id": task_id(decision.name),
             "task": decision.task,
             "instance": decision.instance,
             "project": decision.project,
-            "body": decision_to_bytes(decision),
+            "body": body,
         }
         self.conn.execute(_INSERT_DECISION, row)
 

@@ -49,7 +49,7 @@ class TaskServicer(TaskServiceServicer):
         def effect(unit: Unit) -> svc.SubmitTaskResponse:
             task, decision = placing.submit(unit, request.parent, spec)
             return svc.SubmitTaskResponse(
-                task=task_view(unit, task, FULL), decision=decision_to_proto(decision)
+                task=task_view(unit, task, FULL), decision=unit.recorded.get(decision.name) or decision_to_proto(decision)
             )  # fmt: skip
 
         return await up_to_date(

@@ -12,9 +12,10 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
+from hopper.router.v1 import decision_pb2
 from hopper_common.clock import Clock
 from hopper_common.ids import Ids
-from hopper_router.convert import event_to_bytes
+from hopper_router.convert import decision_to_proto, event_to_bytes
 from hopper_router.directory import Directory
 from hopper_router.errors import DelegationNotFound, InstanceNotFound, RegistryUnknown, TaskNotFound
 from hopper_router.model import Decision, Delegation, Instance, Task, TaskState, Wait
@@ -48,13 +49,20 @@ class Change:
 
 @dataclass(slots=True)
 class Unit:
-    """One transaction's worth of work on tasks; `now` is the same for all of it."""
+    """
+    One transaction's worth of work on tasks; `now` is the same for all of it.
+
+    Attributes:
+        changes: Every move, in order.
+        recorded: The decisions that were made, by name, as they are stored.
+    """
 
     store: Store
     world: World
     clock: Clock
     now: datetime
     changes: list[Change] = field(default_factory=list)
+    recorded: dict[str, decision_pb2.Decision] = field(default_factory=dict)
     _tasks: dict[str, Task] = field(default_factory=dict)
     _new: set[str] = field(default_factory=set)
     _dirty: set[str] = field(default_factory=set)
@@ -166,7 +174,9 @@ class Unit:
             elapsed=timedelta(seconds=self.clock.monotonic() - started),
             create_time=self.now,
         )
-        self.store.insert_decision(named)
+        message = decision_to_proto(named)
+        self.recorded[named.name] = message
+        self.store.insert_decision(named, message.SerializeToString())
         return named
 
     def _wait(self, task: Task) -> Wait | None:

@@ -96,7 +96,7 @@ class Decision(_message.Message):
     """How many were eligible."""
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]:
-        """The best candidates, best first, at most 10."""
+        """The best candidates, best first, at most 5; ExplainTask works the others out when asked."""
 
     @_builtins.property
     def exclusions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Exclusion]:

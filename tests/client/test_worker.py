@@ -92,6 +92,7 @@ async def test_until_idle_sees_what_the_last_task_made_ready(router: Router, hop
 
     async def handler(context: TaskContext) -> None:
         if context.task.spec.title == "first":
+            await router.calls.wait_for("ClaimTasks", 3)  # the second has come back empty
             await router.add("second")
 
     stats = await Worker(hopper, QUEUE, handler, concurrency=2).run(until_idle=True)

@@ -8,6 +8,6 @@ learns nothing itself (it sends episodes to memory).
 
 import os
 
-# numpy's BLAS reads this once, when it is first imported. One decision is a few microseconds of arithmetic: more threads
-# than one only wake each other up (measured: 2.3 ms a submit became 1.3).
+# numpy's BLAS reads this once, when it is first imported. One decision is a few microseconds of arithmetic: more
+# threads than one only wake each other up (measured: 2.3 ms a submit became 1.3).
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -48,9 +48,8 @@ class TaskServicer(TaskServiceServicer):
 
         def effect(unit: Unit) -> svc.SubmitTaskResponse:
             task, decision = placing.submit(unit, request.parent, spec)
-            return svc.SubmitTaskResponse(
-                task=task_view(unit, task, FULL), decision=unit.recorded.get(decision.name) or decision_to_proto(decision)
-            )  # fmt: skip
+            recorded = unit.recorded.get(decision.name) or decision_to_proto(decision)
+            return svc.SubmitTaskResponse(task=task_view(unit, task, FULL), decision=recorded)
 
         return await up_to_date(
             self._engine,

@@ -64,6 +64,8 @@ def configure(*, level: str = "info", form: str = "auto", stream: TextIO | None 
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(max(threshold, logging.WARNING))
+    # SQLAlchemy gives its own logger a level when it is imported, which would outlive ours.
+    logging.getLogger("sqlalchemy").setLevel(root.level)
 
 
 def _renderers(*, json: bool, colors: bool) -> list[Processor]:

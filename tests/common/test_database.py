@@ -96,6 +96,14 @@ async def test_a_broken_constraint_reaches_the_store_as_it_is(db: Database) -> N
     assert await db.read(notes) == ["a"]
 
 
+async def test_an_error_does_not_carry_the_values_of_the_statement(db: Database) -> None:
+    """Its text ends in a log, and the values are what people wrote."""
+    await db.write(lambda conn: add_note(conn, "swordfish"))
+    with pytest.raises(sqlalchemy.exc.IntegrityError) as broken:
+        await db.write(lambda conn: add_note(conn, "swordfish"))
+    assert "swordfish" not in str(broken.value)
+
+
 async def test_units_see_what_earlier_units_of_their_group_did(db: Database) -> None:
     async with held_writer(db):
         first = note_task(db, "a")

@@ -417,6 +417,8 @@ def _engine(path: Path, *, read_only: bool = False) -> Engine:
         creator=lambda: sqlite_file.connect(path, read_only=read_only),
         poolclass=NullPool,
         pool_reset_on_return=None,
+        # An error's text ends in a log; the values in it are what people wrote.
+        hide_parameters=True,
     )
     event.listen(engine, "commit", _refuse_commit)
     return engine

@@ -267,13 +267,17 @@ async def test_a_result_that_cannot_be_one_fails_the_task(
 async def test_many_large_results_are_sent_in_parts(router: Router, hopper: AsyncHopper) -> None:
     for number in range(6):
         await router.add(str(number))
-    large = b"x" * (1024 * 1024)
+    gate = Gate()
 
     async def handler(context: TaskContext) -> bytes:
-        return large
+        await gate(context)
+        return b"x" * (1024 * 1024)
 
-    assert (await Worker(hopper, QUEUE, handler, concurrency=6).run(max_tasks=6)).succeeded == 6
-    assert max(router.completed_in_batches) <= 2
+    async with working(Worker(hopper, QUEUE, handler, concurrency=6), max_tasks=6) as run:
+        await gate.wait_for(lambda: gate.begun == 6)
+        gate.open()
+        assert (await run).succeeded == 6
+    assert router.completed_in_batches == [2, 2, 2]
 
 
 def test_a_reason_is_one_word() -> None:

@@ -12,8 +12,8 @@ The fourth, sending episodes to memory, is in `episodes`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Final
 
@@ -23,11 +23,12 @@ from sqlalchemy import func, select
 from hopper_common.errors import HopperError, ShuttingDown
 from hopper_common.timestamps import to_micros
 from hopper_router import handover, placing, tables, working
+from hopper_router.directory import Directory
 from hopper_router.engine import Engine
-from hopper_router.model import DelegationState, InstanceState, Task, TaskState
+from hopper_router.model import Instance, InstanceState, Task, TaskState
 from hopper_router.ports import RunReport
 from hopper_router.store_sql import EVENTS
-from hopper_router.unit import Unit
+from hopper_router.unit import Unit, own_savepoint
 
 SWEEP_EVERY: Final = 0.25
 FOLLOW_AT_MOST_EVERY: Final = 0.1
@@ -38,6 +39,7 @@ KEEP_REQUESTS: Final = timedelta(days=1)
 KEEP_EVENTS: Final = timedelta(days=7)
 
 _WAITING: Final = (TaskState.SUBMITTED, TaskState.QUEUED)
+_NEVER: Final = datetime.min
 _BUSY: Final = (TaskState.RUNNING, TaskState.INPUT_REQUIRED, TaskState.DELEGATED)
 _log = structlog.get_logger("hopper.router")
 
@@ -47,7 +49,8 @@ class Clockwork:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._reported: set[str] = set()
+        self._reported: dict[str, datetime | None] = {}
+        self._followed: Directory | None = None
 
     async def sweep_forever(self) -> None:
         """Keep the clocks."""
@@ -59,7 +62,12 @@ class Clockwork:
         """Do what every clock that has run out asks for; returns how many it was."""
         done = 0
         while await self._engine.read(lambda unit: unit.store.anything_due(unit.now)):
-            done += await self._engine.run(lambda unit: working.run_clocks(unit, BATCH))
+            step = await self._engine.run(_run_clocks)
+            if (
+                not step
+            ):  # each that is due has been refused, and the log told: not again before the next sweep
+                break
+            done += step
         return done
 
     async def follow_forever(self) -> None:
@@ -84,16 +92,17 @@ class Clockwork:
         directory = self._engine.registry.current
         if not directory.complete:
             return
-        self._engine.hub.wake_all()
+        if directory is not self._followed:
+            self._followed = directory
+            self._engine.hub.wake_all()  # what stood still may go on
         await self.place_waiting()
         # The copy of before a restart may be older than the tasks, and lack their projects.
         if self._engine.registry.confirmed:
             await self.replace_orphans()
         for instance in directory.instances.values():
             if instance.state is InstanceState.STOPPING:
-                await self.drain(instance.name)
-            else:
-                self._reported.discard(instance.name)
+                # Each on its own: one that cannot be reported does not keep the others from stopping.
+                await _outlive_trouble("drain", partial(self.drain, instance))
 
     async def place_waiting(self) -> int:
         """Decide once more about every task that a decision left unplaced; returns how many moved."""
@@ -103,7 +112,7 @@ class Clockwork:
             if not tasks:
                 return moved
             after = tasks[-1].id
-            moved += await self._engine.run(partial(_place_again, names=[task.name for task in tasks]))
+            moved += await self._engine.run(partial(_place_again, [task.name for task in tasks]))
 
     async def replace_orphans(self) -> int:
         """Decide anew about queued tasks whose project is gone; returns how many it was."""
@@ -113,25 +122,32 @@ class Clockwork:
             for name in await self._engine.read(lambda unit: unit.store.queued_projects())
             if name not in known
         }
-        moved = 0
+        moved, after = 0, ""
         while gone:
-            orphans = await self._engine.read(lambda unit: unit.store.queued_for(gone, BATCH))
-            step = await self._engine.run(partial(_place_again, names=[task.name for task in orphans]))
-            moved += step
-            if len(orphans) < BATCH or not step:
+            orphans = await self._engine.read(partial(_orphans, gone, after))
+            if not orphans:
                 break
+            after = orphans[-1].id
+            moved += await self._engine.run(partial(_place_orphans, [task.name for task in orphans]))
         return moved
 
-    async def drain(self, instance: str) -> None:
+    async def drain(self, instance: Instance) -> None:
         """Send back what a stopping instance was handed, and report it stopped when nothing runs there."""
-        await self._engine.run(lambda unit: _send_back(unit, instance))
-        busy = await self._engine.read(lambda unit: unit.store.in_instance(instance, _BUSY, 1))
-        if busy or instance in self._reported:
+        name, after = instance.name, ""
+        while True:
+            waiting = await self._engine.read(partial(_waiting_in, name, after))
+            if not waiting:
+                break
+            after = waiting[-1].id
+            await self._engine.run(partial(_send_back, [task.name for task in waiting if task.delegation]))
+        busy = await self._engine.read(lambda unit: unit.store.in_instance(name, _BUSY, 1))
+        # A run is reported once, and told from the next by its start: we may not see what is between them.
+        if busy or self._reported.get(name, _NEVER) == instance.start_time:
             return
-        report = await self._engine.read(lambda unit: _run_report(unit, instance))
+        report = await self._engine.read(lambda unit: _run_report(unit, name))
         await self._engine.registry.report_stopped(report)
-        self._reported.add(instance)
-        _log.info("instance stopped", instance=instance)
+        self._reported[name] = instance.start_time
+        _log.info("instance stopped", instance=name)
 
     async def housekeep_forever(self) -> None:
         """Keep the house."""
@@ -166,28 +182,71 @@ async def _outlive_trouble(what: str, step: Callable[[], Awaitable[object]]) -> 
         _log.warning("trouble, will try again", what=what, reason=error.reason)
 
 
+def _each(unit: Unit, what: str, names: Iterable[str], step: Callable[[Unit, str], object]) -> int:
+    """Do a step for each, on its own: one that is refused is told to the log, and keeps no other from its turn."""
+    done = 0
+    for name in names:
+        try:
+            own_savepoint(unit, partial(step, unit, name))
+            done += 1
+        except HopperError as error:
+            _log.warning("refused, will try again", what=what, name=name, reason=error.reason)
+    return done
+
+
+def _run_clocks(unit: Unit) -> int:
+    tasks = [task.name for task in unit.store.due(unit.now, BATCH)]
+    done = _each(unit, "clock", tasks, working.run_clock)
+    offers = [offer.name for offer in unit.store.overdue_offers(unit.now, BATCH)]
+    return done + _each(unit, "offer", offers, working.run_offer)
+
+
 def _unplaced(unit: Unit, after: str) -> list[Task]:
     return unit.store.unplaced(BATCH, after)
 
 
-def _place_again(unit: Unit, names: list[str]) -> int:
-    waiting = [task for task in unit.tasks(names) if task.state in _WAITING and not task.offered]
-    return placing.place_again(unit, waiting)
+def _place_again(names: list[str], unit: Unit) -> int:
+    moved = 0
+
+    def step(unit: Unit, name: str) -> None:
+        nonlocal moved
+        task = unit.task(name)
+        if task.state is TaskState.SUBMITTED and not task.offered:
+            moved += placing.place_again(unit, [task])
+
+    _each(unit, "place", names, step)
+    return moved
 
 
-def _send_back(unit: Unit, instance: str) -> None:
-    for task in unit.known(unit.store.in_instance(instance, _WAITING, BATCH)):
-        current = unit.task(task.name)
-        if current.state in _WAITING and current.delegation:
-            _give_back_if_idle(unit, current)
+def _orphans(gone: Collection[str], after: str, unit: Unit) -> list[Task]:
+    return unit.store.queued_for(gone, BATCH, after)
 
 
-def _give_back_if_idle(unit: Unit, task: Task) -> None:
-    delegation = unit.delegation(task.delegation)
-    siblings = unit.tasks(delegation.child_tasks)
-    running = any(sibling.state in (TaskState.RUNNING, TaskState.INPUT_REQUIRED) for sibling in siblings)
-    if delegation.state.open and not running:
-        handover.give_back(unit, delegation, DelegationState.RETURNED, f"{task.instance} is being stopped")
+def _place_orphans(names: list[str], unit: Unit) -> int:
+    moved = 0
+
+    def step(unit: Unit, name: str) -> None:
+        nonlocal moved
+        task = unit.task(name)
+        if task.state is TaskState.QUEUED:
+            moved += placing.place_orphan(unit, task)
+
+    _each(unit, "place", names, step)
+    return moved
+
+
+def _waiting_in(instance: str, after: str, unit: Unit) -> list[Task]:
+    return unit.store.in_instance(instance, _WAITING, BATCH, after)
+
+
+def _send_back(names: list[str], unit: Unit) -> int:
+    def step(unit: Unit, name: str) -> None:
+        task = unit.task(name)
+        if task.state in _WAITING:
+            delegation = unit.delegation(task.delegation)
+            handover.give_back_if_idle(unit, delegation, f"{task.instance} is being stopped")
+
+    return _each(unit, "send back", names, step)
 
 
 def _run_report(unit: Unit, instance: str) -> RunReport:

@@ -39,7 +39,7 @@ from hopper_router.scopes import delegation_allowed
 from hopper_router.transitions import Event
 from hopper_router.unit import Unit
 
-_HOLDING: Final = frozenset({TaskState.RUNNING, TaskState.INPUT_REQUIRED})
+_BUSY: Final = frozenset({TaskState.RUNNING, TaskState.INPUT_REQUIRED, TaskState.DELEGATED})
 
 
 # ---------------------------------------------------------------- over
@@ -59,6 +59,7 @@ def hand_over(
     path, depth = _path_to(unit, task, where)
     delegation = _new_delegation(unit, task, where, kind, reason, path, depth)
     child = placing.new_task(unit, where, task.spec, delegation=delegation.name, offered=where.manual_accept)
+    child = replace(child, hold=task.hold)  # what somebody holds back is held back wherever it goes
     delegation = replace(delegation, child_tasks=(child.name,))
     unit.store.insert_delegation(delegation)
     project = unit.world.directory.project_of(where.name)
@@ -138,6 +139,7 @@ def delegate(
         See DelegateTask.
     """
     task = _let_go(unit, unit.task(name), token)
+    _require_in_hand(unit, task, kind)
     if kind is DelegationKind.ESCALATE:
         return escalate(unit, task, reason)
     source = unit.instance(task.instance)
@@ -150,6 +152,16 @@ def delegate(
     if kind is DelegationKind.DECOMPOSE:
         return decompose(unit, task, where, subtasks, reason)
     return hand_over(unit, task, where.name, kind, reason)
+
+
+def _require_in_hand(unit: Unit, task: Task, kind: DelegationKind) -> None:
+    """Refuse to hand over what somebody else has, or what is over; and, but for sending it back, a mere offer."""
+    transitions.move(task, Event.DELEGATE, unit.now)
+    if task.offered and kind is not DelegationKind.ESCALATE:
+        raise TaskWrongState(
+            "the task is only offered: accept the delegation first, or send it back",
+            task=task.name, state=task.state.value, event=Event.DELEGATE.value,
+        )  # fmt: skip
 
 
 def _let_go(unit: Unit, task: Task, token: int) -> Task:
@@ -187,11 +199,17 @@ def decompose(
         unit.log(None, child, event)
     delegation = replace(delegation, child_tasks=tuple(names[position] for position in range(len(parts))))
     unit.store.update_delegation(delegation)
-    unit.flush()
     if not where.manual_accept:
-        for child in unit.tasks(delegation.child_tasks):
-            placing.place(unit, child)
+        _place_all(unit, delegation.child_tasks)
     return delegated, delegation
+
+
+def _place_all(unit: Unit, names: Sequence[str]) -> None:
+    """Place tasks that came together; one that is refused at once may end the others before it is their turn."""
+    for name in names:
+        task = unit.task(name)
+        if task.state is TaskState.SUBMITTED:
+            placing.place(unit, task)
 
 
 def _in_order(task: Task, parts: Sequence[tuple[TaskSpec, Sequence[int]]]) -> list[int]:
@@ -246,8 +264,10 @@ def accept(unit: Unit, name: str) -> Delegation:
     _require(delegation, DelegationState.OFFERED, verb="accept")
     accepted = _close(unit, delegation, DelegationState.ACCEPTED, delegation.reason)
     for child in unit.tasks(accepted.child_tasks):
-        placing.place(unit, unit.log(child, transitions.accept(child, unit.now), Event.ACCEPT))
-    return accepted
+        if not child.state.final:
+            unit.log(child, transitions.accept(child, unit.now), Event.ACCEPT)
+    _place_all(unit, accepted.child_tasks)
+    return unit.delegation(name)
 
 
 def reject(unit: Unit, name: str, reason: str) -> Delegation:
@@ -262,7 +282,7 @@ def reject(unit: Unit, name: str, reason: str) -> Delegation:
     if not delegation.state.open:
         _require(delegation, DelegationState.OFFERED, verb="reject")
     for child in unit.tasks(delegation.child_tasks):
-        if child.state in _HOLDING or child.state is TaskState.DELEGATED:
+        if child.state in _BUSY:
             raise TaskWrongState(
                 "a worker has the task, or it was handed on: it can no longer be rejected",
                 task=child.name, state=child.state.value, event="REJECT",
@@ -277,8 +297,20 @@ def give_back(unit: Unit, delegation: Delegation, state: DelegationState, reason
         if not child.state.final:
             cancel(unit, child, reason or "sent back")
     task = unit.task(delegation.task)
-    placing.place(unit, unit.log(task, transitions.returned(task, unit.now), Event.RETURN))
+    back = transitions.returned(task, unit.now)
+    if len(delegation.child_tasks) == 1:
+        back = replace(back, hold=unit.task(delegation.child_tasks[0]).hold)
+    placing.place(unit, unit.log(task, back, Event.RETURN))
     return closed
+
+
+def give_back_if_idle(unit: Unit, delegation: Delegation, reason: str) -> bool:
+    """Give a delegation's tasks back, unless it is closed or somebody works on one of them; returns whether it was."""
+    busy = any(child.state in _BUSY for child in unit.tasks(delegation.child_tasks))
+    if busy or not delegation.state.open:
+        return False
+    give_back(unit, delegation, DelegationState.RETURNED, reason)
+    return True
 
 
 def expire(unit: Unit, offer: Delegation) -> Delegation:

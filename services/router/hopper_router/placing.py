@@ -22,6 +22,7 @@ from hopper_router.errors import (
     TaskNotFound,
 )
 from hopper_router.model import (
+    MAX_PATH,
     Basis,
     Decision,
     DelegationKind,
@@ -179,10 +180,17 @@ def surroundings(unit: Unit, task: Task, instance: Instance) -> Surroundings:
     directory = unit.world.directory
     return Surroundings(
         project=directory.project_of(instance.name),
-        children=[directory.instances[child] for child in directory.children(instance.name)],
+        children=[]
+        if nested_out(unit, task)
+        else [directory.instances[child] for child in directory.children(instance.name)],
         visited=visited(unit, task),
         load=lambda name: unit.world.load.by_instance.get(name, 0),
     )
+
+
+def nested_out(unit: Unit, task: Task) -> bool:
+    """Whether a task is nested as deep as may be, so that it goes nowhere from here."""
+    return bool(task.delegation) and unit.delegation(task.delegation).depth >= MAX_PATH
 
 
 def visited(unit: Unit, task: Task) -> frozenset[str]:
@@ -224,6 +232,8 @@ def refused(unit: Unit, task: Task) -> dict[str, str]:
         return {}
     had = visited(unit, task)
     path = set(unit.delegation(task.delegation).path) if task.delegation else {task.instance}
+    if nested_out(unit, task):
+        path = set(directory.instances)
     filters: dict[str, str] = {}
     for project, name in directory.instance_of_project.items():
         instance = directory.instances[name]
@@ -292,6 +302,22 @@ def place_again(unit: Unit, tasks: Iterable[Task]) -> int:
     return moved
 
 
+def place_orphan(unit: Unit, task: Task) -> bool:
+    """
+    Decide anew about a queued task whose project is gone; returns whether it moved.
+
+    In an instance that stands for that project there is nothing to decide: what was handed to it goes back to whoever
+    did that, and the rest waits for the project, or for a worker of the instance.
+    """
+    placement = _placement(unit, task)
+    if not isinstance(placement, Keep) or placement.project != task.project:
+        place(unit, task)
+        return True
+    if not task.delegation:
+        return False
+    return handover.give_back_if_idle(unit, unit.delegation(task.delegation), f"{task.project} is gone")
+
+
 def _still_waiting(unit: Unit, task: Task) -> Wait | None:
     """What a task would wait for if it were decided about now; None: it would move."""
     if not isinstance(_placement(unit, task), Choose):
@@ -325,7 +351,9 @@ def change_spec(unit: Unit, name: str, spec: TaskSpec, *, etag: str) -> Task:
     changed = unit.log(task, changed, Event.UPDATE)
     unit.flush()
     unit.store.reindex(changed)
-    return changed if changed.offered else place(unit, changed)[0]
+    if not changed.offered:
+        place(unit, changed)
+    return unit.task(name)  # what it was handed to may have sent it back by now
 
 
 def require_acyclic(unit: Unit, name: str, dependencies: Collection[str]) -> None:

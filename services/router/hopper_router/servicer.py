@@ -20,7 +20,6 @@ from hopper_common.pagination import PageTokens, page_size
 from hopper_common.timestamps import duration_field
 from hopper_router.engine import Engine
 from hopper_router.errors import InstanceNotFound, InstanceNotRunning, ProjectNotFound
-from hopper_router.unit import Unit
 
 Context = grpc.aio.ServicerContext[Any, Any]
 T = TypeVar("T")
@@ -81,17 +80,3 @@ async def up_to_date(engine: Engine, call: Callable[[], Awaitable[R]]) -> R:
         if not instance and not await registry.refresh_project(error.metadata.get("project", "")):
             raise
         return await call()
-
-
-def own_savepoint(unit: Unit, work: Callable[[], R]) -> R:
-    """Run part of a unit so that a refusal of it leaves no trace in the rest."""
-    unit.flush()
-    mark = len(unit.changes)
-    try:
-        with unit.store.conn.begin_nested():
-            result = work()
-            unit.flush()
-            return result
-    except HopperError:
-        unit.forget_since(mark)
-        raise

@@ -227,7 +227,10 @@ class Store:
 
     def due(self, now: datetime, limit: int) -> list[Task]:
         """Tasks one of whose clocks has run out, the longest overdue first."""
-        query = select(_T).where(_T.c.wake_time <= to_micros(now)).order_by(_T.c.wake_time).limit(limit)
+        # Of those due at once the oldest first: what was handed over before what it was handed over as.
+        query = (
+            select(_T).where(_T.c.wake_time <= to_micros(now)).order_by(_T.c.wake_time, _T.c.id).limit(limit)
+        )
         return [_task(row) for row in self.conn.execute(query)]
 
     def unplaced(self, limit: int, after: str) -> list[Task]:
@@ -237,9 +240,11 @@ class Store:
         )
         return [_task(row) for row in self.conn.execute(query.order_by(_T.c.id).limit(limit))]
 
-    def queued_for(self, projects: Collection[str], limit: int) -> list[Task]:
-        """Queued tasks of those projects."""
-        query = select(_T).where(_T.c.state == TaskState.QUEUED.value, _T.c.project.in_(projects))
+    def queued_for(self, projects: Collection[str], limit: int, after: str) -> list[Task]:
+        """Queued tasks of those projects, oldest first, after that id."""
+        query = select(_T).where(
+            _T.c.state == TaskState.QUEUED.value, _T.c.project.in_(projects), _T.c.id > after
+        )
         return [_task(row) for row in self.conn.execute(query.order_by(_T.c.id).limit(limit))]
 
     def queued_projects(self) -> set[str]:
@@ -249,9 +254,13 @@ class Store:
         )
         return set(self.conn.execute(query).scalars())
 
-    def in_instance(self, instance: str, states: Collection[TaskState], limit: int) -> list[Task]:
-        """Tasks of an instance in those states, oldest first."""
-        query = select(_T).where(_T.c.instance == instance, _T.c.state.in_([s.value for s in states]))
+    def in_instance(
+        self, instance: str, states: Collection[TaskState], limit: int, after: str = ""
+    ) -> list[Task]:
+        """Tasks of an instance in those states, oldest first, after that id."""
+        query = select(_T).where(
+            _T.c.instance == instance, _T.c.state.in_([s.value for s in states]), _T.c.id > after
+        )
         return [_task(row) for row in self.conn.execute(query.order_by(_T.c.id).limit(limit))]
 
     def ended_in(self, instance: str, since: datetime | None) -> dict[TaskState, int]:

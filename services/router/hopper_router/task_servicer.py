@@ -25,9 +25,9 @@ from hopper_router.convert import (
 )
 from hopper_router.engine import Engine
 from hopper_router.model import OPEN_STATES, TaskSpec
-from hopper_router.servicer import Context, Page, each, own_savepoint, up_to_date
+from hopper_router.servicer import Context, Page, each, up_to_date
 from hopper_router.store_sql import EVENTS, TaskFilter
-from hopper_router.unit import Unit
+from hopper_router.unit import Unit, own_savepoint
 from hopper_router.views import BASIC, FULL, task_view, task_views
 
 _WORD: Final = re.compile(r"\w+")

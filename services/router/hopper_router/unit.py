@@ -8,12 +8,14 @@ what it changed, so that the engine can wake workers after the commit.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from typing import TypeVar
 
 from hopper.router.v1 import decision_pb2
 from hopper_common.clock import Clock
+from hopper_common.errors import HopperError
 from hopper_common.ids import Ids
 from hopper_router.convert import decision_to_proto, event_to_bytes
 from hopper_router.directory import Directory
@@ -23,6 +25,8 @@ from hopper_router.policies import Policies
 from hopper_router.store_sql import EVENTS, OpenCounts, Store
 from hopper_router.transitions import Event
 from hopper_router.waiting import Facts, why_waiting
+
+R = TypeVar("R")
 
 WORKABLE = frozenset({TaskState.QUEUED, TaskState.RUNNING, TaskState.INPUT_REQUIRED})
 """States in which a task counts as its project's load."""
@@ -196,6 +200,20 @@ def _facts(unit: Unit, task: Task) -> Facts:
         paused=directory.paused,
         full="",
     )
+
+
+def own_savepoint(unit: Unit, work: Callable[[], R]) -> R:
+    """Run part of a unit so that a refusal of it leaves no trace in the rest."""
+    unit.flush()
+    mark = len(unit.changes)
+    try:
+        with unit.store.conn.begin_nested():
+            result = work()
+            unit.flush()
+            return result
+    except HopperError:
+        unit.forget_since(mark)
+        raise
 
 
 def count_load(load: OpenCounts, changes: Collection[Change]) -> None:

@@ -16,8 +16,8 @@ from hopper_router import working
 from hopper_router.convert import failure_from_proto, input_from_proto, item_error, progress_from_proto
 from hopper_router.engine import Engine
 from hopper_router.model import DEFAULT_LEASE, Task
-from hopper_router.servicer import Context, each, lease_of, own_savepoint, up_to_date
-from hopper_router.unit import Unit
+from hopper_router.servicer import Context, each, lease_of, up_to_date
+from hopper_router.unit import Unit, own_savepoint
 from hopper_router.views import FULL, task_view, task_views
 from hopper_router.working import ClaimRequest
 

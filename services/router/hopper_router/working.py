@@ -18,7 +18,7 @@ from hopper_router.errors import (
     TaskNotFound,
     TaskNotReady,
 )
-from hopper_router.model import Failure, InputRequest, Progress, Scope, Task, TaskState
+from hopper_router.model import DelegationState, Failure, InputRequest, Progress, Scope, Task, TaskState
 from hopper_router.scopes import may_claim
 from hopper_router.store_sql import ReadyQuery
 from hopper_router.transitions import Event
@@ -226,16 +226,16 @@ def release(unit: Unit, name: str, token: int) -> Task:
 # ---------------------------------------------------------------- clocks
 
 
-def run_clocks(unit: Unit, most: int) -> int:
-    """Do what the clocks that have run out ask for; returns how many tasks and offers it was."""
-    due = unit.known(unit.store.due(unit.now, most))
-    for task in due:
-        current = unit.task(task.name)  # an earlier one's end may have ended it too
-        timed = transitions.on_time(current, unit.now)
-        if timed is not None:
-            handover.end_delegated(unit, current, *timed)
-    overdue = unit.store.overdue_offers(unit.now, most)
-    for offer in overdue:
-        if unit.delegation(offer.name).state.open:
-            handover.expire(unit, offer)
-    return len(due) + len(overdue)
+def run_clock(unit: Unit, name: str) -> None:
+    """Do what a task's clocks that have run out ask for."""
+    task = unit.task(name)  # another's end may have ended it too
+    timed = transitions.on_time(task, unit.now)
+    if timed is not None:
+        handover.end_delegated(unit, task, *timed)
+
+
+def run_offer(unit: Unit, name: str) -> None:
+    """Take back an offer that nobody answered in time."""
+    offer = unit.delegation(name)
+    if offer.state is DelegationState.OFFERED:
+        handover.expire(unit, offer)

@@ -19,24 +19,7 @@ from hopper_client.errors import translate
 from hopper_client.policy import Attempts
 from hopper_common.errors import HopperError
 from hopper_common.rpc.address import check_address
-from hopper_common.rpc.channel import MAX_MESSAGE_BYTES
-
-_OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    # A half-dead connection is noticed in 40 s instead of never, also while a watch just listens.
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.max_pings_without_data", 0),
-    # grpc waits up to two minutes before it dials again, and our retries would all fail without dialling.
-    ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
-    # Its own transparent retries know nothing of request ids.
-    ("grpc.enable_retries", 0),
-    # Only addresses of this machine are dialled; a proxy from the environment does not know them.
-    ("grpc.enable_http_proxy", 0),
-)
+from hopper_common.rpc.channel import OPTIONS
 
 
 def open_async(address: str, timeout: float) -> grpc.aio.Channel:
@@ -49,7 +32,7 @@ def open_async(address: str, timeout: float) -> grpc.aio.Channel:
     calls = _Calls(address, timeout)
     return grpc.aio.insecure_channel(
         check_address(address),
-        options=_OPTIONS,
+        options=OPTIONS,
         # grpc.aio sorts interceptors by class and takes each for one shape only.
         interceptors=[_AsyncUnary(calls), _AsyncServerStream(calls), _AsyncBothStreams(calls)],
     )
@@ -57,7 +40,7 @@ def open_async(address: str, timeout: float) -> grpc.aio.Channel:
 
 def open_blocking(address: str, timeout: float) -> grpc.Channel:
     """The same, for threads."""
-    channel = grpc.insecure_channel(check_address(address), options=_OPTIONS)
+    channel = grpc.insecure_channel(check_address(address), options=OPTIONS)
     return grpc.intercept_channel(channel, _Blocking(_Calls(address, timeout)))
 
 

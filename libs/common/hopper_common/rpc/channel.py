@@ -22,7 +22,8 @@ def _version() -> str:
         return "0"
 
 
-_OPTIONS = (
+# Of every channel that Hopper opens, the SDK's too.
+OPTIONS = (
     ("grpc.primary_user_agent", f"hopper/{_version()}"),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -30,10 +31,11 @@ _OPTIONS = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.max_pings_without_data", 0),
-    # grpc waits up to two minutes before it tries again; a restarted neighbour is back sooner.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 5_000),
+    # grpc waits up to two minutes before it dials again; a restarted Hopper is back sooner, and retries in between
+    # would all fail without dialling.
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
     # Its transparent retries know nothing of request ids and leases.
     ("grpc.enable_retries", 0),
     # Everything dialled is on this machine; a proxy from the environment would only see plain text.
@@ -51,4 +53,4 @@ def open_channel(address: str) -> grpc.aio.Channel:
     Raises:
         AddressRefused: Malformed, or not of this machine.
     """
-    return grpc.aio.insecure_channel(check_address(address), options=_OPTIONS)
+    return grpc.aio.insecure_channel(check_address(address), options=OPTIONS)

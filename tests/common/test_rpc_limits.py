@@ -10,6 +10,8 @@ from google.protobuf.struct_pb2 import NULL_VALUE, Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from hopper.common.v1.options_pb2 import Format
+from hopper.router.v1.task_pb2 import Clocks, Task, TaskSpec
+from hopper.router.v1.task_service_pb2 import SubmitTaskRequest, UpdateTaskRequest
 from hopper_common.errors import FieldViolation, InvalidArgument, UnknownField
 from hopper_common.rpc.limits import (
     LATEST_SECONDS,
@@ -237,3 +239,12 @@ def test_a_limit_that_says_nothing_about_its_field_is_refused_at_start(name: str
     for _ in range(2):  # also when asked again
         with pytest.raises(ValueError, match=r"^toy\.v1\..* declares .*, which says nothing about its type"):
             compile_limits(pb.DESCRIPTOR.message_types_by_name[name])
+
+
+def test_an_update_need_not_send_what_it_does_not_change() -> None:
+    """Found by a change of a task's priority that was refused for want of its title."""
+    check_limits(UpdateTaskRequest(task=Task(name="instances/a/tasks/b", spec=TaskSpec(priority=1))))
+    check_limits(UpdateTaskRequest(task=Task(spec=TaskSpec(clocks=Clocks()))))
+    assert paths(UpdateTaskRequest()) == ["task"]
+    assert paths(UpdateTaskRequest(task=Task(spec=TaskSpec(title="a" * 301)))) == ["task.spec.title"]
+    assert paths(SubmitTaskRequest(parent="instances/a", spec=TaskSpec(priority=1))) == ["spec.title"]

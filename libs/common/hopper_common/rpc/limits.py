@@ -14,7 +14,8 @@ Two outcomes:
 
 What a field declares nothing about is small: text and bytes 256 bytes, lists and maps 100 items, a Struct
 or an Any 256 bytes. A number, text or enum that is not set passes unless it is required, whatever else it
-declares. Values are never quoted in a description: they are the caller's, and descriptions reach logs.
+declares. In an update, which has an `update_mask`, what the resource requires may be left out: what is not
+changed need not be sent. Values are never quoted in a description: they are the caller's, and descriptions reach logs.
 """
 
 import contextlib
@@ -100,9 +101,10 @@ def compile_limits(descriptor: Descriptor) -> Callable[[Message], None]:
             Meant for start: a limit that would never be enforced must not look as if it were.
     """
     walk = _message_check(descriptor)
+    partial = "update_mask" in descriptor.fields_by_name
 
     def check(message: Message) -> None:
-        found = _Found()
+        found = _Found(partial=partial)
         with contextlib.suppress(_Enough):  # plenty to repair; the rest shows up next time
             walk(message, "", found)
         if found:
@@ -127,6 +129,14 @@ class _Enough(Exception):
 
 
 class _Found(list[FieldViolation]):
+    def __init__(self, *, partial: bool) -> None:
+        super().__init__()
+        self._partial = partial
+
+    def missing(self, path: str) -> None:
+        if not (self._partial and "." in path):
+            self.add(path, "is required")
+
     def add(self, path: str, description: str) -> None:
         self.append(FieldViolation(path, description))
         if len(self) >= MOST_VIOLATIONS:
@@ -153,7 +163,7 @@ def _message_check(descriptor: Descriptor) -> _Check:
         fields = message.ListFields()
         if required:
             for number in sorted(required.keys() - {field.number for field, _ in fields}):
-                found.add(prefix + required[number], "is required")
+                found.missing(prefix + required[number])
         for field, value in fields:
             name, check_field = checks[field.number]
             check_field(value, prefix + name, found)
@@ -316,7 +326,7 @@ def _text(most: int, form: Form | None, *, required: bool, item: bool) -> _Check
     def check(value: str, path: str, found: _Found) -> None:
         if not value and not item:
             if required:
-                found.add(path, "is required")
+                found.missing(path)
         elif len(value) > most or (not value.isascii() and len(value.encode()) > most):
             found.add(path, f"must be at most {most} bytes")
         elif "\0" in value:
@@ -330,7 +340,7 @@ def _text(most: int, form: Form | None, *, required: bool, item: bool) -> _Check
 def _bytes(most: int, *, required: bool) -> _Check:
     def check(value: bytes, path: str, found: _Found) -> None:
         if required and not value:
-            found.add(path, "is required")
+            found.missing(path)
         elif len(value) > most:
             found.add(path, f"must be at most {most} bytes, has {len(value)}")
 

@@ -258,7 +258,9 @@ class FieldLimits(_message.Message):
     MINIMUM_FIELD_NUMBER: _builtins.int
     MAXIMUM_FIELD_NUMBER: _builtins.int
     required: _builtins.bool
-    """Must be present: a string or bytes not empty, a message set, a list with an item."""
+    """Must be present: a string or bytes not empty, a message set, a list with an item.
+    In a request with an `update_mask` it holds for the request's own fields, not for those of the resource.
+    """
     max_bytes: _builtins.int
     """Most bytes (UTF-8 for text) in the field, in each item, or in each key and value of a map.
     A string or bytes field that sets none holds at most 256.

@@ -1,0 +1,48 @@
+"""
+The commands, a module for each subject. Each imports what it needs inside its functions: `hopper --help`
+should not wait for grpc.
+"""
+
+import typer
+
+
+def register_all(app: typer.Typer) -> None:
+    """Add every command to *app*, in the order of `--help`."""
+    from hopper_cli.commands import (
+        completion,
+        delegations,
+        demo,
+        doctor,
+        editing,
+        feedback,
+        instances,
+        projects,
+        rules,
+        stats,
+        tasks,
+        up,
+        watch,
+        why,
+        work,
+        working,
+    )
+
+    for module in (
+        up,
+        tasks,
+        editing,
+        why,
+        watch,
+        working,
+        work,
+        feedback,
+        delegations,
+        projects,
+        instances,
+        rules,
+        stats,
+        doctor,
+        demo,
+        completion,
+    ):
+        module.register(app)

@@ -1,0 +1,140 @@
+"""Why a task is where it is."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hopper_cli import complete
+from hopper_cli.cli import Cli, command
+from hopper_cli.commands.options import TASKS, TaskArgument
+
+if TYPE_CHECKING:
+    from hopper.router.v1.decision_pb2 import Decision
+    from hopper.router.v1.delegation_pb2 import Delegation
+    from hopper.router.v1.task_service_pb2 import WhyNot
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this module."""
+    command(app, "why", panel=TASKS, examples=("hopper why k7q2mz", "hopper why k7q2mz --not mesos"))(why)
+
+
+def why(
+    cli: Cli,
+    task: TaskArgument,
+    not_project: Annotated[
+        str,
+        typer.Option("--not", metavar="PROJECT", help="Why not there?", autocompletion=complete.projects),
+    ] = "",
+) -> None:
+    """Tell why a task is where it is, why not elsewhere, and what it waits for."""
+    from hopper.router.v1.delegation_service_pb2 import ListDelegationsRequest
+    from hopper.router.v1.task_service_pb2 import ExplainTaskRequest
+    from hopper_cli.names import project_name
+    from hopper_cli.output import to_json
+
+    name = cli.task(task)
+    request = ExplainTaskRequest(name=name, not_project=project_name(not_project) if not_project else "")
+    answer = cli.hopper.tasks.ExplainTask(request)
+    chain = cli.hopper.delegations.ListDelegations(ListDelegationsRequest(task=name))
+    if cli.json:
+        cli.out.document({**to_json(answer), **to_json(chain)})
+        return
+    _head(cli, answer.task.name, answer.task.spec.title, list(answer.sentences))
+    if answer.HasField("why_not"):
+        _why_not(cli, answer.why_not)
+    if answer.decisions:
+        _decision(cli, answer.decisions[0])
+    if len(answer.decisions) > 1:
+        _earlier(cli, list(answer.decisions[1:]))
+    if chain.delegations:
+        _chain(cli, list(chain.delegations))
+
+
+def _head(cli: Cli, name: str, title: str, sentences: list[str]) -> None:
+    from rich.text import Text
+
+    from hopper_cli.names import short
+    from hopper_cli.output import one_line
+
+    cli.out.say(Text.assemble((short(name), "bold"), "  ", (one_line(title), "bold")))
+    for sentence in sentences:
+        cli.out.say(f"  {one_line(sentence)}")
+
+
+def _heading(cli: Cli, text: str) -> None:
+    from rich.text import Text
+
+    cli.out.say()
+    cli.out.say(Text(text, style="bold"))
+
+
+def _why_not(cli: Cli, why_not: "WhyNot") -> None:
+    from hopper_cli.names import bare
+    from hopper_cli.output import one_line
+    from hopper_cli.render import factor_table
+
+    _heading(cli, f"Why not {bare(why_not.project)}?")
+    cli.out.say(f"  {one_line(why_not.message)}")
+    if why_not.recomputed:
+        cli.out.say("  (worked out now: the record of the decision does not have it)", style="dim")
+    if why_not.HasField("candidate") and why_not.candidate.factors:
+        cli.out.say(factor_table(why_not.candidate))
+
+
+def _decision(cli: Cli, decision: "Decision") -> None:
+    from hopper_cli.names import bare
+    from hopper_cli.render import candidate_table, exclusion_table, factor_table
+
+    if len(decision.candidates) > 1:
+        _heading(cli, f"Candidates ({decision.eligible_count} eligible)")
+        cli.out.say(candidate_table(decision.candidates[:5]))
+    for candidate in decision.candidates[:2]:
+        if candidate.factors:
+            _heading(cli, f"What speaks for {bare(candidate.project)}")
+            cli.out.say(factor_table(candidate))
+    if decision.exclusions:
+        _heading(cli, "Ruled out")
+        cli.out.say(exclusion_table(decision))
+    _heading(cli, "Decided")
+    _basis(cli, decision)
+
+
+def _basis(cli: Cli, decision: "Decision") -> None:
+    from hopper_cli.names import bare
+    from hopper_cli.render import facts
+    from hopper_cli.times import format_duration, format_time
+    from hopper_common.timestamps import from_proto
+
+    basis = decision.basis
+    version = f"version {basis.policy_version}" if basis.policy_version else "built in"
+    cli.out.say(
+        facts(
+            [
+                ("by", f"{bare(decision.instance)}, strategy {decision.strategy}"),
+                ("when", format_time(from_proto(decision.create_time), cli.now)),
+                ("took", format_duration(from_proto(decision.elapsed))),
+                ("policy", f"{basis.policy}, {version}" if basis.policy else ""),
+                ("directory", f"projects {basis.projects_version}, instances {basis.instances_version}"),
+                ("decision", decision.name),
+            ]
+        )
+    )
+
+
+def _earlier(cli: Cli, decisions: list["Decision"]) -> None:
+    from hopper_cli.render import decision_line
+    from hopper_cli.times import format_age
+    from hopper_common.timestamps import from_proto
+
+    _heading(cli, "Before that")
+    for decision in decisions:
+        age = format_age(from_proto(decision.create_time), cli.now)
+        cli.out.say(f"  {age} ago: {decision_line(decision)}")
+
+
+def _chain(cli: Cli, delegations: list["Delegation"]) -> None:
+    from hopper_cli.render import delegation_table
+
+    _heading(cli, "Handed over")
+    cli.out.say(delegation_table(delegations, cli.now))

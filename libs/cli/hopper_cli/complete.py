@@ -1,0 +1,92 @@
+"""
+What the shell offers for the word under the cursor: tasks, projects and instances of the Hopper that answers.
+
+A completion has nowhere to complain to: when no Hopper answers within a moment, there is nothing to offer.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from hopper_client import Hopper
+
+Offer = tuple[str, str]
+
+_PATIENCE = 2.0
+_MOST = 200
+
+
+def tasks(ctx: typer.Context, incomplete: str) -> list[Offer]:
+    """Open tasks: the ends of their ids, and their titles."""
+
+    def ask(hopper: "Hopper") -> Iterable[Offer]:
+        from hopper.router.v1.task_service_pb2 import ListTasksRequest
+        from hopper_cli.names import short
+        from hopper_cli.output import one_line
+
+        full = incomplete.startswith("instances/")
+        found = hopper.tasks.ListTasks(ListTasksRequest(page_size=_MOST)).tasks
+        return [(task.name if full else short(task.name), one_line(task.spec.title)) for task in found]
+
+    return _offers(ctx, ask)
+
+
+def projects(ctx: typer.Context, incomplete: str) -> list[Offer]:
+    """Projects: ids, and what people call them."""
+
+    def ask(hopper: "Hopper") -> Iterable[Offer]:
+        return _projects(hopper, full=incomplete.startswith("projects/"))
+
+    return _offers(ctx, ask)
+
+
+def instances(ctx: typer.Context, incomplete: str) -> list[Offer]:
+    """Instances: ids, and what people call them."""
+
+    def ask(hopper: "Hopper") -> Iterable[Offer]:
+        return _instances(hopper, full=incomplete.startswith("instances/"))
+
+    return _offers(ctx, ask)
+
+
+def queues(ctx: typer.Context, incomplete: str) -> list[Offer]:
+    """Whatever has a queue: projects and instances, by full name."""
+
+    def ask(hopper: "Hopper") -> Iterable[Offer]:
+        return [*_projects(hopper, full=True), *_instances(hopper, full=True)]
+
+    return _offers(ctx, ask)
+
+
+def _projects(hopper: "Hopper", *, full: bool) -> list[Offer]:
+    from hopper.registry.v1.project_service_pb2 import ListProjectsRequest
+    from hopper_cli.names import bare
+    from hopper_cli.output import one_line
+
+    found = hopper.projects.ListProjects(ListProjectsRequest(page_size=_MOST)).projects
+    return [(each.name if full else bare(each.name), one_line(each.display_name)) for each in found]
+
+
+def _instances(hopper: "Hopper", *, full: bool) -> list[Offer]:
+    from hopper.registry.v1.instance_service_pb2 import ListInstancesRequest
+    from hopper_cli.names import bare
+    from hopper_cli.output import one_line
+
+    found = hopper.instances.ListInstances(ListInstancesRequest(page_size=_MOST)).instances
+    return [(each.name if full else bare(each.name), one_line(each.display_name)) for each in found]
+
+
+def _offers(ctx: typer.Context, ask: Callable[["Hopper"], Iterable[Offer]]) -> list[Offer]:
+    from hopper_client import Hopper
+    from hopper_common.errors import HopperError
+    from hopper_common.startup import StartupError
+
+    address = ctx.params.get("_address") or ctx.find_root().params.get("address")
+    try:
+        with Hopper(address or os.environ.get("HOPPER_ADDRESS") or None, timeout=_PATIENCE) as hopper:
+            return list(ask(hopper))
+    except (HopperError, StartupError):  # the prompt is no place for errors
+        return []

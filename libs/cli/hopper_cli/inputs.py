@@ -1,0 +1,106 @@
+"""Values of options: read, checked, refused with a word about what would be right."""
+
+import getpass
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+from hopper_cli.problems import UsageProblem
+
+PRIORITIES: Final[Mapping[str, int]] = {"low": 25, "normal": 50, "high": 75, "urgent": 95}
+_NOT_OF_A_WORKER_ID: Final = re.compile(r"[^A-Za-z0-9._@+-]")
+
+
+def parse_priority(text: str) -> int:
+    """`low`, `normal`, `high`, `urgent`, or a number from 0 to 100."""
+    named = PRIORITIES.get(text.strip().lower())
+    if named is not None:
+        return named
+    if re.fullmatch(r"\d{1,3}", text.strip(), re.ASCII) and int(text) <= 100:
+        return int(text)
+    raise UsageProblem(f"{text!r} is no priority", remedy="write low, normal, high, urgent, or 0 to 100")
+
+
+def parse_pairs(items: Iterable[str], option: str) -> dict[str, str]:
+    """`KEY=VALUE` items as a dictionary."""
+    pairs = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise UsageProblem(f"{option} {item!r} is no KEY=VALUE")
+        pairs[key] = value
+    return pairs
+
+
+def parse_boosts(items: Iterable[str]) -> dict[str, float]:
+    """`TAG=NUMBER` items as a dictionary."""
+    boosts = {}
+    for tag, number in parse_pairs(items, "--boost").items():
+        try:
+            boosts[tag] = float(number)
+        except ValueError:
+            raise UsageProblem(f"--boost {tag}={number}: {number!r} is no number") from None
+    return boosts
+
+
+def read_text(value: str) -> str:
+    """The text itself, or standard input for `-`."""
+    return read_bytes_from_stdin().decode("utf-8", "replace") if value == "-" else value
+
+
+def read_bytes(value: str) -> bytes:
+    """The content of a file, or of standard input for `-`."""
+    return read_bytes_from_stdin() if value == "-" else _file(value).read_bytes()
+
+
+def read_file_text(value: str) -> str:
+    """The content of a text file, or of standard input for `-`."""
+    try:
+        return read_bytes(value).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageProblem(f"{value} is not UTF-8 text (byte {error.start})") from None
+
+
+def read_bytes_from_stdin() -> bytes:
+    """Standard input, to its end."""
+    return sys.stdin.buffer.read()
+
+
+def _file(value: str) -> Path:
+    path = Path(value).expanduser()
+    if not path.exists():
+        raise UsageProblem(f"there is no file {value}")
+    if path.is_dir():
+        raise UsageProblem(f"{value} is a directory")
+    if not os.access(path, os.R_OK):
+        raise UsageProblem(f"{value} cannot be read: you lack the permission")
+    return path
+
+
+def me() -> str:
+    """
+    Who types, as a worker id: `$HOPPER_WORKER`, else the login name, without what such ids may not have.
+    """
+    name = os.environ.get("HOPPER_WORKER") or _login()
+    return (_NOT_OF_A_WORKER_ID.sub("-", name).lstrip("._@+-") or "me")[:63]
+
+
+def _login() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return f"uid-{os.getuid()}"
+
+
+def data_dir() -> Path:
+    """Where this user's Hopper keeps its data: `$HOPPER_DATA_DIR`, else `~/.hopper`."""
+    return Path(os.environ.get("HOPPER_DATA_DIR") or "~/.hopper").expanduser().absolute()
+
+
+def changed(present: Iterable[str], add: Iterable[str], remove: Iterable[str]) -> list[str]:
+    """A list after additions and removals, in its order, without repeats."""
+    gone = set(remove)
+    return [item for item in dict.fromkeys([*present, *add]) if item not in gone]

@@ -1,0 +1,64 @@
+"""Names as people type them, and names as they are: pure text, nothing is looked up here."""
+
+from typing import Final
+
+from hopper_cli.problems import UsageProblem
+
+SHOWN: Final = 6
+"""Characters of a task's id that are shown: enough to tell a million tasks apart, and to type."""
+
+
+def short(name: str) -> str:
+    """The end of a task's id, as it is shown and typed."""
+    return name.rpartition("/")[2][-SHOWN:]
+
+
+def bare(name: str) -> str:
+    """The last segment: `mesos` of `projects/mesos`."""
+    return name.rpartition("/")[2]
+
+
+def project_name(text: str) -> str:
+    """`projects/mesos` of `mesos`; a full name stays."""
+    return _full(text, "projects")
+
+
+def instance_name(text: str) -> str:
+    """`instances/global` of `global`; a full name stays."""
+    return _full(text, "instances")
+
+
+def decision_name(text: str) -> str:
+    """`decisions/{id}` of an id; a full name stays."""
+    return _full(text, "decisions")
+
+
+def _full(text: str, collection: str) -> str:
+    text = text.strip()
+    if not text:
+        raise UsageProblem(f"an empty name is not one of {collection}")
+    if text.startswith(f"{collection}/") or "/" not in text:
+        return f"{collection}/{text.removeprefix(f'{collection}/')}"
+    raise UsageProblem(f"{text!r} is not one of {collection}", remedy=f"write its id, or {collection}/ID")
+
+
+def queue_names(text: str) -> tuple[str, ...]:
+    """
+    The queues that may be meant, in the order in which to try them.
+
+    A bare id is a project's, else an instance's; `projects/p` and `instances/i` are what they say.
+    """
+    text = text.strip()
+    if text.startswith(("projects/", "instances/")):
+        return (text,)
+    return (project_name(text), instance_name(text))
+
+
+def instance_of(task: str) -> str:
+    """The instance a task lives in: `instances/global` of `instances/global/tasks/01k...`."""
+    return task.partition("/tasks/")[0]
+
+
+def path_of(chain: list[str]) -> str:
+    """A chain of instances: `global → team → run-3`."""
+    return " → ".join(bare(name) for name in chain)

@@ -1,0 +1,169 @@
+"""Projects from what was typed, and from files such as the demo's."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from hopper.registry.v1.project_pb2 import Executor, Project
+from hopper_cli import inputs
+from hopper_cli.problems import UsageProblem
+from hopper_cli.times import parse_duration
+from hopper_cli.yamls import Entry, load
+from hopper_common.timestamps import to_proto
+
+EXECUTORS: Final = ("workers", "agent", "person", "peer")
+_KNOWN: Final = frozenset(
+    {
+        "id",
+        "display_name",
+        "description",
+        "capabilities",
+        "tags",
+        "labels",
+        "examples",
+        "velocity_per_day",
+        "sla",
+        "max_running",
+        "max_open",
+        "cost_per_task",
+        "executor",
+        "requires_live_worker",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectOptions:
+    """What was typed; None and empty mean: not said."""
+
+    display_name: str | None = None
+    description: str | None = None
+    can: Sequence[str] = ()
+    cannot: Sequence[str] = ()
+    tags: Sequence[str] = ()
+    no_tags: Sequence[str] = ()
+    labels: Sequence[str] = ()
+    examples: Sequence[str] = ()
+    no_examples: Sequence[str] = ()
+    boosts: Sequence[str] = ()
+    velocity: float | None = None
+    sla: str | None = None
+    max_running: int | None = None
+    max_open: int | None = None
+    cost: float | None = None
+    executor: str | None = None
+    requires_live_worker: bool | None = None
+
+
+def apply(options: ProjectOptions, project: Project) -> list[str]:
+    """
+    Change a project to what was typed.
+
+    Returns:
+        The paths that were changed, as `UpdateProject` takes them.
+    """
+    return [*_words(options, project), *_lists(options, project), *_numbers(options, project)]
+
+
+def _words(options: ProjectOptions, project: Project) -> list[str]:
+    changed = []
+    if options.display_name is not None:
+        project.display_name = options.display_name
+        changed.append("display_name")
+    if options.description is not None:
+        project.description = inputs.read_text(options.description)
+        changed.append("description")
+    if options.executor is not None:
+        project.executor.type = executor_type(options.executor)
+        changed.append("executor.type")
+    if options.requires_live_worker is not None:
+        project.executor.requires_live_worker = options.requires_live_worker
+        changed.append("executor.requires_live_worker")
+    return changed
+
+
+def executor_type(text: str) -> "Executor.Type.ValueType":
+    """The kind of executor that a word means."""
+    if text.lower() not in EXECUTORS:
+        raise UsageProblem(f"{text!r} is no executor", remedy=f"one of: {', '.join(EXECUTORS)}")
+    return Executor.Type.Value(f"TYPE_{text.upper()}")
+
+
+def _lists(options: ProjectOptions, project: Project) -> list[str]:
+    changed = []
+    for field, present, add, remove in (
+        ("capabilities", project.capabilities, options.can, options.cannot),
+        ("tags", project.tags, options.tags, options.no_tags),
+        ("examples", project.examples, options.examples, options.no_examples),
+    ):
+        if add or remove:
+            present[:] = inputs.changed(present, add, remove)
+            changed.append(field)
+    if options.labels:
+        project.labels.update(inputs.parse_pairs(options.labels, "--label"))
+        changed.append("labels")
+    if options.boosts:
+        project.priority_boosts.update(inputs.parse_boosts(options.boosts))
+        changed.append("priority_boosts")
+    return changed
+
+
+def _numbers(options: ProjectOptions, project: Project) -> list[str]:
+    changed = []
+    if options.velocity is not None:
+        project.velocity_per_day = options.velocity
+        changed.append("velocity_per_day")
+    if options.cost is not None:
+        project.cost_per_task = options.cost
+        changed.append("cost_per_task")
+    if options.sla is not None:
+        project.sla.CopyFrom(to_proto(parse_duration(options.sla)))
+        changed.append("sla")
+    if options.max_running is not None:
+        project.capacity.max_running = options.max_running
+        changed.append("capacity.max_running")
+    if options.max_open is not None:
+        project.capacity.max_open = options.max_open
+        changed.append("capacity.max_open")
+    return changed
+
+
+def read_projects(text: str, file: str) -> list[tuple[str, Project]]:
+    """
+    Ids and projects from a YAML file: a list, or a list under `projects`.
+
+    Raises:
+        UsageProblem: Says which entry, and what is wrong with it.
+    """
+    content = load(text, file)
+    if isinstance(content, dict) and set(content) == {"projects"}:
+        content = content["projects"]
+    if not isinstance(content, list) or not content:
+        raise UsageProblem(f"{file} is no list of projects", remedy="write it like `- id: moodle`")
+    return [
+        _project(Entry(entry, f"{file}: project {number}", _KNOWN)) for number, entry in enumerate(content, 1)
+    ]
+
+
+def _project(entry: Entry) -> tuple[str, Project]:
+    project_id = entry.text("id")
+    if not project_id:
+        raise UsageProblem(f"{entry.at} has no id")
+    project = Project(labels=entry.pairs("labels"))
+    max_running, max_open = entry.number("max_running"), entry.number("max_open")
+    options = ProjectOptions(
+        display_name=entry.text("display_name"),
+        can=entry.texts("capabilities"),
+        tags=entry.texts("tags"),
+        examples=entry.texts("examples"),
+        velocity=entry.number("velocity_per_day"),
+        sla=entry.text("sla"),
+        max_running=None if max_running is None else int(max_running),
+        max_open=None if max_open is None else int(max_open),
+        cost=entry.number("cost_per_task"),
+        executor=entry.text("executor"),
+        requires_live_worker=entry.flag("requires_live_worker") or None,
+    )
+    apply(options, project)
+    project.description = (entry.text("description") or "").strip()
+    return project_id, project

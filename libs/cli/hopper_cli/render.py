@@ -1,0 +1,284 @@
+"""Tasks, decisions and what belongs to them, as people read them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from rich.table import Table
+from rich.text import Text
+
+from hopper.router.v1.decision_pb2 import Candidate, Decision
+from hopper.router.v1.delegation_pb2 import Delegation
+from hopper.router.v1.task_pb2 import Task, TaskSpec, Wait
+from hopper_cli.names import bare, instance_of, path_of, short
+from hopper_cli.output import clean, one_line
+from hopper_cli.times import format_age, format_duration, format_time
+from hopper_common.timestamps import duration_field, from_proto, time_field
+
+_STATE_STYLES: Final[Mapping[str, str]] = {
+    "submitted": "yellow",
+    "queued": "cyan",
+    "running": "bold blue",
+    "input required": "bold magenta",
+    "delegated": "blue",
+    "succeeded": "green",
+    "failed": "red",
+    "rejected": "red",
+    "cancelled": "dim",
+}
+FINAL: Final = frozenset({Task.STATE_SUCCEEDED, Task.STATE_FAILED, Task.STATE_REJECTED, Task.STATE_CANCELLED})
+_BAR_WIDTH: Final = 20
+
+
+def word(enum: Any, value: int, prefix: str) -> str:
+    """An enum's value as words: `input required` of STATE_INPUT_REQUIRED."""
+    try:
+        name = str(enum.Name(value))
+    except ValueError:  # of a newer Hopper
+        return f"{prefix.lower()}{value}"
+    return name.removeprefix(prefix).replace("_", " ").lower()
+
+
+def state_word(state: int) -> str:
+    """A task's state as words."""
+    return word(Task.State, state, "STATE_")
+
+
+def state_text(state: int) -> Text:
+    """A task's state, coloured."""
+    words = state_word(state)
+    return Text(words, style=_STATE_STYLES.get(words, ""))
+
+
+def wait_word(task: Task) -> str:
+    """What an open task waits for, in a word or two."""
+    if task.wait.reason == Wait.REASON_UNSPECIFIED:
+        return ""
+    words = word(Wait.Reason, task.wait.reason, "REASON_")
+    on = ", ".join(bare(name)[-12:] for name in task.wait.on[:2])
+    return f"{words} ({on})" if on else words
+
+
+def grid(*headers: str) -> Table:
+    """A table without lines, for lists."""
+    table = Table(box=None, pad_edge=False, header_style="dim", show_edge=False)
+    for header in headers:
+        numeric = header.startswith("#")
+        table.add_column(
+            header.removeprefix("#").upper(),
+            justify="right" if numeric else "left",
+            no_wrap=True,
+            overflow="ellipsis",
+        )
+    return table
+
+
+def plain(text: str) -> Text:
+    """Somebody's words on one line, never read as markup."""
+    return Text(one_line(text))
+
+
+def task_table(tasks: Iterable[Task], now: datetime) -> Table:
+    """Tasks, one a line."""
+    table = grid("task", "state", "#prio", "where", "waits for", "#age", "title")
+    for task in tasks:
+        table.add_row(
+            Text(short(task.name), style="bold"),
+            state_text(task.state),
+            str(task.spec.priority),
+            Text(where(task)),
+            Text(wait_word(task), style="dim"),
+            format_age(from_proto(task.create_time), now),
+            plain(task.spec.title),
+        )
+    return table
+
+
+def where(task: Task) -> str:
+    """Where a task is: its project, else its instance."""
+    return bare(task.project) if task.project else f"({bare(instance_of(task.name))})"
+
+
+def facts(rows: Iterable[tuple[str, str | Text]]) -> Table:
+    """Names and values, those without a value left out."""
+    table = Table(box=None, pad_edge=False, show_header=False, show_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        if value:
+            table.add_row(name, Text(clean(value)) if isinstance(value, str) else value)
+    return table
+
+
+def task_facts(task: Task, now: datetime) -> Table:
+    """Everything about a task but its description, payload and result."""
+    return facts([*_life(task, now), *_spec(task.spec, now), ("name", task.name)])
+
+
+def _life(task: Task, now: datetime) -> list[tuple[str, str | Text]]:
+    state = state_text(task.state)
+    if task.wait.message:
+        state.append(f"  {one_line(task.wait.message)}", style="dim")
+    return [
+        ("state", state),
+        ("where", f"{where(task)}, in {bare(instance_of(task.name))}"),
+        ("worker", _claim(task, now)),
+        ("progress", _progress(task)),
+        ("attempt", str(task.attempt) if task.attempt else ""),
+        ("failure", _failure(task)),
+        ("question", _question(task)),
+        ("held", _hold(task)),
+        ("created", format_time(from_proto(task.create_time), now)),
+        ("finished", _time(task, "finish_time", now)),
+        ("decision", task.decision),
+        ("delegation", task.delegation),
+    ]
+
+
+def _spec(spec: TaskSpec, now: datetime) -> list[tuple[str, str | Text]]:
+    effort = duration_field(spec, "estimated_effort")
+    return [
+        ("priority", str(spec.priority)),
+        ("tags", ", ".join(spec.tags)),
+        ("needs", ", ".join([*spec.required_capabilities, *_pairs(spec.required_labels)])),
+        ("pinned to", bare(spec.project)),
+        ("requester", spec.requester),
+        ("after", ", ".join(short(name) for name in spec.dependencies)),
+        ("effort", format_duration(effort) if effort is not None else ""),
+        ("not before", _time(spec.clocks, "start_after", now)),
+        ("start by", _time(spec.clocks, "start_by", now)),
+        ("due", _time(spec.clocks, "finish_by", now)),
+        ("labels", ", ".join(_pairs(spec.labels))),
+    ]
+
+
+def _pairs(pairs: Mapping[str, str]) -> list[str]:
+    return [f"{key}={value}" for key, value in sorted(pairs.items())]
+
+
+def _time(message: Any, field: str, now: datetime) -> str:
+    time = time_field(message, field)
+    return "" if time is None else format_time(time, now)
+
+
+def _claim(task: Task, now: datetime) -> str:
+    if not task.claim.worker:
+        return ""
+    until = time_field(task.claim, "lease_expire_time")
+    lease = f", lease until {format_time(until, now)}" if until is not None else ""
+    return f"{task.claim.worker}{lease}"
+
+
+def _progress(task: Task) -> str:
+    if not task.HasField("progress"):
+        return ""
+    return f"{task.progress.fraction:.0%} {one_line(task.progress.message)}".rstrip()
+
+
+def _failure(task: Task) -> str:
+    if not task.failure.reason:
+        return ""
+    permanent = " (permanent)" if task.failure.permanent else ""
+    return f"{task.failure.reason}{permanent} {clean(task.failure.message)}".rstrip()
+
+
+def _question(task: Task) -> str:
+    if not task.input.question:
+        return ""
+    asked_of = getattr(task.input, "from")
+    to = f" (to {asked_of})" if asked_of else ""
+    answer = f" → {one_line(task.input.answer)}" if task.input.answer else ""
+    return f"{one_line(task.input.question)}{to}{answer}"
+
+
+def _hold(task: Task) -> str:
+    if not task.HasField("hold"):
+        return ""
+    return f"{task.hold.by or 'by hand'}: {one_line(task.hold.reason)}".rstrip(": ")
+
+
+# Decisions.
+
+
+def decision_line(decision: Decision) -> str:
+    """Where a task goes and why, in one line."""
+    if decision.outcome == Decision.OUTCOME_ROUTED:
+        head = f"{bare(decision.project)} ({decision.confidence:.0%} sure)"
+    else:
+        head = f"nobody yet ({word(Decision.Outcome, decision.outcome, 'OUTCOME_')})"
+        if decision.outcome == Decision.OUTCOME_QUEUED:
+            head = f"the queue of {bare(decision.instance)}"
+    return f"{head}: {one_line(decision.reasoning)}" if decision.reasoning else head
+
+
+def bar(share: float, width: int = _BAR_WIDTH) -> str:
+    """A share from 0 to 1 as a bar, to an eighth of a character."""
+    eighths = round(max(0.0, min(1.0, share)) * width * 8)
+    full, rest = divmod(eighths, 8)
+    return "█" * full + (" ▏▎▍▌▋▊▉"[rest] if rest else "")
+
+
+def candidate_table(candidates: Sequence[Candidate]) -> Table:
+    """Candidates, best first."""
+    table = grid("#", "project", "#score", "#sure", "")
+    for rank, candidate in enumerate(candidates, 1):
+        table.add_row(
+            str(rank),
+            bare(candidate.project),
+            f"{candidate.score:.3f}",
+            f"{candidate.confidence:.0%}",
+            Text(bar(candidate.confidence), style="cyan"),
+        )
+    return table
+
+
+def factor_table(candidate: Candidate) -> Table:
+    """What a candidate's score is made of. Factors that say nothing are left out."""
+    table = grid("factor", "#value", "#weight", "#part", "", "because")
+    largest = max((abs(each.value * each.weight) for each in candidate.factors), default=0.0) or 1.0
+    for factor in candidate.factors:
+        part = factor.value * factor.weight
+        if not part and not factor.evidence:
+            continue
+        table.add_row(
+            factor.name,
+            f"{factor.value:.2f}",
+            f"{factor.weight:.2f}",
+            f"{part:+.3f}",
+            Text(bar(abs(part) / largest), style="red" if part < 0 else "green"),
+            Text(one_line(", ".join(factor.evidence)), style="dim"),
+        )
+    return table
+
+
+def exclusion_table(decision: Decision) -> Table:
+    """Who was ruled out, by what."""
+    table = grid("ruled out by", "#how many", "projects", "detail")
+    for each in decision.exclusions:
+        table.add_row(
+            each.filter,
+            str(each.count),
+            ", ".join(each.projects),
+            Text(one_line(each.detail), style="dim"),
+        )
+    return table
+
+
+# Delegations.
+
+
+def delegation_table(delegations: Iterable[Delegation], now: datetime) -> Table:
+    """Hand-overs, oldest first."""
+    table = grid("delegation", "kind", "state", "path", "task", "makes", "#age", "reason")
+    for each in delegations:
+        table.add_row(
+            bare(each.name),
+            word(Delegation.Kind, each.kind, "KIND_"),
+            word(Delegation.State, each.state, "STATE_"),
+            path_of(list(each.path)),
+            short(each.task),
+            ", ".join(short(name) for name in each.child_tasks[:5]),
+            format_age(from_proto(each.create_time), now),
+            plain(each.reason),
+        )
+    return table

@@ -87,7 +87,7 @@ def _recomputed(unit: Unit, task: Task, project: str) -> svc.WhyNot:
         world.directory.candidates,
         world.policies.in_force(task.instance, world.directory).policy,
         project,
-        load=world.load.by_project,
+        load=unit.load.by_project,
         refused=placing.refused(unit, task),
     )
     if candidate is None:

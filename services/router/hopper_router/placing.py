@@ -184,7 +184,7 @@ def surroundings(unit: Unit, task: Task, instance: Instance) -> Surroundings:
         if nested_out(unit, task)
         else [directory.instances[child] for child in directory.children(instance.name)],
         visited=visited(unit, task),
-        load=lambda name: unit.world.load.by_instance.get(name, 0),
+        load=lambda name: unit.load.by_instance.get(name, 0),
     )
 
 
@@ -213,7 +213,7 @@ def choose(unit: Unit, task: Task) -> Decision:
         task.spec,
         world.directory.candidates,
         in_force.policy,
-        load=world.load.by_project,
+        load=unit.load.by_project,
         refused=refused(unit, task),
         basis=basis(unit, in_force.name, in_force.version),
     )
@@ -343,7 +343,8 @@ def change_spec(unit: Unit, name: str, spec: TaskSpec, *, etag: str) -> Task:
     task = unit.task(name)
     if etag and etag != task.etag:
         raise EtagMismatch(resource=name, etag=task.etag)
-    require_project(unit, spec.project)
+    if spec.project != task.spec.project:  # one that has gone since must not keep the rest from being changed
+        require_project(unit, spec.project)
     spec = planned(spec, unit.instance(task.instance))
     blockers = open_dependencies(unit, spec.dependencies)
     require_acyclic(unit, name, spec.dependencies)

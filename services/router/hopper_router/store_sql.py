@@ -95,6 +95,10 @@ class OpenCounts:
     by_project: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     by_instance: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
+    def copy(self) -> OpenCounts:
+        """The same counts, to go on with."""
+        return OpenCounts(defaultdict(int, self.by_project), defaultdict(int, self.by_instance))
+
 
 def task_id(name: str) -> str:
     """The last segment of a name."""
@@ -281,15 +285,10 @@ class Store:
 
     def search(self, match: str, *, instance: str, finished: bool, limit: int) -> list[Task]:
         """Tasks whose words match an FTS5 expression, best first."""
-        ids = list(self.conn.execute(_FTS_SEARCH, {"match": match, "limit": limit * 20}).scalars())
-        query = select(_T).where(_T.c.id.in_(ids))
-        if instance:
-            query = query.where(_T.c.instance == instance)
-        if not finished:
-            query = query.where(_T.c.state.in_([state.value for state in OPEN_STATES]))
-        rank = {found: place for place, found in enumerate(ids)}
-        tasks = sorted(map(_task, self.conn.execute(query)), key=lambda task: rank[task.id])
-        return tasks[:limit]
+        parameters = {"match": match, "instance": instance, "finished": finished, "limit": limit}
+        ids = list(self.conn.execute(_FTS_SEARCH, parameters).scalars())
+        found = {task.id: task for task in map(_task, self.conn.execute(_BY_IDS, {"ids": ids}))}
+        return [found[id_] for id_ in ids]
 
     # ------------------------------------------------------------ decisions
 
@@ -404,7 +403,10 @@ _FTS_INSERT: Final = text(
 )
 _FTS_DELETE: Final = text("DELETE FROM tasks_fts WHERE id = :id")
 _FTS_SEARCH: Final = text(
-    "SELECT id FROM tasks_fts WHERE tasks_fts MATCH :match ORDER BY bm25(tasks_fts, 0, 4, 1, 2) LIMIT :limit"
+    # Filtered before it is cut to the limit: thousands of finished tasks must not hide an open one.
+    "SELECT tasks_fts.id FROM tasks_fts JOIN tasks ON tasks.id = tasks_fts.id "
+    "WHERE tasks_fts MATCH :match AND (:instance = '' OR tasks.instance = :instance) "
+    "AND (:finished OR tasks.finish_time IS NULL) ORDER BY bm25(tasks_fts, 0, 4, 1, 2) LIMIT :limit"
 )
 
 
@@ -424,8 +426,9 @@ def _ready_where(query: ReadyQuery) -> Select[Any]:
 
 def _filtered(query: Select[Any], wanted: TaskFilter) -> Select[Any]:
     if wanted.id_suffix:
-        column = _T.c.short_id if len(wanted.id_suffix) == SHORT_ID else _T.c.id
-        query = query.where(column.endswith(wanted.id_suffix, autoescape=True))
+        query = query.where(_T.c.id.endswith(wanted.id_suffix, autoescape=True))
+        if len(wanted.id_suffix) >= SHORT_ID:  # what people copy from a list: an index serves it
+            query = query.where(_T.c.short_id == wanted.id_suffix[-SHORT_ID:])
     else:
         query = query.where(_T.c.state.in_(sorted(state.value for state in wanted.states)))
     for column, value in ((_T.c.instance, wanted.instance), (_T.c.project, wanted.project)):

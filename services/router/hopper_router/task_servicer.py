@@ -32,6 +32,7 @@ from hopper_router.views import BASIC, FULL, task_view, task_views
 
 _WORD: Final = re.compile(r"\w+")
 _DEFAULT_FOUND: Final = 20
+_SHORTEST_SUFFIX: Final = 4
 _SNAPSHOT: Final = 500
 
 
@@ -82,6 +83,9 @@ class TaskServicer(TaskServiceServicer):
         return svc.GetTaskResponse(task=task)
 
     async def ListTasks(self, request: svc.ListTasksRequest, context: Context) -> svc.ListTasksResponse:
+        if request.id_suffix and len(request.id_suffix) < _SHORTEST_SUFFIX:
+            problem = f"must have {_SHORTEST_SUFFIX} characters or more"
+            raise InvalidArgument(violations=[FieldViolation("id_suffix", problem)])
         page = Page.of(request)
         wanted = TaskFilter(
             instance=request.parent,

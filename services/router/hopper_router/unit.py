@@ -70,6 +70,8 @@ class Unit:
     _tasks: dict[str, Task] = field(default_factory=dict)
     _new: set[str] = field(default_factory=set)
     _dirty: set[str] = field(default_factory=set)
+    _load: OpenCounts | None = None
+    _counted: int = 0
 
     # ------------------------------------------------------------ reading
 
@@ -95,6 +97,17 @@ class Unit:
     def known(self, tasks: Iterable[Task]) -> list[Task]:
         """The same tasks, as this unit has them if it has read or changed them before."""
         return [self._tasks.setdefault(task.name, task) for task in tasks]
+
+    @property
+    def load(self) -> OpenCounts:
+        """Who is how busy, with what this unit has changed so far: a batch must not fill the same place twice."""
+        since = self.changes[self._counted :]
+        if any(_counts(change) for change in since):
+            if self._load is None:
+                self._load = self.world.load.copy()
+            count_load(self._load, since)
+        self._counted = len(self.changes)
+        return self._load or self.world.load
 
     def delegation(self, name: str) -> Delegation:
         """
@@ -164,6 +177,7 @@ class Unit:
     def forget_since(self, mark: int) -> None:
         """Take back what was changed after the first *mark* changes; the caller has rolled the rows back."""
         del self.changes[mark:]
+        self._load, self._counted = None, 0
         self._tasks.clear()
         self._new.clear()
         self._dirty.clear()
@@ -214,6 +228,11 @@ def own_savepoint(unit: Unit, work: Callable[[], R]) -> R:
     except HopperError:
         unit.forget_since(mark)
         raise
+
+
+def _counts(change: Change) -> bool:
+    """Whether a change may have made somebody more or less busy."""
+    return any(task is not None and task.state in WORKABLE for task in (change.before, change.after))
 
 
 def count_load(load: OpenCounts, changes: Collection[Change]) -> None:

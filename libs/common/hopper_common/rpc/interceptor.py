@@ -97,6 +97,13 @@ class Method:
         return message
 
 
+@dataclass(slots=True)
+class _OpenStream:
+    """A stream that a drain ends; not while it writes, because a call cannot be ended during a write."""
+
+    writing: bool = False
+
+
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """
     The one interceptor of a Hopper server.
@@ -111,7 +118,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._methods: Mapping[str, Method] = {method.path: method for method in methods}
         self._unary_cap = unary_cap
         self._wrapped: dict[str, tuple[_Handler, _Handler]] = {}
-        self._streams: set[asyncio.Task[Any]] = set()
+        self._streams: dict[asyncio.Task[Any], _OpenStream] = {}
         self._draining = False
 
     async def intercept_service(
@@ -133,11 +140,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         """
         End all streams, now and from now on, with SHUTTING_DOWN. Unary calls in flight go on.
 
-        A watcher stays connected for days: waiting for it would make every stop last its whole grace.
+        A watcher stays connected for days: waiting for it would make every stop last its whole grace. Only one that
+        has stopped reading, and so holds up a write, is waited for that long.
         """
         self._draining = True
-        for task in self._streams:
-            task.cancel()
+        for task, stream in self._streams.items():
+            if not stream.writing:  # those end by themselves when it is written
+                task.cancel()
 
     # The four shapes.
 
@@ -187,22 +196,30 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     return
                 async with aclosing(behaviour(request, context)) as responses:
                     async for response in responses:
+                        stream.writing = True
                         await context.write(response)
+                        stream.writing = False
+                        self._refuse_when_draining(method)
 
-            with self._open_stream(method):
+            with self._open_stream(method) as stream:
                 await self._surround(work, context, method)
 
         return respond
 
     @contextlib.contextmanager
-    def _open_stream(self, method: Method) -> Iterator[None]:
+    def _open_stream(self, method: Method) -> Iterator["_OpenStream"]:
         task = cast("asyncio.Task[Any]", asyncio.current_task())
+        stream = _OpenStream()
         if not method.outlives_drain:
-            self._streams.add(task)
+            self._streams[task] = stream
         try:
-            yield
+            yield stream
         finally:
-            self._streams.discard(task)
+            self._streams.pop(task, None)
+
+    def _refuse_when_draining(self, method: Method) -> None:
+        if self._draining and not method.outlives_drain:
+            raise ShuttingDown(service=method.service)
 
     async def _capped(self, response: Awaitable[Any], context: _Context, method: Method) -> Any:
         if cast("float | None", context.time_remaining()) is not None:
@@ -224,8 +241,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         started = time.perf_counter()
         code = "OK"
         try:
-            if self._draining and not method.outlives_drain:
-                raise ShuttingDown(service=method.service)
+            self._refuse_when_draining(method)
             # Who may call is decided here, before anything is parsed: `method.access` says who, the
             # interceptor that learns identities will say who calls. Until then the host only listens to
             # this machine.
@@ -236,7 +252,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         except asyncio.CancelledError:
             code = "CANCELLED"
             task = cast("asyncio.Task[Any]", asyncio.current_task())
-            if not self._draining or task not in self._streams:
+            stream = self._streams.get(task)
+            if not self._draining or stream is None or stream.writing:
                 raise
             code = "UNAVAILABLE"
             task.uncancel()

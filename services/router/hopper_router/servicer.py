@@ -7,6 +7,8 @@ Tasks and their followers are in `task_servicer`, decisions and policies in `rou
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,12 +21,13 @@ from hopper_common.errors import HopperError
 from hopper_common.pagination import PageTokens, page_size
 from hopper_common.timestamps import duration_field
 from hopper_router.engine import Engine
-from hopper_router.errors import InstanceNotFound, InstanceNotRunning, ProjectNotFound
+from hopper_router.errors import InstanceNotFound, InstanceNotRunning, ProjectNotFound, RegistryUnknown
 
 Context = grpc.aio.ServicerContext[Any, Any]
 T = TypeVar("T")
 R = TypeVar("R")
 TOKENS: Final = PageTokens()
+_FIRST_COPY_TIMEOUT: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +72,13 @@ async def up_to_date(engine: Engine, call: Callable[[], Awaitable[R]]) -> R:
     Make a call that may be refused because of what the copy of the registry says, or does not say yet.
 
     Such a refusal is believed only after the registry has been asked, so that what was registered or started a moment
-    ago can be used at once.
+    ago can be used at once. At the very first start calls may come a moment before the copy does; they wait for it.
     """
     try:
+        return await call()
+    except RegistryUnknown:
+        if not await _first_copy(engine):
+            raise
         return await call()
     except (ProjectNotFound, InstanceNotFound, InstanceNotRunning) as error:
         registry, instance = engine.registry, error.metadata.get("instance", "")
@@ -80,3 +87,14 @@ async def up_to_date(engine: Engine, call: Callable[[], Awaitable[R]]) -> R:
         if not instance and not await registry.refresh_project(error.metadata.get("project", "")):
             raise
         return await call()
+
+
+async def _first_copy(engine: Engine) -> bool:
+    """Wait a little for the first copy of the registry; whether it has come."""
+    registry = engine.registry
+    seen = registry.changed.count
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_FIRST_COPY_TIMEOUT):
+            while not registry.current.complete:
+                seen = await registry.changed.wait(after=seen)
+    return registry.current.complete

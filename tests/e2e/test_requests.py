@@ -505,10 +505,9 @@ def test_what_is_not_there(raw: RawHopper, method: str, request_: Message, reaso
 
 
 def test_a_method_that_no_server_offers(server: RawHopper) -> None:
+    method = "/hopper.router.v1.TaskService/DropEverything"
     with grpc.insecure_channel(server.process.address) as channel:
-        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
-            "/hopper.router.v1.TaskService/DropEverything"
-        )
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
         with pytest.raises(grpc.RpcError) as caught:
             call(b"", timeout=10)
     error = from_rpc_error(caught.value)

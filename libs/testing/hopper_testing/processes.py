@@ -30,12 +30,18 @@ from types import TracebackType
 from typing import Self
 
 # Every service in one process: what `hopper up` runs.
-_WHOLE = (
-    "import sys\n"
-    "from hopper_common.host import installed_services, run\n"
-    "from hopper_common.settings import load_settings\n"
-    "sys.exit(run(installed_services(), load_settings()))\n"
-)
+_WHOLE = """
+import sys
+from hopper_common.host import installed_services, run
+from hopper_common.settings import load_settings
+from hopper_common.startup import StartupError
+try:
+    settings = load_settings()
+except StartupError as error:
+    print(f"hopper: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)
+sys.exit(run(installed_services(), settings))
+"""
 _READY = re.compile(
     r"^hopper \((?P<services>[^)]*)\) listens on (?P<addresses>.*); data in (?P<data>.*); pid (?P<pid>\d+)$"
 )

@@ -18,6 +18,8 @@ MOST_TITLE: Final = 300
 MOST_DESCRIPTION: Final = 4000
 _DATA: Final = files("hopper_cli") / "demo_data"
 # In a checkout, real tasks may lie beside it: libs/cli/hopper_cli/demo/data.py is five levels down.
+# The demo's rules were written after a look at the stream's beginning; only what comes after tells how good they are.
+_LOOKED_AT: Final = 2000
 _BESIDE: Final = Path(__file__).resolve().parents[5] / "shared/data/routing/multi_project.jsonl.gz"
 
 
@@ -55,7 +57,7 @@ class DemoData:
 
 def load(count: int, file: str | None) -> DemoData:
     """
-    The demo's teams and rules, and the first *count* tasks.
+    The demo's teams and rules, and *count* tasks.
 
     Args:
         file: JSON lines, perhaps gzipped, each with title and target; perhaps description, tags. Default:
@@ -64,8 +66,8 @@ def load(count: int, file: str | None) -> DemoData:
     Raises:
         UsageProblem: The file cannot be read, or none of its targets is one of the teams.
     """
-    path = Path(file).expanduser() if file else _BESIDE if _BESIDE.is_file() else None
-    samples = _read(path, count) if path else _read_sample(count)
+    path, skip, source = _choice(file)
+    samples = _read(path, count, skip)
     projects = read_projects(path_of("projects.yaml").read_text(encoding="utf-8"), "projects.yaml")
     known = {project_id for project_id, _ in projects}
     if not any(sample.target in known for sample in samples):
@@ -73,8 +75,9 @@ def load(count: int, file: str | None) -> DemoData:
             f"{path}: no task has one of the demo's teams as its target",
             remedy=f"teams: {', '.join(sorted(known))}",
         )
-    source = f"the first {len(samples)} of {path}" if path else f"{len(samples)} tasks made up for it"
-    return DemoData(source, projects, path_of("rules.yaml").read_text(encoding="utf-8"), samples)
+    return DemoData(
+        f"{len(samples)} tasks {source}", projects, path_of("rules.yaml").read_text(encoding="utf-8"), samples
+    )
 
 
 def path_of(name: str) -> Path:
@@ -82,13 +85,19 @@ def path_of(name: str) -> Path:
     return Path(str(_DATA / name))
 
 
-def _read_sample(count: int) -> list[Sample]:
-    return _read(path_of("sample.jsonl"), count)
+def _choice(file: str | None) -> tuple[Path, int, str]:
+    """Which file, how many of its tasks to leave out first, and what to call the rest."""
+    if file:
+        path = Path(file).expanduser()
+        return path, 0, f"of {path}"
+    if _BESIDE.is_file():
+        return _BESIDE, _LOOKED_AT, f"of {_BESIDE}, after the {_LOOKED_AT} that the rules were written from"
+    return path_of("sample.jsonl"), 0, "made up for it, by those who wrote the rules"
 
 
-def _read(path: Path, count: int) -> list[Sample]:
+def _read(path: Path, count: int, skip: int) -> list[Sample]:
     try:
-        samples = list(islice(_samples(path), count))
+        samples = list(islice(_samples(path), skip, skip + count))
     except (OSError, ValueError) as error:
         raise UsageProblem(f"{path} cannot be read: {error}") from None
     if not samples:

@@ -247,9 +247,11 @@ def test_a_second_signal_does_not_wait_for_calls_in_flight(hopper: HopperProcess
         name = stubs.tasks.SubmitTask(
             SubmitTaskRequest(parent=ROOT, spec=TaskSpec(title="kept")), timeout=5
         ).task.name
+        health = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert next(health).status == health_pb2.HealthCheckResponse.SERVING
         began = time.monotonic()
         hopper.signal(signal.SIGTERM)
-        health_gone(channel)
+        assert [answer.status for answer in health] == [health_pb2.HealthCheckResponse.NOT_SERVING]
         assert hopper.running  # it waits for the call
         assert not call.done()
         hopper.signal(signal.SIGTERM)
@@ -274,13 +276,6 @@ def test_a_client_that_never_finishes_its_call_does_not_hold_up_a_stop_for_ever(
         assert 0.9 < time.monotonic() - began < 5
         assert call.code() is grpc.StatusCode.UNAVAILABLE
         release.set()
-
-
-def health_gone(channel: grpc.Channel) -> None:
-    """Wait until the server has begun to stop."""
-    for answer in health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest()):
-        if answer.status == health_pb2.HealthCheckResponse.NOT_SERVING:
-            return
 
 
 # ---------------------------------------------------------------- logs

@@ -232,11 +232,11 @@ class Router:
         name = task if isinstance(task, str) else task.name
         return (await self.tasks.GetTask(task_svc.GetTaskRequest(name=name, view=view))).task
 
-    async def list(self, **fields: Any) -> "list[pb.Task]":
+    async def found(self, **fields: Any) -> list[pb.Task]:
         """Every open task that matches, newest first."""
         return list((await self.tasks.ListTasks(task_svc.ListTasksRequest(page_size=1000, **fields))).tasks)
 
-    async def claim(self, queue: str, worker: str = "ann", **fields: Any) -> "list[pb.Task]":
+    async def claim(self, queue: str, worker: str = "ann", **fields: Any) -> list[pb.Task]:
         """Claim what is ready."""
         request = work_svc.ClaimTasksRequest(queue=queue, worker=worker, **fields)
         return list((await self.work.ClaimTasks(request)).tasks)
@@ -246,7 +246,7 @@ class Router:
         (claimed,) = await self.claim(queue, worker, **fields)
         return claimed
 
-    async def complete(self, *claimed: pb.Task, result: bytes = b"") -> "list[work_svc.ClaimResult]":
+    async def complete(self, *claimed: pb.Task, result: bytes = b"") -> list[work_svc.ClaimResult]:
         """Complete claims."""
         completions = [work_svc.Completion(claim=ref(task), result=result) for task in claimed]
         return list((await self.work.CompleteTasks(work_svc.CompleteTasksRequest(completions=completions))).results)
@@ -273,7 +273,7 @@ class Router:
             delegation_svc.DelegateTaskRequest(task=task.name, kind=kind, to_instance=to, **fields)
         )
 
-    async def chain(self, task: pb.Task | str) -> "list[Any]":
+    async def chain(self, task: pb.Task | str) -> list[Any]:
         """Every delegation of the task's chain."""
         name = task if isinstance(task, str) else task.name
         request = delegation_svc.ListDelegationsRequest(task=name)

@@ -820,8 +820,8 @@ async def test_stopping_sends_back_however_much_there_is(router: Router) -> None
     router.registry.change(team, state=InstanceState.STOPPING)
     await router.follow()
     assert len(router.registry.reports) == 1
-    assert {task.state for task in await router.list(parent=ROOT)} == {State.STATE_SUBMITTED}
-    assert len(await router.list(parent=team)) == 210
+    assert {task.state for task in await router.found(parent=ROOT)} == {State.STATE_SUBMITTED}
+    assert len(await router.found(parent=team)) == 210
 
 
 async def test_a_run_is_reported_each_time_even_if_the_router_looks_late(router: Router) -> None:
@@ -855,7 +855,7 @@ async def test_unregistering_a_project_routes_its_tasks_anew(router: Router) -> 
     router.registry.remove(web)
     app = router.registry.project("app", "html")
     await router.follow()
-    moved = {task.name: task for task in await router.list()}
+    moved = {task.name: task for task in await router.found()}
     assert moved[worked.name].state == State.STATE_RUNNING
     other = waiting if worked.name == claimed.name else claimed
     assert (moved[other.name].state, moved[other.name].project) == (State.STATE_QUEUED, app)
@@ -889,7 +889,7 @@ async def test_hundreds_of_tasks_of_an_unregistered_project_do_not_keep_the_rout
     await router.tasks.SubmitTasks(task_svc.SubmitTasksRequest(parent=team, items=items))
     router.registry.remove(web)
     await router.follow()
-    assert len(await router.list(parent=team)) == 250
+    assert len(await router.found(parent=team)) == 250
 
 
 async def test_a_chain_is_shown_from_any_of_its_tasks(router: Router) -> None:

@@ -12,6 +12,7 @@ from hopper.router.v1 import task_pb2 as pb
 from hopper.router.v1 import task_service_pb2 as svc
 from hopper.router.v1 import work_service_pb2 as work_svc
 from hopper.router.v1.decision_pb2 import Decision
+from hopper_common.errors import StorageFull
 from hopper_router.model import Instance, InstanceState, Project, Scope
 from tests.router.harness import (
     HOUR,
@@ -116,7 +117,7 @@ async def test_the_same_request_gets_the_same_answer(router: Router) -> None:
     first = await router.tasks.SubmitTask(request)
     await router.cancel(first.task)
     assert await router.tasks.SubmitTask(request) == first  # the answer of that time, whatever came since
-    assert len(await router.list(states=[State.STATE_CANCELLED])) == 1
+    assert len(await router.found(states=[State.STATE_CANCELLED])) == 1
     other = svc.SubmitTaskRequest(parent=ROOT, spec=pb.TaskSpec(title="b"), request_id=once)
     await refusal(
         router.tasks.SubmitTask(other),
@@ -139,7 +140,7 @@ async def test_the_same_request_at_the_same_time_makes_one_task(router: Router) 
     request = svc.SubmitTaskRequest(parent=ROOT, spec=pb.TaskSpec(title="a"), request_id=str(uuid4()))
     answers = await asyncio.gather(*(router.tasks.SubmitTask(request) for _ in range(20)))
     assert len({answer.SerializeToString(deterministic=True) for answer in answers}) == 1
-    assert len(await router.list()) == 1
+    assert len(await router.found()) == 1
 
 
 async def test_a_refused_request_may_be_sent_again(router: Router) -> None:
@@ -198,7 +199,7 @@ async def test_what_a_submission_names_must_exist(router: Router) -> None:
         router.submit(project="projects/none"), Code.NOT_FOUND, "PROJECT_NOT_FOUND", project="projects/none"
     )
     await refusal(router.submit(dependencies=[ghost]), Code.NOT_FOUND, "TASK_NOT_FOUND", task=ghost)
-    assert await router.list() == []
+    assert await router.found() == []
 
 
 @pytest.mark.parametrize("state", list(InstanceState))
@@ -229,7 +230,7 @@ async def test_limits_are_checked_before_anything_is_done(router: Router) -> Non
         Code.INVALID_ARGUMENT,
         "INVALID_REQUEST",
     )
-    assert await router.list() == []
+    assert await router.found() == []
 
 
 # ---------------------------------------------------------------- batches
@@ -264,8 +265,8 @@ async def test_a_batch_takes_each_on_its_own(router: Router) -> None:
     }
     assert list(results[3].task.spec.dependencies) == [results[0].task.name]
     assert list(results[6].task.spec.dependencies) == [results[3].task.name, results[0].task.name]
-    assert len(await router.list()) == 3
-    everything = await router.list(states=list(State.values())[1:])
+    assert len(await router.found()) == 3
+    everything = await router.found(states=list(State.values())[1:])
     assert {task.spec.title for task in everything} == {"a", "d", "g"}
 
 
@@ -285,7 +286,7 @@ async def test_a_repeated_batch_gets_the_same_answer(router: Router) -> None:
     items = [item("a"), item("b", project="projects/none"), item("c", 0)]
     first = await batch(router, *items, request_id=once)
     assert await batch(router, *items, request_id=once) == first
-    assert len(await router.list()) == 2
+    assert len(await router.found()) == 2
 
 
 async def test_a_batch_keeps_to_the_room_a_project_has(router: Router) -> None:
@@ -305,7 +306,7 @@ async def test_room_that_is_made_is_filled_and_not_overfilled(router: Router) ->
         await router.submit(required_capabilities=["x"])
     await router.complete(await router.claim_one(small))
     await router.follow()
-    states = [task.state for task in await router.list()]
+    states = [task.state for task in await router.found()]
     assert (states.count(State.STATE_QUEUED), states.count(State.STATE_SUBMITTED)) == (2, 5)
 
 
@@ -313,7 +314,7 @@ async def test_a_batch_is_spread_over_equal_orchestrations(router: Router) -> No
     _, team = router.registry.team("web", "html")
     runs = [router.registry.instance(f"run{n}", Scope.ORCHESTRATION, team) for n in range(4)]
     await batch(router, *(item(str(n), estimated_effort=9 * HOUR) for n in range(40)), parent=team)
-    assert [len(await router.list(parent=run)) for run in runs] == [10, 10, 10, 10]
+    assert [len(await router.found(parent=run)) for run in runs] == [10, 10, 10, 10]
 
 
 # ---------------------------------------------------------------- looking up
@@ -357,7 +358,7 @@ async def test_lists_are_filtered(router: Router) -> None:
     await router.cancel(d)
 
     async def titles(**fields: Any) -> list[str]:
-        return sorted(task.spec.title for task in await router.list(**fields))
+        return sorted(task.spec.title for task in await router.found(**fields))
 
     assert await titles() == ["a", "b", "c"]
     assert await titles(parent=desk) == ["c"]
@@ -368,7 +369,7 @@ async def test_lists_are_filtered(router: Router) -> None:
     assert await titles(requester="ann") == ["a"]
     assert await titles(states=[State.STATE_CANCELLED]) == ["d"]
     assert await titles(states=[State.STATE_CANCELLED, State.STATE_QUEUED]) == ["a", "b", "c", "d"]
-    assert set(await violations(router.list(states=[State.STATE_UNSPECIFIED]))) == {"states"}
+    assert set(await violations(router.found(states=[State.STATE_UNSPECIFIED]))) == {"states"}
     assert {a.state, b.state, c.state} == {State.STATE_QUEUED}
 
 
@@ -378,11 +379,11 @@ async def test_a_task_is_found_by_the_end_of_its_id(router: Router) -> None:
     ids = [task.name.rpartition("/")[2] for task in tasks]
     for length in (4, 5, 6, 7, 12, 26):
         for task, id_ in zip(tasks, ids, strict=True):
-            found = [each.name for each in await router.list(id_suffix=id_[-length:])]
+            found = [each.name for each in await router.found(id_suffix=id_[-length:])]
             assert found == sorted((t.name for t in tasks if t.name.endswith(id_[-length:])), reverse=True)
             assert task.name in found
-    assert await router.list(id_suffix="0000") == []
-    assert set(await violations(router.list(id_suffix=ids[0][-3:]))) == {"id_suffix"}
+    assert await router.found(id_suffix="0000") == []
+    assert set(await violations(router.found(id_suffix=ids[0][-3:]))) == {"id_suffix"}
 
 
 async def test_search_finds_words_in_title_description_and_tags(router: Router) -> None:
@@ -742,8 +743,8 @@ async def test_a_sweep_does_a_great_many_at_once(router: Router) -> None:
     router.registry.project("web")
     await batch(router, *(item("x", clocks=clocks(start_by=NOW + MINUTE)) for _ in range(450)))
     await router.pass_time(MINUTE)
-    assert await router.list() == []
-    assert len(await router.list(states=[State.STATE_FAILED])) == 450
+    assert await router.found() == []
+    assert len(await router.found(states=[State.STATE_FAILED])) == 450
 
 
 async def test_an_event_plans_back_from_its_date(router: Router) -> None:
@@ -815,3 +816,22 @@ async def test_load_is_what_a_recount_finds(router: Router) -> None:
     held = router.engine._load
     for now, counted in ((held.by_project, fresh.by_project), (held.by_instance, fresh.by_instance)):
         assert {key: count for key, count in now.items() if count} == dict(counted)
+
+
+async def test_load_is_right_again_after_a_commit_that_failed(router: Router) -> None:
+    """What was counted and then not committed is counted anew, and nothing that came between is lost."""
+    web = router.registry.project("web", max_open=2)
+    write = router.db.write
+
+    async def failing(work: Any) -> Any:
+        def lost(conn: Any) -> None:
+            work(conn)
+            raise StorageFull(service="router")
+
+        return await write(lost)
+
+    router.db.write = failing  # type: ignore[method-assign]
+    for _ in range(5):
+        await refusal(router.submit(), Code.RESOURCE_EXHAUSTED, "STORAGE_FULL", service="router")
+    router.db.write = write  # type: ignore[method-assign]
+    assert [(await router.submit()).project for _ in range(3)] == [web, web, ""]

@@ -14,14 +14,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, Final, TypeVar
 
 from google.protobuf.message import Message
 from sqlalchemy import Connection
 
 from hopper_common.clock import Clock
 from hopper_common.database import Database, Signal
-from hopper_common.errors import ResourceExhausted, Unavailable
+from hopper_common.errors import HopperError
 from hopper_common.idempotency import Requests
 from hopper_common.ids import Ids
 from hopper_router import tables, working
@@ -36,6 +36,7 @@ from hopper_router.working import ClaimRequest
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
+_LOOK_AHEAD: Final = timedelta(seconds=SAFETY_NET)
 
 
 class _NothingReady(Exception):
@@ -63,6 +64,7 @@ class Engine:
         self.room_made = Signal()
         self.requests = Requests(tables.requests, clock)
         self._load = load
+        self._load_is_doubtful = False
         self._ids = Ids()
 
     def stop(self) -> None:
@@ -88,29 +90,37 @@ class Engine:
         return await asyncio.shield(asyncio.ensure_future(self._run(work)))
 
     async def _run(self, work: Callable[[Unit], T]) -> T:
+        counted = False
+
         def body(conn: Connection) -> tuple[T, list[Change]]:
+            nonlocal counted
+            if self._load_is_doubtful:
+                self._count(conn)
             unit = self._unit(conn)
             result = work(unit)
             unit.flush()
+            counted = True
             count_load(self._load, unit.changes)
             return result, unit.changes
 
         try:
             result, changes = await self.db.write(body)
-        except (ResourceExhausted, Unavailable):
-            await self.recount()
+        except HopperError:
+            if counted:  # and then not committed: the next unit counts anew
+                self._load_is_doubtful = True
             raise
         self._follow(changes)
         return result
 
     async def recount(self) -> None:
-        """Count open work anew from the rows: a commit may have failed after its unit was counted."""
+        """Count open work anew from the rows."""
+        await self.db.write(self._count)
 
-        def count(conn: Connection) -> None:
-            fresh = Store(conn).open_counts()
-            self._load.by_project, self._load.by_instance = fresh.by_project, fresh.by_instance
-
-        await self.db.read(count)
+    def _count(self, conn: Connection) -> None:
+        # On the thread that writes, where the counts are kept: what is under way there must not be forgotten.
+        fresh = Store(conn).open_counts()
+        self._load.by_project, self._load.by_instance = fresh.by_project, fresh.by_instance
+        self._load_is_doubtful = False
 
     async def mutate(
         self, method: str, request: Message, response_type: type[M], effect: Callable[[Unit], M]
@@ -139,7 +149,11 @@ class Engine:
         for change in changes:
             if claimable(change.after, now):
                 ready += _queues(change.after)
-            elif change.before is not None and _stopped_running(change):
+            elif claimable(change.after, now + _LOOK_AHEAD):
+                # Those who have come to wait do not know of it; what is later, they see when they look for themselves.
+                delay = (change.after.ready_time - now).total_seconds()
+                asyncio.get_running_loop().call_later(delay, self.hub.wake, _queues(change.after))
+            if change.before is not None and _stopped_running(change) and not claimable(change.after, now):
                 ready += self._limited_queues(change.before)
                 left = True
             left = left or change.after.state.final or change.after.state is TaskState.DELEGATED
@@ -166,9 +180,10 @@ class Engine:
         request: Message,
         response_type: type[M],
         answer: Callable[[Unit, list[Task]], M],
+        give_up: asyncio.Event | None = None,
     ) -> M:
         """
-        Claim what is ready; if nothing is, wait for up to *wait* until something is.
+        Claim what is ready; if nothing is, wait for up to *wait* until something is, or until *give_up* is set.
 
         Only an answer with tasks is remembered under the request's id, so that an empty one may be asked again.
         """
@@ -181,16 +196,19 @@ class Engine:
 
         end = self.clock.monotonic() + wait.total_seconds()
         while True:
-            waiter = self.hub.waiting(wanted.queue)
+            waiter, looks_again = self.hub.waiting(wanted.queue), False
             try:
                 return await self.mutate(method, request, response_type, effect)
             except _NothingReady:
                 left = end - self.clock.monotonic()
                 if left <= 0 or self.stopping.is_set():
                     return response_type()
-                await asyncio.wait([waiter], timeout=min(left, await self._until_ready(wanted)))
+                await _either(waiter, give_up, min(left, await self._until_ready(wanted)))
+                if give_up is not None and give_up.is_set():
+                    return response_type()
+                looks_again = True
             finally:
-                self.hub.leave(wanted.queue, waiter)
+                self.hub.leave(wanted.queue, waiter, looks_again=looks_again)
 
     async def _until_ready(self, wanted: ClaimRequest) -> float:
         """Seconds until a task of the queue that only waits for its time may be claimed."""
@@ -198,6 +216,18 @@ class Engine:
         if at is None:
             return SAFETY_NET
         return min(SAFETY_NET, max(0.001, (at - self.clock.now()).total_seconds()))
+
+
+async def _either(waiter: asyncio.Future[None], give_up: asyncio.Event | None, timeout: float) -> None:
+    """Wait until the waiter is woken, the other is set, or time is up."""
+    waits: list[asyncio.Future[Any]] = [waiter]
+    if give_up is not None:
+        waits.append(asyncio.ensure_future(give_up.wait()))
+    try:
+        await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for other in waits[1:]:
+            other.cancel()
 
 
 def _queues(task: Task) -> list[str]:

@@ -31,8 +31,14 @@ class Hub:
         self._waiting.setdefault(queue, deque()).append(waiter)
         return waiter
 
-    def leave(self, queue: str, waiter: asyncio.Future[None]) -> None:
-        """Stop waiting."""
+    def leave(self, queue: str, waiter: asyncio.Future[None], *, looks_again: bool) -> None:
+        """
+        Stop waiting.
+
+        Who was woken and does not look again passes the wake-up on: it was for a task, not for them.
+        """
+        if waiter.done() and not looks_again:
+            self.wake([queue])
         waiters = self._waiting.get(queue)
         if waiters is not None and waiter in waiters:
             waiters.remove(waiter)

@@ -34,13 +34,23 @@ class WorkServicer(WorkServiceServicer):
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
+    @property
+    def stopping(self) -> bool:
+        """Whether the process is about to end: nothing more is handed out."""
+        return self._engine.stopping.is_set()
+
     async def ClaimTasks(self, request: svc.ClaimTasksRequest, context: Context) -> svc.ClaimTasksResponse:
+        return await self.claim(request, give_up=None)
+
+    async def claim(
+        self, request: svc.ClaimTasksRequest, *, give_up: asyncio.Event | None
+    ) -> svc.ClaimTasksResponse:
+        """ClaimTasks, whose wait ends early when *give_up* is set."""
         most = request.max_tasks or 1
         wanted = ClaimRequest(request.queue, request.worker, most, lease_of(request) or DEFAULT_LEASE)
         if request.task:
-            return await self._known(wanted, lambda: self._claim_one(request, wanted))
-        wait = duration_field(request, "wait") or timedelta(0)
-        return await self._known(wanted, lambda: self._claim(request, wanted, wait))
+            return await up_to_date(self._engine, lambda: self._claim_one(request, wanted))
+        return await up_to_date(self._engine, lambda: self._claim(request, wanted, give_up))
 
     async def _claim_one(
         self, request: svc.ClaimTasksRequest, wanted: ClaimRequest
@@ -51,21 +61,17 @@ class WorkServicer(WorkServiceServicer):
         return await self._engine.mutate("ClaimTasks", request, svc.ClaimTasksResponse, effect)
 
     async def _claim(
-        self, request: svc.ClaimTasksRequest, wanted: ClaimRequest, wait: timedelta
+        self, request: svc.ClaimTasksRequest, wanted: ClaimRequest, give_up: asyncio.Event | None
     ) -> svc.ClaimTasksResponse:
         return await self._engine.claim(
             wanted,
-            wait=wait,
+            wait=duration_field(request, "wait") or timedelta(0),
             method="ClaimTasks",
             request=request,
             response_type=svc.ClaimTasksResponse,
             answer=_assigned,
+            give_up=give_up,
         )
-
-    async def _known(
-        self, wanted: ClaimRequest, call: Callable[[], Awaitable[svc.ClaimTasksResponse]]
-    ) -> svc.ClaimTasksResponse:
-        return await up_to_date(self._engine, call)
 
     async def Work(
         self, request_iterator: AsyncIterator[svc.WorkRequest], context: Context
@@ -84,7 +90,7 @@ class WorkServicer(WorkServiceServicer):
     async def RenewClaims(self, request: svc.RenewClaimsRequest, context: Context) -> svc.RenewClaimsResponse:
         def effect(unit: Unit) -> svc.RenewClaimsResponse:
             def renew(ref: svc.ClaimRef) -> Task:
-                return working.renew(unit, ref.task, ref.fencing_token, lease_of(request))
+                return working.renew(unit, ref.task, ref.fencing_token, lease_of(request) or DEFAULT_LEASE)
 
             return svc.RenewClaimsResponse(results=[_result(unit, ref, renew) for ref in request.claims])
 
@@ -96,7 +102,8 @@ class WorkServicer(WorkServiceServicer):
         claim, how_far = request.claim, progress_from_proto(request.progress)
 
         def effect(unit: Unit) -> svc.ReportProgressResponse:
-            task = working.progress(unit, claim.task, claim.fencing_token, how_far, lease_of(request))
+            lease = lease_of(request) or DEFAULT_LEASE
+            task = working.progress(unit, claim.task, claim.fencing_token, how_far, lease)
             return svc.ReportProgressResponse(task=task_view(unit, task))
 
         return await self._engine.run(effect)
@@ -172,7 +179,7 @@ class _WorkStream:
         self._opened = opened
         self._context = context
         self._free = 0
-        self._more = asyncio.Event()
+        self._slots_changed = asyncio.Event()
         self._out: asyncio.Queue[svc.WorkResponse | Exception | None] = asyncio.Queue(maxsize=16)
 
     async def run(self, requests: AsyncIterator[svc.WorkRequest]) -> AsyncIterator[svc.WorkResponse]:
@@ -204,7 +211,7 @@ class _WorkStream:
         said = request.WhichOneof("message")
         if said == "slots":
             self._free = request.slots.free
-            self._more.set()
+            self._slots_changed.set()
             return None
         return await self._ended_or_kept(request, said or "")
 
@@ -238,13 +245,13 @@ class _WorkStream:
 
     async def _assign(self) -> None:
         try:
-            while True:
-                await self._more.wait()
+            while not self._servicer.stopping:
+                self._slots_changed.clear()
                 most = min(self._free, _STREAM_BATCH)
                 if most <= 0:
-                    self._more.clear()
+                    await self._slots_changed.wait()
                     continue
-                claimed = await self._servicer.ClaimTasks(self._wanted(most), self._context)
+                claimed = await self._servicer.claim(self._wanted(most), give_up=self._slots_changed)
                 if claimed.tasks:
                     self._free -= len(claimed.tasks)
                     await self._out.put(svc.WorkResponse(assigned=claimed))

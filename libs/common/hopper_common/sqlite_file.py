@@ -131,7 +131,7 @@ def check_pages(connection: sqlite3.Connection, path: Path) -> None:
     """
     (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":
-        raise damaged(path, verdict)
+        raise damaged(path, " ".join(verdict.split()))  # it comes in lines
 
 
 def check_references(connection: sqlite3.Connection, path: Path) -> None:

@@ -83,7 +83,7 @@ def _check_project(store: InstanceStore, project: str) -> None:
     if not project:
         return
     if not store.has_project(project):
-        raise ProjectNotFound(project=project)
+        raise ProjectNotFound(f"there is no project {project}: register it first", project=project)
     if other := store.instance_for(project):
         raise InstanceExists(
             f"{other} stands for {project} already: terminate it, or take its project away", instance=other
@@ -106,7 +106,7 @@ def get(store: InstanceStore, name: str) -> Instance:
     """
     instance = store.instance(name)
     if instance is None:
-        raise InstanceNotFound(instance=name)
+        raise InstanceNotFound(f"there is no instance {name}", instance=name)
     return instance
 
 

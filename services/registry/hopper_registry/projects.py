@@ -39,7 +39,7 @@ def get(store: ProjectStore, name: str) -> Project:
     """
     project = store.project(name)
     if project is None:
-        raise ProjectNotFound(project=name)
+        raise ProjectNotFound(f"there is no project {name}: register it first", project=name)
     return project
 
 

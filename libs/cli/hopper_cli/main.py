@@ -13,7 +13,7 @@ from typer._click.exceptions import ClickException  # typer 0.29 has no public n
 from hopper_cli import VERSION, exits
 from hopper_cli.cli import AddressOption, JsonOption, NoColorOption, Shared, TimeoutOption, unwrapped
 from hopper_cli.exits import Exit
-from hopper_cli.output import Output
+from hopper_cli.output import Output, ReaderGone
 from hopper_cli.problems import CommandError, Problem, of_command, of_hopper
 
 _NAME: Final = "hopper"
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = _run(given)
         sys.stdout.flush()
-    except BrokenPipeError:
+    except (BrokenPipeError, ReaderGone):
         # Python would fail once more when it closes standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.READER_GONE

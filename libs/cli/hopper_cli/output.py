@@ -7,7 +7,7 @@ Text that people wrote comes from anywhere, and a terminal obeys escape sequence
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
@@ -47,6 +47,14 @@ def to_json(message: "Message") -> dict[str, Any]:
     return made
 
 
+class ReaderGone(Exception):
+    """
+    Whoever read standard output has left, as in `hopper list | head`.
+
+    Not an OSError: typer and rich each have their own idea of what to do about those.
+    """
+
+
 class Output:
     """
     Standard output and standard error of one command.
@@ -72,8 +80,12 @@ class Output:
     def _console(self, *, stderr: bool) -> "Console":
         from rich.console import Console
 
+        class OurConsole(Console):
+            def on_broken_pipe(self) -> None:
+                raise ReaderGone
+
         stream = sys.stderr if stderr else sys.stdout
-        return Console(
+        return OurConsole(
             stderr=stderr,
             highlight=False,
             markup=False,
@@ -88,7 +100,10 @@ class Output:
 
     def record(self, data: "Message | Mapping[str, Any]") -> None:
         """Print one line of a stream, at once."""
-        print(json.dumps(_plain(data), ensure_ascii=False, separators=(",", ":")), flush=True)
+        try:
+            print(json.dumps(_plain(data), ensure_ascii=False, separators=(",", ":")), flush=True)
+        except BrokenPipeError:
+            raise ReaderGone from None
 
     def say(self, text: "RenderableType" = "", *, style: str | None = None) -> None:
         """Print something for people."""
@@ -117,8 +132,3 @@ class Output:
 
 def _plain(data: "Message | Mapping[str, Any]") -> Mapping[str, Any]:
     return data if isinstance(data, Mapping) else to_json(data)
-
-
-def lines_of(texts: Iterable[str]) -> str:
-    """Texts, one a line."""
-    return "\n".join(texts)

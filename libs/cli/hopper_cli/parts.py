@@ -75,7 +75,8 @@ def _part(entry: Entry, positions: dict[str, int], now: datetime) -> Subtask:
         start_after=entry.text("start-after"),
         retry=None if retry is None else int(retry),
     )
-    spec = new_spec(options, str, now)
+    with entry.named():
+        spec = new_spec(options, str, now)
     spec.description = entry.text("description") or ""
     return Subtask(spec=spec, after=_after(entry, positions))
 

@@ -164,6 +164,7 @@ def _project(entry: Entry) -> tuple[str, Project]:
         executor=entry.text("executor"),
         requires_live_worker=entry.flag("requires_live_worker") or None,
     )
-    apply(options, project)
+    with entry.named():
+        apply(options, project)
     project.description = (entry.text("description") or "").strip()
     return project_id, project

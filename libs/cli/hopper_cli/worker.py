@@ -50,9 +50,12 @@ class Job:
     until_idle: bool = False
     max_tasks: int | None = None
 
-    async def run(self, tell: Tell) -> WorkerStats:
+    async def run(self, tell: Tell, *, stopping: Callable[[], None]) -> WorkerStats:
         """
         Work until told to stop: one SIGINT or SIGTERM lets running processes finish, a second ends them.
+
+        Args:
+            stopping: Called at the first of them.
 
         Raises:
             HopperError: The queue cannot be worked on.
@@ -72,7 +75,7 @@ class Job:
                 lease=self.lease,
             )
             running = asyncio.ensure_future(worker.run(until_idle=self.until_idle, max_tasks=self.max_tasks))
-            with _told(worker, running):
+            with _told(worker, running, stopping):
                 try:
                     return await running
                 except asyncio.CancelledError:
@@ -93,7 +96,9 @@ class Job:
 
 
 @contextlib.contextmanager
-def _told(worker: Worker, running: "asyncio.Future[WorkerStats]") -> Iterator[None]:
+def _told(
+    worker: Worker, running: "asyncio.Future[WorkerStats]", stopping: Callable[[], None]
+) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     asked = False
 
@@ -101,8 +106,10 @@ def _told(worker: Worker, running: "asyncio.Future[WorkerStats]") -> Iterator[No
         nonlocal asked
         if asked:
             running.cancel()
+            return
         asked = True
         worker.stop()
+        stopping()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)

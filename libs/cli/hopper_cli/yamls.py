@@ -1,6 +1,7 @@
 """Reading YAML that people wrote: every complaint says where."""
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -82,6 +83,14 @@ class Entry:
         if not isinstance(value, Mapping) or not all(isinstance(item, str) for item in value.values()):
             raise self.wrong(name, "mapping of names to values")
         return dict(value)
+
+    @contextlib.contextmanager
+    def named(self) -> Iterator[None]:
+        """Say where, about a value that is refused in the body."""
+        try:
+            yield
+        except UsageProblem as problem:
+            raise UsageProblem(f"{self.at}: {problem.message}", remedy=problem.remedy) from None
 
     def wrong(self, name: str, expected: str) -> UsageProblem:
         """The complaint that a field is not what it should be."""

@@ -88,7 +88,12 @@ def work(
         max_tasks=1 if once else None,
     )
     cli.out.note(f"working on {job.queue}; Ctrl-C ends" if not job.until_idle else f"working on {job.queue}")
-    stats = asyncio.run(job.run(lambda task, outcome, seconds: _tell(cli, task, outcome, seconds)))
+    stats = asyncio.run(
+        job.run(
+            lambda task, outcome, seconds: _tell(cli, task, outcome, seconds),
+            stopping=lambda: cli.out.note("finishing what runs; Ctrl-C again ends it and gives it back"),
+        )
+    )
     _summarize(cli, stats)
     if once and not stats.claimed:
         raise CommandError(

@@ -1,0 +1,124 @@
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from rich.console import Console, RenderableType
+
+from hopper.router.v1.decision_pb2 import Candidate, Decision, Exclusion, Factor
+from hopper.router.v1.task_pb2 import Claim, Task, TaskSpec, Wait
+from hopper_cli.render import (
+    FINAL,
+    bar,
+    decision_line,
+    exclusion_table,
+    factor_table,
+    state_word,
+    task_facts,
+    task_table,
+    wait_word,
+)
+from hopper_common.timestamps import to_proto
+
+NOW = datetime(2026, 3, 6, 12, tzinfo=UTC)
+
+
+def shown(thing: RenderableType) -> str:
+    """What a pipe would get."""
+    console = Console(width=400, markup=False, highlight=False)
+    with console.capture() as capture:
+        console.print(thing)
+    return capture.get()
+
+
+def task(**fields: object) -> Task:
+    """A queued task, five minutes old."""
+    made = Task(
+        name="instances/global/tasks/01m832czxxffqaz3cbask4xfj6",
+        state=Task.STATE_QUEUED,
+        project="projects/moodle",
+        spec=TaskSpec(title="mend [the] fence", priority=50),
+        create_time=to_proto(NOW - timedelta(minutes=5)),
+    )
+    made.MergeFrom(Task(**fields))  # type: ignore[arg-type]
+    return made
+
+
+def test_every_state_has_words() -> None:
+    """Also one that only a newer Hopper has."""
+    words = [state_word(state) for state in Task.State.values()]
+    assert words[4] == "input required"
+    assert state_word(99) == "state_99"
+    assert {state_word(state) for state in FINAL} == {"succeeded", "failed", "rejected", "cancelled"}
+
+
+def test_a_list_has_a_line_for_each_task() -> None:
+    """Brackets of a title are text, not styles."""
+    waiting = task(wait=Wait(reason=Wait.REASON_WORKER, on=["projects/moodle"]))
+    lines = shown(task_table([waiting], NOW)).splitlines()
+    assert lines[1].split() == [
+        "k4xfj6",
+        "queued",
+        "50",
+        "moodle",
+        "worker",
+        "(moodle)",
+        "5m",
+        "mend",
+        "[the]",
+        "fence",
+    ]
+
+
+def test_a_running_task_waits_for_nothing() -> None:
+    """An empty reason is an empty word."""
+    assert wait_word(task(state=Task.STATE_RUNNING)) == ""
+
+
+def test_facts_that_are_not_there_are_left_out() -> None:
+    """A task has thirty of them; most have five."""
+    text = shown(task_facts(task(claim=Claim(worker="jane", lease_expire_time=to_proto(NOW))), NOW))
+    assert "jane, lease until" in text
+    assert "failure" not in text
+    assert "Fri 2026-03-06 11:55 (5 min ago)" in text
+
+
+@pytest.mark.parametrize(
+    ("share", "drawn"), [(0, ""), (1, "████"), (0.5, "██"), (0.3, "█▎"), (7, "████"), (-1, "")]
+)
+def test_bars_are_drawn_to_an_eighth(share: float, drawn: str) -> None:
+    """And never beyond their ends."""
+    assert bar(share, 4) == drawn
+
+
+def test_a_decision_is_told_in_one_line() -> None:
+    """Where, how sure, why; or that nobody was found."""
+    routed = Decision(
+        outcome=Decision.OUTCOME_ROUTED, project="projects/p", confidence=0.83, reasoning="it\nfits"
+    )
+    assert decision_line(routed) == "p (83% sure): it fits"
+    unsure = Decision(outcome=Decision.OUTCOME_NO_CANDIDATE)
+    assert decision_line(unsure) == "nobody yet (no candidate)"
+    queued = Decision(outcome=Decision.OUTCOME_QUEUED, instance="instances/jane")
+    assert decision_line(queued) == "the queue of jane"
+
+
+def test_factors_that_say_nothing_are_left_out() -> None:
+    """The largest fills its bar; what speaks against is negative."""
+    candidate = Candidate(
+        factors=[
+            Factor(name="rules", value=2, weight=0.5, evidence=["a-rule"]),
+            Factor(name="boost", value=-0.5, weight=1),
+            Factor(name="cost", value=0, weight=1),
+        ]
+    )
+    lines = shown(factor_table(candidate)).splitlines()[1:]
+    assert lines[0].split() == ["rules", "2.00", "0.50", "+1.000", "█" * 20, "a-rule"]
+    assert lines[1].split() == ["boost", "-0.50", "1.00", "-0.500", "█" * 10]
+    assert len(lines) == 2
+
+
+def test_exclusions_name_filter_and_projects() -> None:
+    """And what was missing."""
+    decision = Decision(
+        exclusions=[Exclusion(filter="capability", count=2, projects=["a", "b"], detail="java")]
+    )
+    assert shown(exclusion_table(decision)).splitlines()[1].split() == ["capability", "2", "a,", "b", "java"]

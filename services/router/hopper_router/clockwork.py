@@ -22,7 +22,7 @@ from sqlalchemy import func, select
 
 from hopper_common.errors import HopperError, ShuttingDown
 from hopper_common.timestamps import to_micros
-from hopper_router import handover, placing, tables, working
+from hopper_router import placing, tables, working
 from hopper_router.directory import Directory
 from hopper_router.engine import Engine
 from hopper_router.model import Instance, InstanceState, Task, TaskState
@@ -243,8 +243,7 @@ def _send_back(names: list[str], unit: Unit) -> int:
     def step(unit: Unit, name: str) -> None:
         task = unit.task(name)
         if task.state in _WAITING:
-            delegation = unit.delegation(task.delegation)
-            handover.give_back_if_idle(unit, delegation, f"{task.instance} is being stopped")
+            placing.send_back(unit, task, f"{task.instance} is being stopped")
 
     return _each(unit, "send back", names, step)
 

@@ -7,7 +7,7 @@ from typing import Final
 from hopper.router.v1 import delegation_service_pb2 as svc
 from hopper.router.v1.delegation_service_pb2_grpc import DelegationServiceServicer
 from hopper_common.errors import FieldViolation, InvalidArgument
-from hopper_router import handover
+from hopper_router import delegating, handover
 from hopper_router.convert import delegation_to_proto, kind_from_proto, spec_from_proto
 from hopper_router.engine import Engine
 from hopper_router.model import DelegationKind
@@ -19,7 +19,7 @@ MOST_IN_CHAIN: Final = 1000
 
 
 class DelegationServicer(DelegationServiceServicer):
-    """Translates; `handover` does the work."""
+    """Translates; `delegating` does the work."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -32,13 +32,12 @@ class DelegationServicer(DelegationServiceServicer):
         parts = [(spec_from_proto(part.spec), tuple(part.after)) for part in request.subtasks]
 
         def effect(unit: Unit) -> svc.DelegateTaskResponse:
-            _, delegation = handover.delegate(
+            delegation = delegating.delegate(
                 unit, request.task, kind, request.to_instance, parts, request.reason, request.fencing_token
             )
-            # What it was handed to may have handed it on, or sent it back, by now.
-            task, latest = unit.task(request.task), unit.delegation(delegation.name)
+            task = unit.task(request.task)
             return svc.DelegateTaskResponse(
-                delegation=delegation_to_proto(latest), task=task_view(unit, task)
+                delegation=delegation_to_proto(delegation), task=task_view(unit, task)
             )
 
         return await up_to_date(
@@ -51,7 +50,7 @@ class DelegationServicer(DelegationServiceServicer):
     ) -> svc.AcceptDelegationResponse:
         def effect(unit: Unit) -> svc.AcceptDelegationResponse:
             return svc.AcceptDelegationResponse(
-                delegation=delegation_to_proto(handover.accept(unit, request.name))
+                delegation=delegation_to_proto(delegating.accept(unit, request.name))
             )
 
         return await self._engine.mutate("AcceptDelegation", request, svc.AcceptDelegationResponse, effect)
@@ -60,7 +59,7 @@ class DelegationServicer(DelegationServiceServicer):
         self, request: svc.RejectDelegationRequest, context: Context
     ) -> svc.RejectDelegationResponse:
         def effect(unit: Unit) -> svc.RejectDelegationResponse:
-            rejected = handover.reject(unit, request.name, request.reason)
+            rejected = delegating.reject(unit, request.name, request.reason)
             return svc.RejectDelegationResponse(delegation=delegation_to_proto(rejected))
 
         return await self._engine.mutate("RejectDelegation", request, svc.RejectDelegationResponse, effect)

@@ -98,6 +98,8 @@ class Engine:
                 self._count(conn)
             unit = self._unit(conn)
             result = work(unit)
+            if unit.unplaced:  # a defect, and better refused than stored
+                raise RuntimeError("a unit left tasks undecided: whoever hands over must settle")
             unit.flush()
             counted = True
             count_load(self._load, unit.changes)

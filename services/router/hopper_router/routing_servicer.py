@@ -12,7 +12,7 @@ from hopper.router.v1 import routing_service_pb2 as svc
 from hopper.router.v1.routing_service_pb2_grpc import RoutingServiceServicer
 from hopper_common.errors import EtagMismatch, FieldViolation, InvalidArgument
 from hopper_common.timestamps import to_proto
-from hopper_router import placing, routing
+from hopper_router import intake, placing, routing
 from hopper_router.convert import decision_to_proto, spec_from_proto
 from hopper_router.engine import Engine
 from hopper_router.errors import DecisionNotFound
@@ -50,7 +50,7 @@ class RoutingServicer(RoutingServiceServicer):
         spec = spec_from_proto(request.spec)
 
         def look(unit: Unit) -> svc.SuggestRouteResponse:
-            placing.require_project(unit, spec.project)
+            intake.require_project(unit, spec.project)
             where = unit.instance(request.parent)
             decision = placing.suggest(unit, where, spec)
             return svc.SuggestRouteResponse(decision=decision_to_proto(decision))

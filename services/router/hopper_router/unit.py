@@ -8,6 +8,7 @@ what it changed, so that the engine can wake workers after the commit.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -58,6 +59,7 @@ class Unit:
 
     Attributes:
         changes: Every move, in order.
+        unplaced: Names of tasks that are still to be decided about; `placing.settle` does.
         recorded: The decisions that were made, by name, as they are stored.
     """
 
@@ -66,6 +68,7 @@ class Unit:
     clock: Clock
     now: datetime
     changes: list[Change] = field(default_factory=list)
+    unplaced: deque[str] = field(default_factory=deque)
     recorded: dict[str, decision_pb2.Decision] = field(default_factory=dict)
     _tasks: dict[str, Task] = field(default_factory=dict)
     _new: set[str] = field(default_factory=set)
@@ -177,6 +180,7 @@ class Unit:
     def forget_since(self, mark: int) -> None:
         """Take back what was changed after the first *mark* changes; the caller has rolled the rows back."""
         del self.changes[mark:]
+        self.unplaced.clear()
         self._load, self._counted = None, 0
         self._tasks.clear()
         self._new.clear()

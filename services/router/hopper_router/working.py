@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from hopper_common.errors import FieldViolation, InvalidArgument
-from hopper_router import handover, transitions
+from hopper_router import handover, placing, transitions
 from hopper_router.errors import (
     InstanceNotFound,
     InstanceNotRunning,
@@ -232,6 +232,7 @@ def run_clock(unit: Unit, name: str) -> None:
     timed = transitions.on_time(task, unit.now)
     if timed is not None:
         handover.end_delegated(unit, task, *timed)
+        placing.settle(unit)
 
 
 def run_offer(unit: Unit, name: str) -> None:
@@ -239,3 +240,4 @@ def run_offer(unit: Unit, name: str) -> None:
     offer = unit.delegation(name)
     if offer.state is DelegationState.OFFERED:
         handover.expire(unit, offer)
+        placing.settle(unit)

@@ -171,6 +171,14 @@ def test_a_bare_id_may_be_an_instances_queue(hopper: Terminal, project: str) -> 
     hopper.ok("instance", "pause", person)  # so that it is nobody's default queue in other tests
 
 
+def test_a_person_with_one_queue_need_not_name_it(hopper: Terminal, project: str) -> None:
+    """A personal instance of which they are the member."""
+    person = f"joe-{project}"
+    hopper.ok("instance", "create", person, "--scope", "personal", "--member", person, "--start")
+    hopper.ok("add", "water the plants", "--instance", person)
+    assert hopper.json("next", "--worker", person)["tasks"][0]["claim"]["worker"] == person
+
+
 def test_without_a_queue_it_says_how_to_name_one(hopper: Terminal) -> None:
     """Unless this person has one."""
     ran = hopper("next", "--worker", "nobody-at-all")

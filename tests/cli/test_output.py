@@ -1,7 +1,9 @@
 import json
+from pathlib import Path
 
 import pytest
 
+import hopper_cli
 from hopper.router.v1.task_pb2 import Task, TaskSpec
 from hopper_cli.exits import MEANINGS, Exit, epilog
 from hopper_cli.output import Output, clean, one_line, to_json
@@ -96,6 +98,13 @@ def test_an_error_is_a_line_and_a_remedy_for_people(capsys: pytest.CaptureFixtur
     problem = Problem("[red]x\x1b[0m", "R", Exit.USAGE, "do y", violations=(("a.b", "too long"),))
     Output(json=False).complain(problem)
     assert capsys.readouterr().err.splitlines() == ["hopper: [red]x\ufffd[0m", "  a.b: too long", "  do y"]
+
+
+def test_the_readme_has_the_same_exit_codes() -> None:
+    """Line by line."""
+    readme = Path(hopper_cli.__file__).parents[1] / "README.md"
+    rows = [f"| {code:d} | {meaning} | {of_up} |".replace("|  |", "| |") for code, meaning, of_up in MEANINGS]
+    assert "\n".join(rows) in readme.read_text(encoding="utf-8")
 
 
 def test_every_exit_code_is_in_the_help() -> None:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Annotated, Final
 
 import typer
-from typer._click.exceptions import ClickException  # typer 0.29 has no public name for its usage errors
 
 from hopper_cli import VERSION, exits
 from hopper_cli.cli import AddressOption, JsonOption, NoColorOption, Shared, TimeoutOption, unwrapped
@@ -117,7 +116,7 @@ def _wants_json(arguments: Sequence[str]) -> bool:
 def _problem(error: Exception) -> Problem | None:
     if isinstance(error, CommandError):
         return of_command(error)
-    if isinstance(error, ClickException):
+    if isinstance(error, typer.TyperException):
         return _usage(error)
     from hopper_common.errors import HopperError
     from hopper_common.startup import StartupError
@@ -129,7 +128,7 @@ def _problem(error: Exception) -> Problem | None:
     return _defect(error)
 
 
-def _usage(error: ClickException) -> Problem | None:
+def _usage(error: typer.TyperException) -> Problem | None:
     text = error.format_message().strip()
     if not text or type(error).__name__ == "NoArgsIsHelpError":
         return None

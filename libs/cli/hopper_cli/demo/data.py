@@ -17,9 +17,9 @@ from hopper_cli.project_specs import read_projects
 MOST_TITLE: Final = 300
 MOST_DESCRIPTION: Final = 4000
 _DATA: Final = files("hopper_cli") / "demo_data"
-# In a checkout, real tasks may lie beside it: libs/cli/hopper_cli/demo/data.py is five levels down.
 # The demo's rules were written after a look at the stream's beginning; only what comes after tells how good they are.
 _LOOKED_AT: Final = 2000
+# In a checkout, real tasks may lie beside it: libs/cli/hopper_cli/demo/data.py is five levels down.
 _BESIDE: Final = Path(__file__).resolve().parents[5] / "shared/data/routing/multi_project.jsonl.gz"
 
 

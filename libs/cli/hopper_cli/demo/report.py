@@ -134,7 +134,11 @@ def _verdict(data: DemoData, outcome: Outcome) -> Text:
             "bold green",
         ),
         f". Always guessing the most common team would reach {data.majority:.1%}.\n",
-        (f"Tasks: {data.source}; rules only, written by hand; nothing was learned before.", "dim"),
+        (
+            f"Tasks: {data.source}; decided by hand-written rules and the teams' own words; nothing was learned "
+            "before.",
+            "dim",
+        ),
     )
 
 

@@ -26,6 +26,7 @@ from hopper_common.database import Signal
 from hopper_common.errors import NotFound, ResumeTooOld, StorageFull
 from hopper_common.rpc.channel import open_channel
 from hopper_router.directory import Directory
+from hopper_router.errors import RegistryUnknown
 from hopper_router.model import InstanceState
 from hopper_router.registry_watch import NoCache, RegistryWatch
 from tests.router.neighbours import Neighbour
@@ -393,8 +394,9 @@ async def test_a_registry_may_come_up_later_than_the_router(
     server: Neighbour, registry: FakeRegistry
 ) -> None:
     await server.stop()
-    async with watching(server) as watch:
-        assert not await watch.refresh_project(A)
+    async with watching(server, ask_timeout=20 * MILLISECOND) as watch:
+        with pytest.raises(RegistryUnknown):
+            await watch.refresh_project(A)
         assert not watch.current.complete
         await server.start()
         directory = await until(watch, complete)
@@ -406,11 +408,12 @@ async def test_trouble_and_its_end_are_told_to_the_log_once(
     server: Neighbour, registry: FakeRegistry
 ) -> None:
     with capture_logs() as logs:
-        async with watching(server) as watch:
+        async with watching(server, ask_timeout=MILLISECOND) as watch:
             await until(watch, complete)
             await server.stop()
             for _ in range(20):
-                await watch.refresh_project(C)  # fails at once, again and again, as the streams do
+                with pytest.raises(RegistryUnknown):
+                    await watch.refresh_project(C)  # again and again, as the streams fail
             await server.start()
             registry.put(Project(name=C))
             await until(watch, has(C))
@@ -489,14 +492,15 @@ async def test_what_does_not_exist_does_not(server: Neighbour, registry: FakeReg
     assert registry.asked == [C]
 
 
-async def test_a_registry_that_does_not_answer_is_not_waited_for(
+async def test_a_registry_that_does_not_answer_says_nothing_about_what_exists(
     server: Neighbour, registry: FakeRegistry
 ) -> None:
     registry.answer_gate.clear()
     async with watching(server, ask_timeout=20 * MILLISECOND) as watch:
         await until(watch, complete)
 
-        assert not await watch.refresh_project(C)
+        with pytest.raises(RegistryUnknown, match=C):
+            await watch.refresh_project(C)
     assert registry.asked == [C]
 
 

@@ -35,7 +35,7 @@ class InstanceNotFound(NotFound):
 
 
 class RegistryUnknown(Unavailable):
-    """The registry has not been heard of yet, so that nobody knows what there is."""
+    """The registry has not been heard of, so that nobody knows what there is."""
 
     reason = "SERVICE_UNAVAILABLE"
     retry_after = timedelta(milliseconds=200)

@@ -53,7 +53,10 @@ class Registry(Protocol):
         ...
 
     async def refresh_project(self, name: str) -> bool:
-        """Ask once whether a project exists that the copy lacks; True when the copy has it now."""
+        """
+        Ask once whether a project exists that the copy lacks; True when the copy has it now. Raises RegistryUnknown
+        when the registry does not answer.
+        """
         ...
 
     async def refresh_instance(self, name: str) -> bool:

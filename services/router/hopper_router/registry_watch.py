@@ -46,6 +46,7 @@ from hopper_common.timestamps import time_field
 from hopper_router.backoff import Backoff
 from hopper_router.convert import instance_from_registry, project_from_registry
 from hopper_router.directory import EMPTY_DIRECTORY, Directory, run_start
+from hopper_router.errors import RegistryUnknown
 from hopper_router.model import Instance
 
 _log = structlog.get_logger(__name__)
@@ -180,7 +181,10 @@ class RegistryWatch:
         Whether there is such a project.
 
         One that is not known here is asked for once, so that a task may follow its project's registration at
-        once. When the registry does not answer, what is known here counts.
+        once.
+
+        Raises:
+            RegistryUnknown: It is not known here, and the registry does not answer: nobody can say.
         """
         if name in self.current.projects:
             return True
@@ -199,12 +203,19 @@ class RegistryWatch:
     async def _ask(self, name: str) -> ProjectMessage | None:
         try:
             request = GetProjectRequest(name=name)
-            answer = await self._registry.GetProject(request, timeout=self._ask_timeout.total_seconds())
+            # A registry that is back is seen at once, whatever the pause between two attempts to connect is by now.
+            answer = await self._registry.GetProject(
+                request, timeout=self._ask_timeout.total_seconds(), wait_for_ready=True
+            )
         except grpc.aio.AioRpcError as error:
             failure = from_rpc_error(error)
-            if not isinstance(failure, NotFound):
-                _log.warning("the registry could not be asked for a project", reason=failure.reason)
-            return None
+            if isinstance(failure, NotFound):
+                return None
+            _log.warning("the registry could not be asked for a project", reason=failure.reason)
+            raise RegistryUnknown(
+                f"the registry does not answer, so that nobody can say whether there is {name}",
+                service="registry",
+            ) from error
         return answer.project
 
     # The cache.

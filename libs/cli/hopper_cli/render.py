@@ -282,3 +282,11 @@ def delegation_table(delegations: Iterable[Delegation], now: datetime) -> Table:
             plain(each.reason),
         )
     return table
+
+
+def readable(content: bytes) -> str:
+    """Bytes as text, or how many there are when they are none."""
+    try:
+        return clean(content.decode("utf-8"))
+    except UnicodeDecodeError:
+        return f"({len(content):,} bytes that are no text)"

@@ -4,6 +4,8 @@ from datetime import timedelta
 
 import structlog
 
+from hopper_common.errors import ShuttingDown
+
 _log = structlog.get_logger(__name__)
 
 
@@ -27,7 +29,9 @@ class Backoff:
     def failed(self, reason: str) -> float:
         """It failed; returns how many seconds to wait."""
         if self._trouble != reason:
-            _log.warning("trouble, trying again", what=self._what, reason=reason)
+            # A neighbour that goes down in order, perhaps together with us, is no trouble yet.
+            say = _log.info if reason == ShuttingDown.reason else _log.warning
+            say("trouble, trying again", what=self._what, reason=reason)
         self._trouble = reason
         wait, self._next = self._next, min(2 * self._next, self._longest)
         return wait.total_seconds()

@@ -357,7 +357,7 @@ def show_task(cli: Cli, task: "Task") -> None:
 
     from hopper_cli.names import short
     from hopper_cli.output import clean, one_line
-    from hopper_cli.render import task_facts
+    from hopper_cli.render import readable, task_facts
 
     cli.out.say(Text.assemble((short(task.name), "bold"), "  ", (one_line(task.spec.title), "bold")))
     cli.out.say(task_facts(task, cli.now))
@@ -369,13 +369,3 @@ def show_task(cli: Cli, task: "Task") -> None:
             cli.out.say()
             cli.out.say(Text(f"{name}:", style="dim"))
             cli.out.say(Text(readable(content)))
-
-
-def readable(content: bytes) -> str:
-    """Bytes as text, or how many there are when they are none."""
-    from hopper_cli.output import clean
-
-    try:
-        return clean(content.decode("utf-8"))
-    except UnicodeDecodeError:
-        return f"({len(content):,} bytes that are no text)"

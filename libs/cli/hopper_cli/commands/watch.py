@@ -116,10 +116,9 @@ def follow(cli: Cli, task: "Task") -> None:
 def _conclude(cli: Cli, task: "Task") -> None:
     from hopper.router.v1.task_pb2 import TASK_VIEW_FULL, Task
     from hopper.router.v1.task_service_pb2 import GetTaskRequest
-    from hopper_cli.commands.tasks import readable
     from hopper_cli.names import short
     from hopper_cli.problems import CommandError
-    from hopper_cli.render import state_word
+    from hopper_cli.render import readable, state_word
 
     if task.state != Task.STATE_SUCCEEDED:
         why = f": {task.failure.reason} {task.failure.message}".rstrip() if task.failure.reason else ""

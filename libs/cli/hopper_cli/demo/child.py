@@ -37,8 +37,7 @@ async def running_hopper() -> AsyncIterator[Child]:
     Raises:
         CommandError: It did not come up; carries the end of its log.
     """
-    # Short, because the path of a Unix socket is.
-    directory = Path(tempfile.mkdtemp(prefix="hopper-demo-", dir="/tmp"))
+    directory = Path(tempfile.mkdtemp(prefix="hopper-demo-"))
     log_path = directory / "log"
     try:
         with log_path.open("wb") as log:

@@ -106,7 +106,7 @@ def test_a_port_that_is_taken_is_named(data_dir: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:0", "192.0.2.1:8300", "example.com:8300"])
+@pytest.mark.parametrize("address", ["0.0.0.0:0", "example.com:8300"])
 def test_an_address_that_others_can_reach_is_refused(data_dir: Path, address: str) -> None:
     with pytest.raises(NotStarted) as refused:
         HopperProcess(data_dir, listen=address).start()

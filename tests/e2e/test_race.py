@@ -105,29 +105,24 @@ def assert_one_winner(name: str, answers: Sequence[list[Task] | HopperError]) ->
     assert {datetime.fromisoformat(loser.metadata["lease_expire_time"]) for loser in losers} == {until}
 
 
-@pytest.mark.parametrize(
-    ("tasks", "workers", "most"), [(5, 16, 1), (16, 16, 1), (20, 64, 1), (40, 16, 3), (100, 64, 4)]
-)
+@pytest.mark.timeout(60 + 2 * ROUNDS)
 async def test_tasks_without_a_name_go_to_one_worker_each(
-    hopper_client: AsyncHopper, callers: Callers, tasks: int, workers: int, most: int
+    hopper_client: AsyncHopper, callers: Callers
 ) -> None:
-    for _ in range(max(1, ROUNDS // 5)):
-        ready = {
-            answer.task.name
-            for answer in await asyncio.gather(
-                *(hopper_client.tasks.SubmitTask(submit_request(f"task {i}")) for i in range(tasks))
-            )
-        }
-        answers = await callers.claim([claim_request(f"w{i}", most) for i in range(workers)])
-        claimed: list[str] = []
-        for number, answer in enumerate(answers):
-            assert isinstance(answer, list), answer
-            assert len(answer) <= most
-            assert {task.claim.worker for task in answer} <= {f"w{number}"}
-            claimed += [task.name for task in answer]
-        assert len(claimed) == len(set(claimed)) == min(tasks, workers * most)
-        assert set(claimed) <= ready
-        await drain(hopper_client)
+    for tasks, workers, most in ((5, 16, 1), (16, 16, 1), (20, 64, 1), (40, 16, 3), (100, 64, 4)):
+        for _ in range(max(1, ROUNDS // 5)):
+            submits = (hopper_client.tasks.SubmitTask(submit_request(f"task {i}")) for i in range(tasks))
+            ready = {answer.task.name for answer in await asyncio.gather(*submits)}
+            answers = await callers.claim([claim_request(f"w{i}", most) for i in range(workers)])
+            claimed: list[str] = []
+            for number, answer in enumerate(answers):
+                assert isinstance(answer, list), answer
+                assert len(answer) <= most
+                assert {task.claim.worker for task in answer} <= {f"w{number}"}
+                claimed += [task.name for task in answer]
+            assert len(claimed) == len(set(claimed)) == min(tasks, workers * most)
+            assert set(claimed) <= ready
+            await drain(hopper_client)
 
 
 async def test_waiting_workers_share_what_comes(hopper_client: AsyncHopper, callers: Callers) -> None:

@@ -44,6 +44,25 @@ async def test_reflection_gives_the_descriptors_with_their_options() -> None:
     assert any(b"toy.proto" in file for file in files)
 
 
+@pytest.mark.parametrize(
+    ("symbol", "found"),
+    [
+        ("hopper.common.v1.Role", True),
+        ("hopper.common.v1.Role.ROLE_OWNER", True),
+        ("hopper.common.v1.MethodAccess.rate_class", True),
+        ("grpc.health.v1.Health.Check", True),
+        ("grpc.health.v1.Health.Nothing", False),
+        ("nothing.at.all", False),
+    ],
+)
+async def test_reflection_finds_methods_and_fields_by_name(symbol: str, found: bool) -> None:
+    async with running() as (_, channel):
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        request = reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol)
+        answer = await stub.ServerReflectionInfo(iter([request])).read()
+    assert answer.HasField("file_descriptor_response" if found else "error_response")
+
+
 @pytest.mark.parametrize("service", ["", "toy.v1.ToyService"])
 async def test_health_flips_at_the_start_of_a_stop(service: str) -> None:
     async with running() as (server, channel):

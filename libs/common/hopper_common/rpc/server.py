@@ -17,6 +17,7 @@ from hopper_common.rpc.access import require_declared
 from hopper_common.rpc.channel import MAX_MESSAGE_BYTES
 from hopper_common.rpc.health import Health
 from hopper_common.rpc.interceptor import UNARY_CAP, CallInterceptor
+from hopper_common.rpc.symbols import Symbols
 
 _OPTIONS = (
     # Far above every method's own limit, so that the typed REQUEST_TOO_LARGE answers first.
@@ -116,7 +117,7 @@ def _own_services(health: Health, names: Sequence[str]) -> list[Registered]:
         Registered.of(health_service, health, health_pb2_grpc.add_HealthServicer_to_server),
         Registered.of(
             reflection_service,
-            reflection.aio.ReflectionServicer(listed),
+            reflection.aio.ReflectionServicer(listed, pool=Symbols()),
             reflection_pb2_grpc.add_ServerReflectionServicer_to_server,
         ),
     ]

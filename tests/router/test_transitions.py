@@ -160,7 +160,7 @@ def test_the_loser_learns_who_holds_it(state: TaskState) -> None:
     before = task(state)
     with pytest.raises(TaskClaimed) as caught:
         transitions.claim(before, "bob", MINUTE, NOW)
-    until = (NOW + MINUTE).isoformat() if state is TaskState.RUNNING else ""
+    until = (NOW + MINUTE).isoformat().replace("+00:00", "Z") if state is TaskState.RUNNING else ""
     assert dict(caught.value.metadata) == {
         "task": before.name,
         "holder": "ann",

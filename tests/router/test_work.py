@@ -163,7 +163,7 @@ async def test_only_members_claim_and_the_first_has_it(router: Router) -> None:
         "TASK_CLAIMED",
         task=task.name,
         holder=winner,
-        lease_expire_time=(NOW + MINUTE).isoformat(),
+        lease_expire_time=(NOW + MINUTE).isoformat().replace("+00:00", "Z"),
     )
 
 
@@ -211,7 +211,7 @@ async def test_claiming_one_by_name(router: Router) -> None:
         "TASK_CLAIMED",
         task=task.name,
         holder="ann",
-        lease_expire_time=(NOW + MINUTE).isoformat(),
+        lease_expire_time=(NOW + MINUTE).isoformat().replace("+00:00", "Z"),
     )
     await router.complete(claimed)
     await refusal(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -13,7 +14,7 @@ from hopper.router.v1 import task_service_pb2 as svc
 from hopper.router.v1.task_service_pb2_grpc import TaskServiceServicer
 from hopper_common import fieldmask
 from hopper_common.errors import FieldViolation, InvalidArgument
-from hopper_router import explain, placing, working
+from hopper_router import explain, intake, placing, working
 from hopper_router.convert import (
     decision_to_proto,
     event_from_bytes,
@@ -59,12 +60,12 @@ class TaskServicer(TaskServiceServicer):
 
     async def SubmitTasks(self, request: svc.SubmitTasksRequest, context: Context) -> svc.SubmitTasksResponse:
         specs = [spec_from_proto(item.spec) for item in request.items]
-        for name in {spec.project for spec in specs if spec.project} - set(
-            self._engine.registry.current.projects
-        ):
-            await self._engine.registry.refresh_project(name)
+        await self._learn_of({spec.project for spec in specs if spec.project})
 
         def effect(unit: Unit) -> svc.SubmitTasksResponse:
+            intake.require_accepting(
+                unit, request.parent
+            )  # the same for all of them, so it is nobody's own error
             batch = _Batch(unit, request, specs)
             results = each(
                 range(len(specs)),
@@ -73,7 +74,16 @@ class TaskServicer(TaskServiceServicer):
             )
             return svc.SubmitTasksResponse(results=results)
 
-        return await self._engine.mutate("SubmitTasks", request, svc.SubmitTasksResponse, effect)
+        return await up_to_date(
+            self._engine,
+            lambda: self._engine.mutate("SubmitTasks", request, svc.SubmitTasksResponse, effect),
+        )
+
+    async def _learn_of(self, projects: set[str]) -> None:
+        """Ask once for projects that the copy of the registry lacks: they may have been registered a moment ago."""
+        registry = self._engine.registry
+        unknown = projects.difference(registry.current.projects) if registry.current.complete else set()
+        await asyncio.gather(*map(registry.refresh_project, unknown))
 
     # ------------------------------------------------------------ looking up
 

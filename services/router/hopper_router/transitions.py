@@ -243,7 +243,7 @@ def claim(task: Task, worker: str, lease: timedelta, now: datetime) -> Task:
             f"{task.claim.worker} has the task",
             task=task.name,
             holder=task.claim.worker,
-            lease_expire_time=task.claim.lease_end.isoformat() if task.claim.lease_end else "",
+            lease_expire_time=_stamp(task.claim.lease_end),
         )
     moved = move(task, Event.CLAIM, now)
     if not claimable(task, now):
@@ -259,6 +259,11 @@ def claim(task: Task, worker: str, lease: timedelta, now: datetime) -> Task:
         progress=None,
         wait=None,
     )
+
+
+def _stamp(time: datetime | None) -> str:
+    """A time as JSON has it."""
+    return time.isoformat().replace("+00:00", "Z") if time else ""
 
 
 def claimable(task: Task, now: datetime) -> bool:

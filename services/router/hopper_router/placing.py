@@ -7,12 +7,13 @@ task that arrives is its scope's decision and lives in `scopes`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from datetime import timedelta
 
 from hopper_common.errors import EtagMismatch
 from hopper_router import handover, intake, routing, transitions
+from hopper_router.directory import Directory
 from hopper_router.model import (
     Basis,
     Decision,
@@ -145,6 +146,21 @@ def refused(unit: Unit, task: Task) -> dict[str, str]:
     path = set(unit.delegation(task.delegation).path) if task.delegation else {task.instance}
     if intake.nested_out(unit, task):
         path = set(directory.instances)
+    return _ruled_out(directory, path, had)
+
+
+def refused_then(unit: Unit, decision: Decision) -> dict[str, str]:
+    """The same for a decision made once more: where the work had been by then, and who can take nothing now."""
+    had_it = {
+        project: exclusion.filter
+        for exclusion in decision.exclusions
+        if exclusion.filter in ("path", "rejected-before")
+        for project in exclusion.projects
+    }
+    return had_it | _ruled_out(unit.world.directory, (), ())
+
+
+def _ruled_out(directory: Directory, path: Collection[str], had: Collection[str]) -> dict[str, str]:
     filters: dict[str, str] = {}
     for project, name in directory.instance_of_project.items():
         instance = directory.instances[name]

@@ -16,7 +16,7 @@ from hopper_router import intake, placing, routing
 from hopper_router.convert import decision_to_proto, spec_from_proto
 from hopper_router.engine import Engine
 from hopper_router.errors import DecisionNotFound
-from hopper_router.model import Decision, Task
+from hopper_router.model import Decision, Outcome, Task
 from hopper_router.policies import InForce
 from hopper_router.rules import (
     BUILT_IN,
@@ -87,7 +87,7 @@ class RoutingServicer(RoutingServiceServicer):
             in_force = unit.world.policies.in_force(request.instance, unit.world.directory)
             return svc.GetPolicyResponse(policy=_stored(unit, in_force))
 
-        return await self._engine.read(look)
+        return await up_to_date(self._engine, lambda: self._engine.read(look))
 
     async def UpdatePolicy(
         self, request: svc.UpdatePolicyRequest, context: Context
@@ -103,7 +103,10 @@ class RoutingServicer(RoutingServiceServicer):
             stored = InForce(f"{instance}/policy", row.version, policy or BUILT_IN)
             return svc.UpdatePolicyResponse(policy=_policy(stored, source, row.update_time))
 
-        response = await self._engine.mutate("UpdatePolicy", request, svc.UpdatePolicyResponse, effect)
+        response = await up_to_date(
+            self._engine,
+            lambda: self._engine.mutate("UpdatePolicy", request, svc.UpdatePolicyResponse, effect),
+        )
         self._engine.policies.put(
             instance, response.policy.version, policy
         )  # in force only once it is durable
@@ -126,7 +129,10 @@ class RoutingServicer(RoutingServiceServicer):
     ) -> svc.ReplayPolicyResponse:
         policy = await asyncio.to_thread(load_policy, request.source)
         limit = request.limit or _REPLAY_DEFAULT
-        return await self._engine.read(lambda unit: _replay(unit, request.instance, policy, limit))
+        return await up_to_date(
+            self._engine,
+            lambda: self._engine.read(lambda unit: _replay(unit, request.instance, policy, limit)),
+        )
 
 
 def _instance_of(policy: str) -> str:
@@ -141,7 +147,9 @@ def _instance_of(policy: str) -> str:
 def _next_version(unit: Unit, instance: str, source: str, etag: str) -> PolicyRow:
     stored = {row.instance: row for row in unit.store.policies()}.get(instance)
     version = stored.version if stored else 0
-    if etag and etag != _etag(version):
+    # Where it was removed, whoever reads finds the built-in one, or that of an instance above.
+    current = {_etag(version)} if stored and stored.source else {_etag(version), _etag(0)}
+    if etag and etag not in current:
         raise EtagMismatch(resource=f"{instance}/policy", etag=_etag(version))
     return PolicyRow(instance, version + 1, source, unit.now)
 
@@ -179,12 +187,14 @@ def _problem(problem: PolicyProblem) -> pb.PolicyError:
 def _replay(unit: Unit, instance: str, policy: Policy, limit: int) -> svc.ReplayPolicyResponse:
     """The recorded decisions made once more, by another policy, with the projects as they are now."""
     unit.instance(instance)
-    recorded = unit.store.list_decisions(instance=instance, limit=limit)
+    # What a scope keeps in its queue was not decided by a policy, and would not be.
+    latest = unit.store.list_decisions(instance=instance, limit=limit)
+    recorded = [decision for decision in latest if decision.outcome is not Outcome.QUEUED]
     tasks = {task.name: task for task in unit.tasks({decision.task for decision in recorded})}
     changes: list[svc.ReplayChange] = []
     changed = 0
     for decision in recorded:
-        again = _decide_again(unit, tasks[decision.task], policy)
+        again = _decide_again(unit, tasks[decision.task], decision, policy)
         if again.project != decision.project:
             changed += 1
             if len(changes) < _REPLAY_SHOWN:
@@ -199,9 +209,10 @@ def _replay(unit: Unit, instance: str, policy: Policy, limit: int) -> svc.Replay
     return svc.ReplayPolicyResponse(replayed=len(recorded), changed=changed, changes=changes)
 
 
-def _decide_again(unit: Unit, task: Task, policy: Policy) -> Decision:
+def _decide_again(unit: Unit, task: Task, decision: Decision, policy: Policy) -> Decision:
     # Load is left out: what was busy then is not known, and what is busy now has nothing to do with it.
     candidates = unit.world.directory.candidates
+    refused = placing.refused_then(unit, decision)
     return routing.decide(
-        task.spec, candidates, policy, load={}, refused={}, basis=placing.basis(unit, "", 0)
+        task.spec, candidates, policy, load={}, refused=refused, basis=placing.basis(unit, "", 0)
     )

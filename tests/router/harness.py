@@ -221,7 +221,9 @@ class Router:
         """Submit a task; returns it in FULL view."""
         return (await self.submitted(title, parent, **fields)).task
 
-    async def submitted(self, title: str = "work", parent: str = ROOT, **fields: Any) -> task_svc.SubmitTaskResponse:
+    async def submitted(
+        self, title: str = "work", parent: str = ROOT, **fields: Any
+    ) -> task_svc.SubmitTaskResponse:
         """Submit a task; returns the whole answer."""
         return await self.tasks.SubmitTask(
             task_svc.SubmitTaskRequest(parent=parent, spec=pb.TaskSpec(title=title, **fields))
@@ -249,7 +251,9 @@ class Router:
     async def complete(self, *claimed: pb.Task, result: bytes = b"") -> list[work_svc.ClaimResult]:
         """Complete claims."""
         completions = [work_svc.Completion(claim=ref(task), result=result) for task in claimed]
-        return list((await self.work.CompleteTasks(work_svc.CompleteTasksRequest(completions=completions))).results)
+        return list(
+            (await self.work.CompleteTasks(work_svc.CompleteTasksRequest(completions=completions))).results
+        )
 
     async def fail(self, claimed: pb.Task, reason: str = "BUSY", **fields: Any) -> pb.Task:
         """Fail a claim."""
@@ -263,11 +267,15 @@ class Router:
 
     async def update(self, task: pb.Task, *paths: str, etag: str = "", **fields: Any) -> pb.Task:
         """Change some fields of a spec."""
-        request = task_svc.UpdateTaskRequest(task=pb.Task(name=task.name, etag=etag, spec=pb.TaskSpec(**fields)))
+        request = task_svc.UpdateTaskRequest(
+            task=pb.Task(name=task.name, etag=etag, spec=pb.TaskSpec(**fields))
+        )
         request.update_mask.paths.extend(paths or [f"spec.{field}" for field in fields])
         return (await self.tasks.UpdateTask(request)).task
 
-    async def delegate(self, task: pb.Task, kind: Any, to: str = "", **fields: Any) -> delegation_svc.DelegateTaskResponse:
+    async def delegate(
+        self, task: pb.Task, kind: Any, to: str = "", **fields: Any
+    ) -> delegation_svc.DelegateTaskResponse:
         """Hand a task over."""
         return await self.delegations.DelegateTask(
             delegation_svc.DelegateTaskRequest(task=task.name, kind=kind, to_instance=to, **fields)
@@ -323,6 +331,6 @@ async def violations(call: Awaitable[Any]) -> dict[str, str]:
 async def until(condition: Callable[[], Awaitable[T]], *, timeout: float = 10.0) -> T:
     """Wait until a condition holds; returns what it gave."""
     async with asyncio.timeout(timeout):
-        while not (held := await condition()):
+        while not (held := await condition()):  # noqa: ASYNC110 - of any kind, so there is no event to wait for
             await asyncio.sleep(0.005)
     return held

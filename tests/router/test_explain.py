@@ -107,7 +107,7 @@ async def test_why_not_one_that_came_later_is_computed_now(router: Router, hidde
 
 
 async def test_why_not_one_beyond_the_record_is_computed_now(router: Router) -> None:
-    """Of many candidates and many exclusions only the first are recorded; the others can be asked about all the same."""
+    """Of many candidates and exclusions only the first are recorded; the others can be asked about all the same."""
     names = [router.registry.project(f"web{n:02}", "html") for n in range(30)]
     lame = [router.registry.project(f"lame{n:02}") for n in range(30)]
     task = await router.submit(required_capabilities=["html"])

@@ -96,7 +96,7 @@ class Engine:
             nonlocal counted
             if self._load_is_doubtful:
                 self._count(conn)
-            unit = self._unit(conn)
+            unit = self._unit(conn, self._load)
             result = work(unit)
             if unit.unplaced:  # a defect, and better refused than stored
                 raise RuntimeError("a unit left tasks undecided: whoever hands over must settle")
@@ -136,10 +136,11 @@ class Engine:
 
     async def read(self, look: Callable[[Unit], T]) -> T:
         """Run *look* on one consistent snapshot; it must change nothing."""
-        return await self.db.read(lambda conn: look(self._unit(conn)))
+        # The counts are the writer's, which changes them while others read: readers get their own.
+        return await self.db.read(lambda conn: look(self._unit(conn, self._load.copy())))
 
-    def _unit(self, conn: Connection) -> Unit:
-        world = World(self.registry.current, self.policies, self._load, self._ids)
+    def _unit(self, conn: Connection, load: OpenCounts) -> Unit:
+        world = World(self.registry.current, self.policies, load, self._ids)
         return Unit(Store(conn), world, self.clock, self.clock.now())
 
     # ------------------------------------------------------------ after the commit

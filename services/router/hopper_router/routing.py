@@ -43,7 +43,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import repeat
 from types import MappingProxyType
 from typing import Final, NamedTuple, Protocol
 
@@ -55,7 +54,6 @@ from hopper_router.candidates import (
     FloatArray,
     HashArray,
     IntArray,
-    Postings,
     holders,
     stable_hash,
     topical,
@@ -215,9 +213,18 @@ def why_not(
 
 
 def _question(task: TaskSpec, candidates: Candidates, policy: Policy, load: Mapping[str, int]) -> Question:
-    n = len(candidates)
-    open_tasks = np.fromiter(map(load.get, candidates.names, repeat(0)), dtype=np.float64, count=n)
+    open_tasks = _open_by_row(candidates, load)
     return Question(task, Text.of(task.title, task.description), candidates, policy, open_tasks)
+
+
+def _open_by_row(candidates: Candidates, load: Mapping[str, int]) -> FloatArray:
+    """How many open tasks each project has. Most have none, and are not looked at."""
+    column = np.zeros(len(candidates))
+    for name, count in load.items():
+        row = candidates.rows.get(name)
+        if row is not None:
+            column[row] = count
+    return column
 
 
 # ---------------------------------------------------------------- filters
@@ -408,9 +415,9 @@ class _Sheet:
         if self.rules:
             evidence["rules"] = [rule.name for rule in self.rules if rule.project == project.name]
         if "tags" in self.values:
-            evidence["tags"] = self._tags_held_by(row, candidates.tags)
+            evidence["tags"] = self._tags_among(project.tags)
         if "boost" in self.values:
-            evidence["boost"] = self._tags_held_by(row, candidates.boosted)
+            evidence["boost"] = self._tags_among(project.boosts)
         if "capability" in self.values:
             evidence["capability"] = list(dict.fromkeys(self.question.task.required_capabilities))
         if "text" in self.values:
@@ -424,9 +431,10 @@ class _Sheet:
             evidence["sla"] = (f"within {_duration(project.sla)}",)
         return {name: things[:MAX_EVIDENCE] for name, things in evidence.items()}
 
-    def _tags_held_by(self, row: int, postings: Postings) -> list[str]:
-        tags = dict.fromkeys(self.question.task.tags)
-        return [tag for tag in tags if row in holders(postings, tag.casefold())]
+    def _tags_among(self, held: Iterable[str]) -> list[str]:
+        """The task's tags that a project has, in any case."""
+        known = {tag.casefold() for tag in held}
+        return [tag for tag in dict.fromkeys(self.question.task.tags) if tag.casefold() in known]
 
 
 def _rules_that_count(question: Question, eligible: IntArray) -> list[Rule]:
@@ -546,7 +554,8 @@ class _Field:
         positions = np.arange(len(scores))
         if len(scores) > count:
             # Whoever ties with the last of the best has to be looked at, too.
-            positions = np.flatnonzero(scores >= np.partition(scores, -count)[-count])
+            # Sorting is quicker than partitioning where most are equal, and here most are: nothing speaks for them.
+            positions = np.flatnonzero(scores >= np.sort(scores)[-count])
         order = np.lexsort((self.ties[positions], -scores[positions]))
         best: list[int] = positions[order[:count]].tolist()
         return best

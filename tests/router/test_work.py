@@ -634,7 +634,12 @@ async def test_a_wake_up_is_not_lost_with_the_worker_that_got_it(live_router: Ro
     web = router.registry.project("web")
     await router.submit("first")
     writer, busy, gate = router.db._writer, threading.Event(), threading.Event()
-    blocker = asyncio.ensure_future(router.db.write(lambda conn: busy.set() or gate.wait(10)))
+
+    def block(_: Any) -> bool:
+        busy.set()
+        return gate.wait(10)
+
+    blocker = asyncio.ensure_future(router.db.write(block))
     await asyncio.to_thread(busy.wait, 10)
     calls: list[asyncio.Future[Any]] = []
     for worker in ("ann", "bob", ""):

@@ -60,7 +60,7 @@ class Registry(Protocol):
         ...
 
     async def refresh_instance(self, name: str) -> bool:
-        """Ask once what an instance is like now; True when the copy now says something else of it than before."""
+        """Ask once what an instance is like now; True when there is one, of which the copy now says the same."""
         ...
 
     async def report_stopped(self, report: RunReport) -> None:

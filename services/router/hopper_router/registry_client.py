@@ -15,6 +15,7 @@ from hopper_common.database import Database
 from hopper_common.rpc.errors import from_rpc_error
 from hopper_common.timestamps import to_proto
 from hopper_router.convert import instance_from_registry
+from hopper_router.model import Instance
 from hopper_router.ports import RunReport
 from hopper_router.registry_watch import RegistryWatch
 from hopper_router.store_sql import Store
@@ -33,26 +34,31 @@ class RegistryClient(RegistryWatch):
 
     async def refresh_instance(self, name: str) -> bool:
         """
-        Whether an instance is not what the copy says, so that the copy was waited for.
+        Whether there is such an instance; the copy then says of it what the registry says.
 
-        The registry is asked once, and the stream then gets up to a second to bring what the registry has said. When
-        the registry does not answer, the copy counts.
+        The registry is asked once, and the stream then gets up to a second to bring what the registry has said: all
+        of it, for an instance that was created and started a moment ago is first heard of as not started. When the
+        registry does not answer, the copy counts.
         """
-        seen = self.changed.count
-        before = self.current.instances.get(name)
         try:
             request = instance_service_pb2.GetInstanceRequest(name=name)
             answer = await self._instance_service.GetInstance(request, timeout=_REFRESH_TIMEOUT)
         except grpc.aio.AioRpcError:
             return False
         now = instance_from_registry(answer.instance)
-        if before is not None and replace(before, start_time=now.start_time) == now:
-            return False
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_REFRESH_TIMEOUT):
-                while self.current.instances.get(name) == before:
-                    seen = await self.changed.wait(after=seen)
-        return self.current.instances.get(name) != before
+                await self._hear_of(now)
+        return True
+
+    async def _hear_of(self, instance: Instance) -> None:
+        """Wait until the copy has an instance as it is."""
+        while True:
+            seen = self.changed.count
+            known = self.current.instances.get(instance.name)
+            if known is not None and replace(known, start_time=instance.start_time) == instance:
+                return
+            await self.changed.wait(after=seen)
 
     async def report_stopped(self, report: RunReport) -> None:
         """Say that nothing runs in a STOPPING instance any more."""

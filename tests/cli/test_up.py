@@ -126,8 +126,8 @@ def test_the_doctor_sees_a_clock_that_went_back(alone: Terminal) -> None:
 
 def test_the_demo_from_end_to_end(alone: Terminal) -> None:
     """Sixty tasks: all of them done, judged and joined; nothing is left behind."""
-    scratch = alone.data_dir.with_name("t")  # short, because the path of a Unix socket is
-    scratch.mkdir()
+    scratch = alone.data_dir / "t"  # short, because the path of a Unix socket is
+    scratch.mkdir(parents=True)
     sample = str(path_of("sample.jsonl"))
     ran = alone("demo", "--tasks", "60", "--data", sample, "--json", TMPDIR=str(scratch))
     assert ran.code == 0, ran.err + ran.out

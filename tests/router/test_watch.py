@@ -112,6 +112,20 @@ async def test_a_watch_is_filtered(router: Router) -> None:
         await refusal(watch.next(), Code.NOT_FOUND, "TASK_NOT_FOUND", task=ghost)
 
 
+async def test_who_follows_a_project_is_told_when_a_task_leaves_it(router: Router) -> None:
+    web, app = router.registry.project("web", "html"), router.registry.project("app", "swift")
+    task = await router.submit(required_capabilities=["html"])
+    async with watching(router, project=web) as watch:
+        assert [each.name for each in (await watch.snapshot())[0]] == [task.name]
+        await router.update(task, required_capabilities=["swift"])
+        assert (await watch.change()).kind == "UPDATE"
+        left = await watch.change()
+        assert (left.kind, left.from_project, left.task.project) == ("DECIDE", web, "")
+        await router.submit(required_capabilities=["html"])  # what comes next is not the other project's
+        assert (await watch.change()).task.name != task.name
+    assert (await router.get(task)).project == app
+
+
 async def test_a_watch_resumes_where_it_was(router: Router) -> None:
     web = router.registry.project("web")
     task = await router.submit()

@@ -447,15 +447,18 @@ def event_from_bytes(body: bytes, generation: int) -> task_service_pb2.TaskEvent
     return event
 
 
-def event_to_bytes(kind: str, from_state: TaskState | None, task: Task, wait: Wait | None) -> bytes:
+def event_to_bytes(
+    kind: str, from_state: TaskState | None, task: Task, wait: Wait | None, *, from_project: str = ""
+) -> bytes:
     """
     One change as the log keeps it: a serialized TaskEvent with the task after it, in BASIC view.
 
     Args:
         kind: The name of the transition.
         from_state: The state before; None: there was no task.
+        from_project: The project before; "": none.
     """
-    event = task_service_pb2.TaskEvent(kind=kind)
+    event = task_service_pb2.TaskEvent(kind=kind, from_project=from_project)
     if from_state is not None:
         event.from_state = STATE_TO_PROTO[from_state]
     _put_task(event.task, task, view=BASIC, wait=wait)

@@ -290,7 +290,7 @@ def change_spec(unit: Unit, name: str, spec: TaskSpec, *, etag: str) -> Task:
     changed = replace(transitions.update(task, spec, unit.now), blockers=blockers)
     changed = unit.log(task, changed, Event.UPDATE)
     unit.flush()
-    unit.store.reindex(changed)
+    unit.store.reindex(task, changed)
     if not changed.offered:
         place(unit, changed)
         settle(unit)

@@ -193,7 +193,7 @@ class TaskServicer(TaskServiceServicer):
         async for events in EVENTS.tail(self._engine.db, after=after):
             for event in events:
                 change = event_from_bytes(event.body, event.version)
-                if _concerns(request, change.task):
+                if _concerns(request, change.task, change.from_project):
                     yield svc.WatchTasksResponse(generation=event.version, change=change)
 
     async def ExplainTask(self, request: svc.ExplainTaskRequest, context: Context) -> svc.ExplainTaskResponse:
@@ -260,10 +260,10 @@ def _snapshot(unit: Unit, request: svc.WatchTasksRequest) -> tuple[list[pb.Task]
         before = found[-1].id
 
 
-def _concerns(request: svc.WatchTasksRequest, task: pb.Task) -> bool:
-    """Whether a follower asked for this task."""
+def _concerns(request: svc.WatchTasksRequest, task: pb.Task, from_project: str = "") -> bool:
+    """Whether a follower asked for this task; one that leaves a project still concerns who follows that."""
     if request.task and task.name != request.task:
         return False
     if request.parent and not task.name.startswith(f"{request.parent}/tasks/"):
         return False
-    return not request.project or task.project == request.project
+    return not request.project or request.project in (task.project, from_project)

@@ -147,7 +147,13 @@ class Unit:
 
     def log(self, before: Task | None, after: Task, event: Event) -> Task:
         """Log a move and keep its result; returns the task with its generation."""
-        body = event_to_bytes(event.value, before.state if before else None, after, self._wait(after))
+        body = event_to_bytes(
+            event.value,
+            before.state if before else None,
+            after,
+            self._wait(after),
+            from_project=before.project if before else "",
+        )
         generation = EVENTS.append(
             self.store.conn, topic=event.value, key=after.name, body=body, now=self.now
         )  # fmt: skip

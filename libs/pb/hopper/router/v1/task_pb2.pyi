@@ -630,7 +630,7 @@ class Failure(_message.Message):
     PERMANENT_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """One word that retry policies may name, e.g. `NO_NETWORK`. Hopper's own: LEASE_EXPIRED, RUN_TIMEOUT, DEADLINE,
-    START_TIMEOUT, CHILD_FAILED, ATTEMPTS_USED_UP, NO_ELIGIBLE_EXECUTOR, POLICY.
+    START_TIMEOUT, CHILD_FAILED, NO_ELIGIBLE_EXECUTOR, POLICY, CANCELLED.
     """
     message: _builtins.str
     """What a person should know. At most 4,000 bytes."""

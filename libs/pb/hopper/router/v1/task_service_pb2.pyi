@@ -683,7 +683,7 @@ class WatchTasksRequest(_message.Message):
     parent: _builtins.str
     """Only tasks of this instance. Format: `instances/{instance}`."""
     project: _builtins.str
-    """Only tasks routed to this project."""
+    """Only tasks routed to this project, and their leaving it."""
     task: _builtins.str
     """Only this task."""
     after_generation: _builtins.int
@@ -757,10 +757,13 @@ class TaskEvent(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     FROM_STATE_FIELD_NUMBER: _builtins.int
     TASK_FIELD_NUMBER: _builtins.int
+    FROM_PROJECT_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
     """What moved it, e.g. `SUBMIT`, `ROUTE`, `CLAIM`, `COMPLETE`, `EXPIRE`: the names of the transition table."""
     from_state: _task_pb2.Task.State.ValueType
     """The state before. Unset for SUBMIT."""
+    from_project: _builtins.str
+    """The project before: who follows a project is told when a task leaves it, too. Empty: none."""
     @_builtins.property
     def task(self) -> _task_pb2.Task:
         """The task right after this change, in BASIC view."""
@@ -771,10 +774,11 @@ class TaskEvent(_message.Message):
         kind: _builtins.str = ...,
         from_state: _task_pb2.Task.State.ValueType = ...,
         task: _task_pb2.Task | None = ...,
+        from_project: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_state", b"from_state", "kind", b"kind", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_project", b"from_project", "from_state", b"from_state", "kind", b"kind", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

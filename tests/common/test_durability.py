@@ -1,19 +1,17 @@
-"""What survives: a killed process, a file that may not grow, a full disk. All of them real."""
+"""What survives: a killed process, a file that may not grow. A full disk is in test_small_disk.py."""
 
 import asyncio
-import os
-import subprocess
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from hopper_common.database import Database
-from hopper_common.errors import DatabaseLocked, StorageFull
-from tests.common.toy import METADATA, MIGRATIONS, add_note, held_writer, notes
+from hopper_common.errors import DatabaseLocked
+from tests.common.toy import METADATA, MIGRATIONS, notes
 
 ROOT = Path(__file__).parents[2]
 
@@ -76,47 +74,3 @@ async def test_a_file_that_may_not_grow_is_a_full_storage_until_it_may(tmp_path:
         words = (await process.stdout.read()).decode().split()
         assert await process.wait() == 0
     assert words == [*["STORAGE_FULL"] * 4, "OK", "before", "after"]
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of two megabytes, where we may make one."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], check=False, capture_output=True
-    )
-    if mount.returncode:
-        pytest.skip("mounting a small disk needs root")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
-async def test_a_full_disk_fails_the_group_and_serves_the_next_when_there_is_room(small_disk: Path) -> None:
-    db = await open_toy(small_disk / "toy.db")
-    await db.write(lambda conn: add_note(conn, "before"))
-    filler = small_disk / "filler"
-    free = os.statvfs(small_disk)
-    filler.write_bytes(bytes((free.f_bavail - 10) * free.f_bsize))
-    async with held_writer(db):
-        tasks = [
-            asyncio.create_task(db.write(lambda conn, i=i: add_note(conn, f"{i}" * 20_000)))  # type: ignore[misc]
-            for i in range(8)
-        ]
-        await asyncio.sleep(0)
-    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-    assert [type(outcome) for outcome in outcomes] == [StorageFull] * 8
-    assert await db.read(notes) == ["before"]
-    filler.unlink()
-    await db.write(lambda conn: add_note(conn, "after"))
-    await db.close()
-    again = await open_toy(small_disk / "toy.db")
-    assert await again.read(notes) == ["before", "after"]
-    await again.close()
-
-
-async def test_a_disk_too_full_to_open_on_is_named(small_disk: Path) -> None:
-    free = os.statvfs(small_disk)
-    (small_disk / "filler").write_bytes(bytes(free.f_bavail * free.f_bsize))
-    with pytest.raises(StorageFull, match=r"toy\.db cannot be opened"):
-        await open_toy(small_disk / "toy.db")

@@ -8,7 +8,6 @@ on how far a file may grow, set on the running process from outside.
 import resource
 import shutil
 import sqlite3
-import subprocess
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -22,6 +21,7 @@ from hopper.router.v1.task_pb2 import Task
 from hopper.router.v1.work_service_pb2 import ClaimRef, CompleteTasksRequest, Completion
 from hopper_common.errors import StorageFull
 from hopper_common.rpc.errors import code_of, from_rpc_error
+from hopper_testing import disks
 from hopper_testing.processes import HopperProcess, NotStarted, temporary_directory
 from tests.e2e.calls import (
     Stubs,
@@ -85,11 +85,8 @@ class LimitedFiles:
 
 @contextmanager
 def small_disk(directory: Path) -> Iterator[Disk]:
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m,mode=0700", "tmpfs", directory], check=True)
-    try:
+    with disks.small_disk(directory, megabytes=8):
         yield SmallDisk(directory)
-    finally:
-        subprocess.run(["umount", "-l", directory], check=True)
 
 
 @contextmanager
@@ -97,20 +94,7 @@ def limited_files(directory: Path) -> Iterator[Disk]:
     yield LimitedFiles(directory)
 
 
-def may_mount() -> bool:
-    """Whether this user may mount: root outside of most containers."""
-    point = Path("/tmp") / f"hop-{uuid.uuid4().hex[:8]}"
-    point.mkdir()
-    try:
-        with small_disk(point):
-            return True
-    except (subprocess.CalledProcessError, FileNotFoundError):
-        return False
-    finally:
-        point.rmdir()
-
-
-@pytest.fixture(params=[limited_files, small_disk] if may_mount() else [limited_files])
+@pytest.fixture(params=[limited_files, small_disk] if disks.may_mount() else [limited_files])
 def disk(request: pytest.FixtureRequest, directory: Path) -> Iterator[Disk]:
     make: Callable[[Path], AbstractContextManager[Disk]] = request.param
     point = directory / "disk"

@@ -8,7 +8,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import bars_hopper, bars_routing  # noqa: F401 - importing them registers their bars
+from tests.bench import bars_hopper, bars_memory, bars_routing  # noqa: F401 - importing them registers their bars
 from tests.bench.bar import BARS, Result, keep, machine
 
 

@@ -1,14 +1,12 @@
 """
-How long SearchSimilar takes with 50,000 episodes: `python -m tests.memory.bench_search [episodes]`.
+Memory: how long it takes to find, record and score 50,000 episodes.
 
 Words are drawn as people use them: few all the time, most of them hardly ever (Zipf), from a vocabulary of
 20,000. Every query goes through the store, on a database file, one at a time.
 """
 
-import asyncio
 import itertools
 import random
-import sys
 import time
 from collections.abc import Sequence
 
@@ -18,6 +16,7 @@ from hopper_memory.store_sql import SqlEpisodeStore
 from hopper_memory.tables import METADATA
 from hopper_testing.clock import ManualClock
 from hopper_testing.database import temporary_database
+from tests.bench.bar import Result, bar, quantiles
 from tests.memory.samples import episode, outcome
 
 VOCABULARY = [
@@ -27,6 +26,7 @@ VOCABULARY += [f"{word}x{index}" for index, word in enumerate(VOCABULARY * 6)]
 WEIGHTS = list(itertools.accumulate(1 / (rank + 3) for rank in range(len(VOCABULARY))))
 QUERIES = 300
 REQUEST = 500
+EPISODES = 50_000
 
 
 class Writer:
@@ -66,37 +66,37 @@ async def fill(store: SqlEpisodeStore, writer: Writer, count: int) -> Sequence[f
     return times
 
 
-def report(what: str, seconds: Sequence[float]) -> None:
-    ordered = sorted(seconds)
-    p50, p99 = ordered[len(ordered) // 2], ordered[int(len(ordered) * 0.99)]
-    print(f"{what:34} p50 {p50 * 1000:7.2f} ms   p99 {p99 * 1000:7.2f} ms", flush=True)
-
-
-async def measure(store: SqlEpisodeStore, writer: Writer, what: str, words: int, **only: str) -> None:
+async def searched(store: SqlEpisodeStore, writer: Writer, words: int, **only: str) -> dict[str, float]:
+    """How long it takes to find episodes like texts of so many words."""
     times = []
     for _ in range(QUERIES):
         text = writer.text(words)
         began = time.perf_counter()
         await store.search(text, limit=10, **only)
         times.append(time.perf_counter() - began)
-    report(f"{what}, {words} words", times)
+    return quantiles(times)
 
 
-async def main(count: int) -> None:
+@bar
+async def memory() -> Sequence[Result]:
+    """Searching, recording and scoring 50,000 episodes, through the store, one at a time."""
     writer = Writer(seed=1)
     async with temporary_database(metadata=METADATA, migrations=MIGRATIONS, service="memory") as database:
         store = SqlEpisodeStore(database, ManualClock())
-        report(f"record {REQUEST} of {count}", await fill(store, writer, count))
-        for words in (1, 3, 8, 30, 200):
-            await measure(store, writer, "search", words)
-        for words in (3, 8, 30, 200):
-            await measure(store, writer, "search in a large project", words, project="projects/p1")
-        await measure(store, writer, "search in a small project", 8, project="projects/p40")
-        await measure(store, writer, "search in the only instance", 8, instance="instances/global")
+        recorded = quantiles(await fill(store, writer, EPISODES))
+        sides = {
+            f"record {REQUEST} episodes with outcomes": recorded,
+            **{f"search, {words} words": await searched(store, writer, words) for words in (3, 8, 200)},
+            "search in a large project, 8 words": await searched(store, writer, 8, project="projects/p1"),
+            "search in the only instance, 8 words": await searched(
+                store, writer, 8, instance="instances/global"
+            ),
+        }
         began = time.perf_counter()
         await store.stats(project="", instance="")
-        report("score of all", [time.perf_counter() - began])
-
-
-if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]) if len(sys.argv) > 1 else 50_000))
+        scored = (time.perf_counter() - began) * 1e3
+    found = sides["search, 8 words"]["p99_ms"]
+    return [
+        Result(f"SearchSimilar by a title among {EPISODES:,} episodes, p99", found, "ms", sides=sides),
+        Result(f"GetStats over {EPISODES:,} episodes", round(scored, 1), "ms"),
+    ]

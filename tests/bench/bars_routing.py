@@ -7,8 +7,8 @@ import time
 from collections.abc import Sequence
 
 from hopper_router.model import Basis, Project, TaskSpec
+from hopper_router.policy_yaml import load_policy
 from hopper_router.routing import Candidates, decide
-from hopper_router.rules import load_policy
 from tests.bench.bar import Result, bar, quantiles
 
 _WORDS = [f"{a}{b}" for a in ("log", "pay", "user", "ship", "mail", "auth", "cart", "tax") for b in range(40)]

@@ -21,14 +21,8 @@ from hypothesis import strategies as st
 from hopper_router import routing
 from hopper_router.candidates import Candidates
 from hopper_router.model import Basis, Candidate, Clocks, Decision, Outcome, Project, TaskSpec
-from hopper_router.rules import (
-    BUILT_IN,
-    FACTORS,
-    Policy,
-    check_policy,
-    load_policy,
-    unknown_projects,
-)
+from hopper_router.policy_yaml import BUILT_IN, check_policy, load_policy, unknown_projects
+from hopper_router.rules import FACTORS, Policy
 from hopper_router.words import STOP_WORDS, Text, fold, tokens
 
 BASIS = Basis(projects_version=7, policy="instances/global/policy", policy_version=3)

@@ -12,11 +12,17 @@ from hypothesis import strategies as st
 
 from hopper_common.errors import FieldViolation
 from hopper_router.errors import PolicyInvalid
-from hopper_router.rules import (
+from hopper_router.policy_yaml import (
     BUILT_IN,
     BUILT_IN_SOURCE,
     MAX_PROBLEMS,
     MAX_RULES,
+    PolicyProblem,
+    check_policy,
+    load_policy,
+    unknown_projects,
+)
+from hopper_router.rules import (
     AllOf,
     AnyOf,
     Condition,
@@ -25,13 +31,9 @@ from hopper_router.rules import (
     Not,
     OnUnsure,
     Policy,
-    PolicyProblem,
     PriorityRange,
     Rule,
     Weights,
-    check_policy,
-    load_policy,
-    unknown_projects,
 )
 from hopper_router.words import Text
 

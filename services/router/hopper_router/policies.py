@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from hopper_router.directory import Directory
 from hopper_router.model import ROOT_INSTANCE
-from hopper_router.rules import BUILT_IN, Policy, load_policy
+from hopper_router.policy_yaml import BUILT_IN, load_policy
+from hopper_router.rules import Policy
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,15 +18,15 @@ from hopper_router.engine import Engine
 from hopper_router.errors import DecisionNotFound
 from hopper_router.model import Decision, Outcome, Task
 from hopper_router.policies import InForce
-from hopper_router.rules import (
+from hopper_router.policy_yaml import (
     BUILT_IN,
     BUILT_IN_SOURCE,
-    Policy,
     PolicyProblem,
     check_policy,
     load_policy,
     unknown_projects,
 )
+from hopper_router.rules import Policy
 from hopper_router.servicer import Context, Page, up_to_date
 from hopper_router.store_sql import PolicyRow, task_id
 from hopper_router.unit import Unit

@@ -28,11 +28,6 @@ def instance_name(text: str) -> str:
     return _full(text, "instances")
 
 
-def decision_name(text: str) -> str:
-    """`decisions/{id}` of an id; a full name stays."""
-    return _full(text, "decisions")
-
-
 def _full(text: str, collection: str) -> str:
     text = text.strip()
     if not text:

@@ -2,8 +2,8 @@
 One unit of work: tasks read, moved, logged and written back, in one transaction.
 
 Everything that changes tasks is written as functions of a `Unit` (placing, handover, delegating, working). A unit reads
-each task once, keeps it at hand, logs each move as it happens, and writes each changed task back once, at the end. It remembers
-what it changed, so that the engine can wake workers after the commit.
+each task once, keeps it at hand, logs each move as it happens, and writes each changed task back once, at the end. It
+remembers what it changed, so that the engine can wake workers after the commit.
 """
 
 from __future__ import annotations

@@ -1,0 +1,67 @@
+"""Housekeeping: what has served its time is forgotten, and nothing that somebody still needs."""
+
+import uuid
+from datetime import timedelta
+
+from hopper.router.v1 import task_pb2 as pb
+from hopper.router.v1 import task_service_pb2 as svc
+from hopper_router.clockwork import KEEP_EVENTS, KEEP_REQUESTS
+from hopper_router.store_sql import EPISODES_SENT, EVENTS, Store
+from tests.router.harness import ROOT, Router
+
+
+async def log(router: Router) -> tuple[int, int]:
+    """The oldest and the newest version of the log."""
+    return await router.db.read(lambda conn: (EVENTS.oldest(conn), EVENTS.head(conn)))
+
+
+async def told(router: Router, version: int) -> None:
+    """Memory has been told up to there."""
+    await router.db.write(lambda conn: Store(conn).put_value(EPISODES_SENT, str(version).encode()))
+
+
+def request(title: str, request_id: str) -> svc.SubmitTaskRequest:
+    return svc.SubmitTaskRequest(parent=ROOT, spec=pb.TaskSpec(title=title), request_id=request_id)
+
+
+async def test_old_events_stay_until_memory_was_told(router: Router) -> None:
+    router.registry.project("web")
+    await router.submit()
+    _, old = await log(router)
+    router.clock.advance(KEEP_EVENTS + timedelta(seconds=1))
+    await router.submit()
+    _, newest = await log(router)
+
+    await router.clockwork.housekeep()
+    assert await log(router) == (1, newest)
+
+    await told(router, old - 1)
+    await router.clockwork.housekeep()
+    assert await log(router) == (old, newest)
+
+
+async def test_young_events_stay_though_memory_was_told(router: Router) -> None:
+    router.registry.project("web")
+    await router.submit()
+    _, old = await log(router)
+    router.clock.advance(KEEP_EVENTS + timedelta(seconds=1))
+    await router.submit()
+    _, newest = await log(router)
+
+    await told(router, newest)
+    await router.clockwork.housekeep()
+    assert await log(router) == (old + 1, newest)
+
+
+async def test_a_request_is_answered_again_for_a_day(router: Router) -> None:
+    router.registry.project("web")
+    repeated = request("work", str(uuid.uuid4()))
+    first = await router.tasks.SubmitTask(repeated)
+
+    router.clock.advance(KEEP_REQUESTS - timedelta(seconds=1))
+    await router.clockwork.housekeep()
+    assert await router.tasks.SubmitTask(repeated) == first
+
+    router.clock.advance(timedelta(seconds=2))
+    await router.clockwork.housekeep()
+    assert (await router.tasks.SubmitTask(repeated)).task.name != first.task.name

@@ -209,23 +209,67 @@ class Capacity(_message.Message):
 
     MAX_RUNNING_FIELD_NUMBER: _builtins.int
     MAX_OPEN_FIELD_NUMBER: _builtins.int
+    MAX_RUNNING_PER_KEY_FIELD_NUMBER: _builtins.int
+    START_RATE_FIELD_NUMBER: _builtins.int
+    START_RATE_PER_KEY_FIELD_NUMBER: _builtins.int
     max_running: _builtins.int
     """Most tasks running at once, over all workers; enforced when they claim. 0: no limit."""
     max_open: _builtins.int
     """Most tasks queued and running; a project that has them is left out of routing. 0: no limit."""
+    max_running_per_key: _builtins.int
+    """Most tasks with the same `concurrency_key` running at once. 0: no limit."""
+    @_builtins.property
+    def start_rate(self) -> Global___RateLimit:
+        """Most tasks started in a period. Unset: no limit."""
+
+    @_builtins.property
+    def start_rate_per_key(self) -> Global___RateLimit:
+        """Most tasks with the same `concurrency_key` started in a period. Unset: no limit."""
+
     def __init__(
         self,
         *,
         max_running: _builtins.int = ...,
         max_open: _builtins.int = ...,
+        max_running_per_key: _builtins.int = ...,
+        start_rate: Global___RateLimit | None = ...,
+        start_rate_per_key: Global___RateLimit | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["start_rate", b"start_rate", "start_rate_per_key", b"start_rate_per_key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_open", b"max_open", "max_running", b"max_running"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_open", b"max_open", "max_running", b"max_running", "max_running_per_key", b"max_running_per_key", "start_rate", b"start_rate", "start_rate_per_key", b"start_rate_per_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Capacity: _TypeAlias = Capacity  # noqa: Y015
+
+@_typing.final
+class RateLimit(_message.Message):
+    """So many in a period: what is not used does not add up beyond one period."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNT_FIELD_NUMBER: _builtins.int
+    PERIOD_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    """Required. How many. At most 1,000,000."""
+    @_builtins.property
+    def period(self) -> _duration_pb2.Duration:
+        """The period. From 1 s to 1 day; default 1 s."""
+
+    def __init__(
+        self,
+        *,
+        count: _builtins.int = ...,
+        period: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["period", b"period"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "period", b"period"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RateLimit: _TypeAlias = RateLimit  # noqa: Y015
 
 @_typing.final
 class Executor(_message.Message):

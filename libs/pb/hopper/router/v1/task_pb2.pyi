@@ -277,6 +277,10 @@ class TaskSpec(_message.Message):
     ESTIMATED_EFFORT_FIELD_NUMBER: _builtins.int
     BEFORE_EVENT_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    FAIRNESS_KEY_FIELD_NUMBER: _builtins.int
+    FAIRNESS_WEIGHT_FIELD_NUMBER: _builtins.int
+    CONCURRENCY_KEY_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
     title: _builtins.str
     """Required. One line. At most 300 bytes."""
     description: _builtins.str
@@ -289,6 +293,16 @@ class TaskSpec(_message.Message):
     """Who asks. Default: `anonymous`, until callers have identities."""
     payload: _builtins.bytes
     """Anything for the executor; Hopper does not read it. At most 64 KiB."""
+    fairness_key: _builtins.str
+    """Whose turn it takes: among equal priorities, keys get turns by their weights, however much each has waiting.
+    Default: the requester.
+    """
+    fairness_weight: _builtins.float
+    """How many turns its key gets beside others'. From 0.01 to 100; default 1."""
+    concurrency_key: _builtins.str
+    """What it uses that others must not use at once, e.g. `customer-7`: counted against the project's limits per key."""
+    slots: _builtins.int
+    """How many of a worker's slots it takes. Default 1, at most 100."""
     @_builtins.property
     def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What it is about, e.g. `type:Bug`. At most 64 words of 100 bytes."""
@@ -343,10 +357,14 @@ class TaskSpec(_message.Message):
         estimated_effort: _duration_pb2.Duration | None = ...,
         before_event: _duration_pb2.Duration | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        fairness_key: _builtins.str = ...,
+        fairness_weight: _builtins.float = ...,
+        concurrency_key: _builtins.str = ...,
+        slots: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "before_event", b"before_event", "clocks", b"clocks", "estimated_effort", b"estimated_effort", "priority", b"priority", "retry", b"retry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "before_event", b"before_event", "clocks", b"clocks", "dependencies", b"dependencies", "description", b"description", "estimated_effort", b"estimated_effort", "labels", b"labels", "payload", b"payload", "priority", b"priority", "project", b"project", "requester", b"requester", "required_capabilities", b"required_capabilities", "required_labels", b"required_labels", "retry", b"retry", "tags", b"tags", "title", b"title"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "before_event", b"before_event", "clocks", b"clocks", "concurrency_key", b"concurrency_key", "dependencies", b"dependencies", "description", b"description", "estimated_effort", b"estimated_effort", "fairness_key", b"fairness_key", "fairness_weight", b"fairness_weight", "labels", b"labels", "payload", b"payload", "priority", b"priority", "project", b"project", "requester", b"requester", "required_capabilities", b"required_capabilities", "required_labels", b"required_labels", "retry", b"retry", "slots", b"slots", "tags", b"tags", "title", b"title"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
     _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
@@ -733,6 +751,50 @@ class Hold(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Hold: _TypeAlias = Hold  # noqa: Y015
+
+@_typing.final
+class Attempt(_message.Message):
+    """One attempt that did not succeed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    WORKER_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    attempt: _builtins.int
+    """Which it was, from 1, counting claims."""
+    worker: _builtins.str
+    """Who made it."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """When it began. Unset where the task ended without one."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """When it ended."""
+
+    @_builtins.property
+    def failure(self) -> Global___Failure:
+        """How it failed."""
+
+    def __init__(
+        self,
+        *,
+        attempt: _builtins.int = ...,
+        worker: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        failure: Global___Failure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "failure", b"failure", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "end_time", b"end_time", "failure", b"failure", "start_time", b"start_time", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Attempt: _TypeAlias = Attempt  # noqa: Y015
 
 @_typing.final
 class ItemError(_message.Message):

@@ -50,6 +50,11 @@ class TaskServiceStub:
                 request_serializer=hopper_dot_router_dot_v1_dot_task__service__pb2.SubmitTasksRequest.SerializeToString,
                 response_deserializer=hopper_dot_router_dot_v1_dot_task__service__pb2.SubmitTasksResponse.FromString,
                 _registered_method=True)
+        self.SubmitStream = channel.stream_stream(
+                '/hopper.router.v1.TaskService/SubmitStream',
+                request_serializer=hopper_dot_router_dot_v1_dot_task__service__pb2.SubmitStreamRequest.SerializeToString,
+                response_deserializer=hopper_dot_router_dot_v1_dot_task__service__pb2.SubmitStreamResponse.FromString,
+                _registered_method=True)
         self.GetTask = channel.unary_unary(
                 '/hopper.router.v1.TaskService/GetTask',
                 request_serializer=hopper_dot_router_dot_v1_dot_task__service__pb2.GetTaskRequest.SerializeToString,
@@ -84,6 +89,16 @@ class TaskServiceStub:
                 '/hopper.router.v1.TaskService/UnblockTask',
                 request_serializer=hopper_dot_router_dot_v1_dot_task__service__pb2.UnblockTaskRequest.SerializeToString,
                 response_deserializer=hopper_dot_router_dot_v1_dot_task__service__pb2.UnblockTaskResponse.FromString,
+                _registered_method=True)
+        self.ReplayTasks = channel.unary_unary(
+                '/hopper.router.v1.TaskService/ReplayTasks',
+                request_serializer=hopper_dot_router_dot_v1_dot_task__service__pb2.ReplayTasksRequest.SerializeToString,
+                response_deserializer=hopper_dot_router_dot_v1_dot_task__service__pb2.ReplayTasksResponse.FromString,
+                _registered_method=True)
+        self.ListAttempts = channel.unary_unary(
+                '/hopper.router.v1.TaskService/ListAttempts',
+                request_serializer=hopper_dot_router_dot_v1_dot_task__service__pb2.ListAttemptsRequest.SerializeToString,
+                response_deserializer=hopper_dot_router_dot_v1_dot_task__service__pb2.ListAttemptsResponse.FromString,
                 _registered_method=True)
         self.AnswerTask = channel.unary_unary(
                 '/hopper.router.v1.TaskService/AnswerTask',
@@ -127,6 +142,16 @@ class TaskServiceServicer:
         """Takes up to 1,000 tasks in, each on its own: one result per task, in order. Callers: as SubmitTask.
 
         At most 4 MiB. Tasks may depend on earlier ones of the same call by `after`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SubmitStream(self, request_iterator, context):
+        """Takes tasks in on one stream: half the cost of a call each. Answers come in the order of the requests, each when its
+        task is durable; a refusal is an answer too, and ends nothing. Callers: as SubmitTask.
+
+        At most 256 requests are in work; the stream then waits, which is its flow control. Each at most 256 KiB.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -186,6 +211,23 @@ class TaskServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReplayTasks(self, request, context):
+        """Tries tasks again that are parked: FAILED or REJECTED. Each is decided anew, with its attempts counted from the start
+        and its history kept. Names, or all that match the filter, at most 1,000 a call. Callers: member, agent.
+
+        Each result's error: FAILED_PRECONDITION / TASK_WRONG_STATE: it is not parked, or was handed over by a delegation.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAttempts(self, request, context):
+        """Lists the attempts of a task that failed, the newest first, at most 1,000. Callers: viewer, agent, services.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def AnswerTask(self, request, context):
         """Answers the question of a task in INPUT_REQUIRED; its worker goes on with a fresh lease. Callers: member, agent.
         """
@@ -226,6 +268,11 @@ def add_TaskServiceServicer_to_server(servicer, server):
                     request_deserializer=hopper_dot_router_dot_v1_dot_task__service__pb2.SubmitTasksRequest.FromString,
                     response_serializer=hopper_dot_router_dot_v1_dot_task__service__pb2.SubmitTasksResponse.SerializeToString,
             ),
+            'SubmitStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.SubmitStream,
+                    request_deserializer=hopper_dot_router_dot_v1_dot_task__service__pb2.SubmitStreamRequest.FromString,
+                    response_serializer=hopper_dot_router_dot_v1_dot_task__service__pb2.SubmitStreamResponse.SerializeToString,
+            ),
             'GetTask': grpc.unary_unary_rpc_method_handler(
                     servicer.GetTask,
                     request_deserializer=hopper_dot_router_dot_v1_dot_task__service__pb2.GetTaskRequest.FromString,
@@ -260,6 +307,16 @@ def add_TaskServiceServicer_to_server(servicer, server):
                     servicer.UnblockTask,
                     request_deserializer=hopper_dot_router_dot_v1_dot_task__service__pb2.UnblockTaskRequest.FromString,
                     response_serializer=hopper_dot_router_dot_v1_dot_task__service__pb2.UnblockTaskResponse.SerializeToString,
+            ),
+            'ReplayTasks': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReplayTasks,
+                    request_deserializer=hopper_dot_router_dot_v1_dot_task__service__pb2.ReplayTasksRequest.FromString,
+                    response_serializer=hopper_dot_router_dot_v1_dot_task__service__pb2.ReplayTasksResponse.SerializeToString,
+            ),
+            'ListAttempts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAttempts,
+                    request_deserializer=hopper_dot_router_dot_v1_dot_task__service__pb2.ListAttemptsRequest.FromString,
+                    response_serializer=hopper_dot_router_dot_v1_dot_task__service__pb2.ListAttemptsResponse.SerializeToString,
             ),
             'AnswerTask': grpc.unary_unary_rpc_method_handler(
                     servicer.AnswerTask,
@@ -337,6 +394,33 @@ class TaskService:
             '/hopper.router.v1.TaskService/SubmitTasks',
             hopper_dot_router_dot_v1_dot_task__service__pb2.SubmitTasksRequest.SerializeToString,
             hopper_dot_router_dot_v1_dot_task__service__pb2.SubmitTasksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SubmitStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/hopper.router.v1.TaskService/SubmitStream',
+            hopper_dot_router_dot_v1_dot_task__service__pb2.SubmitStreamRequest.SerializeToString,
+            hopper_dot_router_dot_v1_dot_task__service__pb2.SubmitStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -526,6 +610,60 @@ class TaskService:
             '/hopper.router.v1.TaskService/UnblockTask',
             hopper_dot_router_dot_v1_dot_task__service__pb2.UnblockTaskRequest.SerializeToString,
             hopper_dot_router_dot_v1_dot_task__service__pb2.UnblockTaskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplayTasks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hopper.router.v1.TaskService/ReplayTasks',
+            hopper_dot_router_dot_v1_dot_task__service__pb2.ReplayTasksRequest.SerializeToString,
+            hopper_dot_router_dot_v1_dot_task__service__pb2.ReplayTasksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAttempts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hopper.router.v1.TaskService/ListAttempts',
+            hopper_dot_router_dot_v1_dot_task__service__pb2.ListAttemptsRequest.SerializeToString,
+            hopper_dot_router_dot_v1_dot_task__service__pb2.ListAttemptsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -52,6 +52,12 @@ class TaskServiceStub:
 
     At most 4 MiB. Tasks may depend on earlier ones of the same call by `after`.
     """
+    SubmitStream: _grpc.StreamStreamMultiCallable[_task_service_pb2.SubmitStreamRequest, _task_service_pb2.SubmitStreamResponse]
+    """Takes tasks in on one stream: half the cost of a call each. Answers come in the order of the requests, each when its
+    task is durable; a refusal is an answer too, and ends nothing. Callers: as SubmitTask.
+
+    At most 256 requests are in work; the stream then waits, which is its flow control. Each at most 256 KiB.
+    """
     GetTask: _grpc.UnaryUnaryMultiCallable[_task_service_pb2.GetTaskRequest, _task_service_pb2.GetTaskResponse]
     """Returns one task. Callers: viewer, agent, services."""
     ListTasks: _grpc.UnaryUnaryMultiCallable[_task_service_pb2.ListTasksRequest, _task_service_pb2.ListTasksResponse]
@@ -74,6 +80,14 @@ class TaskServiceStub:
     """Holds a SUBMITTED or QUEUED task back until UnblockTask. Callers: member, agent."""
     UnblockTask: _grpc.UnaryUnaryMultiCallable[_task_service_pb2.UnblockTaskRequest, _task_service_pb2.UnblockTaskResponse]
     """Lets a blocked task go on. A repeat succeeds. Callers: member, agent."""
+    ReplayTasks: _grpc.UnaryUnaryMultiCallable[_task_service_pb2.ReplayTasksRequest, _task_service_pb2.ReplayTasksResponse]
+    """Tries tasks again that are parked: FAILED or REJECTED. Each is decided anew, with its attempts counted from the start
+    and its history kept. Names, or all that match the filter, at most 1,000 a call. Callers: member, agent.
+
+    Each result's error: FAILED_PRECONDITION / TASK_WRONG_STATE: it is not parked, or was handed over by a delegation.
+    """
+    ListAttempts: _grpc.UnaryUnaryMultiCallable[_task_service_pb2.ListAttemptsRequest, _task_service_pb2.ListAttemptsResponse]
+    """Lists the attempts of a task that failed, the newest first, at most 1,000. Callers: viewer, agent, services."""
     AnswerTask: _grpc.UnaryUnaryMultiCallable[_task_service_pb2.AnswerTaskRequest, _task_service_pb2.AnswerTaskResponse]
     """Answers the question of a task in INPUT_REQUIRED; its worker goes on with a fresh lease. Callers: member, agent."""
     WatchTasks: _grpc.UnaryStreamMultiCallable[_task_service_pb2.WatchTasksRequest, _task_service_pb2.WatchTasksResponse]
@@ -113,6 +127,12 @@ class TaskServiceAsyncStub(TaskServiceStub):
 
     At most 4 MiB. Tasks may depend on earlier ones of the same call by `after`.
     """
+    SubmitStream: _aio.StreamStreamMultiCallable[_task_service_pb2.SubmitStreamRequest, _task_service_pb2.SubmitStreamResponse]  # type: ignore[assignment]
+    """Takes tasks in on one stream: half the cost of a call each. Answers come in the order of the requests, each when its
+    task is durable; a refusal is an answer too, and ends nothing. Callers: as SubmitTask.
+
+    At most 256 requests are in work; the stream then waits, which is its flow control. Each at most 256 KiB.
+    """
     GetTask: _aio.UnaryUnaryMultiCallable[_task_service_pb2.GetTaskRequest, _task_service_pb2.GetTaskResponse]  # type: ignore[assignment]
     """Returns one task. Callers: viewer, agent, services."""
     ListTasks: _aio.UnaryUnaryMultiCallable[_task_service_pb2.ListTasksRequest, _task_service_pb2.ListTasksResponse]  # type: ignore[assignment]
@@ -135,6 +155,14 @@ class TaskServiceAsyncStub(TaskServiceStub):
     """Holds a SUBMITTED or QUEUED task back until UnblockTask. Callers: member, agent."""
     UnblockTask: _aio.UnaryUnaryMultiCallable[_task_service_pb2.UnblockTaskRequest, _task_service_pb2.UnblockTaskResponse]  # type: ignore[assignment]
     """Lets a blocked task go on. A repeat succeeds. Callers: member, agent."""
+    ReplayTasks: _aio.UnaryUnaryMultiCallable[_task_service_pb2.ReplayTasksRequest, _task_service_pb2.ReplayTasksResponse]  # type: ignore[assignment]
+    """Tries tasks again that are parked: FAILED or REJECTED. Each is decided anew, with its attempts counted from the start
+    and its history kept. Names, or all that match the filter, at most 1,000 a call. Callers: member, agent.
+
+    Each result's error: FAILED_PRECONDITION / TASK_WRONG_STATE: it is not parked, or was handed over by a delegation.
+    """
+    ListAttempts: _aio.UnaryUnaryMultiCallable[_task_service_pb2.ListAttemptsRequest, _task_service_pb2.ListAttemptsResponse]  # type: ignore[assignment]
+    """Lists the attempts of a task that failed, the newest first, at most 1,000. Callers: viewer, agent, services."""
     AnswerTask: _aio.UnaryUnaryMultiCallable[_task_service_pb2.AnswerTaskRequest, _task_service_pb2.AnswerTaskResponse]  # type: ignore[assignment]
     """Answers the question of a task in INPUT_REQUIRED; its worker goes on with a fresh lease. Callers: member, agent."""
     WatchTasks: _aio.UnaryStreamMultiCallable[_task_service_pb2.WatchTasksRequest, _task_service_pb2.WatchTasksResponse]  # type: ignore[assignment]
@@ -182,6 +210,18 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
         """Takes up to 1,000 tasks in, each on its own: one result per task, in order. Callers: as SubmitTask.
 
         At most 4 MiB. Tasks may depend on earlier ones of the same call by `after`.
+        """
+
+    @_abc_1.abstractmethod
+    def SubmitStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_task_service_pb2.SubmitStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_task_service_pb2.SubmitStreamResponse], _abc.AsyncIterator[_task_service_pb2.SubmitStreamResponse]]:
+        """Takes tasks in on one stream: half the cost of a call each. Answers come in the order of the requests, each when its
+        task is durable; a refusal is an answer too, and ends nothing. Callers: as SubmitTask.
+
+        At most 256 requests are in work; the stream then waits, which is its flow control. Each at most 256 KiB.
         """
 
     @_abc_1.abstractmethod
@@ -247,6 +287,26 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_task_service_pb2.UnblockTaskResponse, _abc.Awaitable[_task_service_pb2.UnblockTaskResponse]]:
         """Lets a blocked task go on. A repeat succeeds. Callers: member, agent."""
+
+    @_abc_1.abstractmethod
+    def ReplayTasks(
+        self,
+        request: _task_service_pb2.ReplayTasksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_task_service_pb2.ReplayTasksResponse, _abc.Awaitable[_task_service_pb2.ReplayTasksResponse]]:
+        """Tries tasks again that are parked: FAILED or REJECTED. Each is decided anew, with its attempts counted from the start
+        and its history kept. Names, or all that match the filter, at most 1,000 a call. Callers: member, agent.
+
+        Each result's error: FAILED_PRECONDITION / TASK_WRONG_STATE: it is not parked, or was handed over by a delegation.
+        """
+
+    @_abc_1.abstractmethod
+    def ListAttempts(
+        self,
+        request: _task_service_pb2.ListAttemptsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_task_service_pb2.ListAttemptsResponse, _abc.Awaitable[_task_service_pb2.ListAttemptsResponse]]:
+        """Lists the attempts of a task that failed, the newest first, at most 1,000. Callers: viewer, agent, services."""
 
     @_abc_1.abstractmethod
     def AnswerTask(

@@ -52,6 +52,8 @@ log = structlog.get_logger(__name__)
 KILLED = 130
 
 _Task = Callable[[], Awaitable[None]]
+Listen = Callable[[HopperServer, HostSettings], list[str]]
+"""Binds a server, and returns its addresses, the Unix socket first."""
 
 
 class AlreadyRunning(StartupError):
@@ -151,12 +153,14 @@ async def serve(
     ready: Callable[[Ready], None],
     stop: asyncio.Event | None = None,
     clock: Clock | None = None,
+    listen: Listen | None = None,
 ) -> None:
     """
     Run services until *stop* is set, then drain and close them. Cancelling does the same without draining.
 
     Args:
         ready: Called once, when calls are answered.
+        listen: Where to be reached. Default: on the Unix socket, and on the port of the settings.
 
     Raises:
         StartupError: Of the kind that says what to mend. Whatever was opened has been closed.
@@ -177,7 +181,7 @@ async def serve(
             [registered for service in running.values() for registered in service.registered]
         )
         stack.push_async_callback(server.stop, None)
-        addresses = _listen(server, settings)
+        addresses = (listen or _listen)(server, settings)
         await server.start()
         ready(Ready(addresses, settings.data_dir, list(running)))
         tasks = [(name, task) for name, service in running.items() for task in service.tasks]
@@ -279,13 +283,18 @@ def main(service: Service) -> int:
 
 
 def run(
-    services: Sequence[Service], settings: HostSettings, *, ready: Callable[[Ready], None] | None = None
+    services: Sequence[Service],
+    settings: HostSettings,
+    *,
+    ready: Callable[[Ready], None] | None = None,
+    listen: Listen | None = None,
 ) -> int:
     """
     Run services as this process, until a signal.
 
     Args:
         ready: Called once, when calls are answered. Default: prints a line for people.
+        listen: As of `serve`.
 
     Returns:
         The exit code.
@@ -293,7 +302,7 @@ def run(
     logs.configure(level=settings.log_level, form=settings.log_format)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_until_signal(services, settings, ready or _print))
+            runner.run(_until_signal(services, settings, ready or _print, listen))
     except StartupError as error:
         return _complain(error)
     except asyncio.CancelledError:
@@ -302,10 +311,15 @@ def run(
 
 
 async def _until_signal(
-    services: Sequence[Service], settings: HostSettings, ready: Callable[[Ready], None]
+    services: Sequence[Service],
+    settings: HostSettings,
+    ready: Callable[[Ready], None],
+    listen: Listen | None,
 ) -> None:
     stop = asyncio.Event()
-    serving = asyncio.create_task(serve(services, settings, ready=_then_freeze(ready), stop=stop))
+    serving = asyncio.create_task(
+        serve(services, settings, ready=_then_freeze(ready), stop=stop, listen=listen)
+    )
 
     def asked() -> None:
         if stop.is_set():

@@ -1,7 +1,8 @@
 """
 The registered projects, compiled for deciding: made once for every change of the registry, read by every decision.
 
-Nothing in here changes after `Candidates.compile`, so that decisions on any thread may share it. Projects are held in
+Nothing that means anything changes after `Candidates.compile`, so that decisions on any thread may share it; what is
+derived from the candidates is kept with them, and goes when they do. Projects are held in
 the order of their names: the order they came in means nothing. For each capability, label, tag and word there is the
 list of the projects that have it, so that a decision touches what the task mentions and no more.
 
@@ -12,15 +13,17 @@ the median of those that are known, so that saying nothing is neither a virtue n
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
-from typing import Final, Self, TypeVar
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple, Self, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hopper_router.kept import Kept
 from hopper_router.model import Project
-from hopper_router.words import STOP_WORDS, fold, tokens
+from hopper_router.words import STOP_WORDS, Text, fold, tokens
 
 K = TypeVar("K")
 IntArray = NDArray[np.intp]
@@ -33,7 +36,6 @@ EXAMPLE_WEIGHT: Final = 0.5
 DESCRIPTION_WEIGHT: Final = 0.5
 """How much of a word it is to be in a project's name or id, in an example, in the description; the most counts."""
 
-_TITLE_COUNTS: Final = 2.0
 _DAMPING: Final = 2.0
 """Added below the overlap, in words that only one project knows: one shared word is no certainty."""
 
@@ -57,7 +59,9 @@ class Candidates:
         paused, unattended: Takes no tasks; needs a live worker and has none.
         limits: The most open tasks each takes, infinite where there is no limit.
         speed, thrift, promise: Velocity, cost and SLA from 0 to 1, 1 the best.
+        limited: Rows that have a limit.
         salts: A stable hash of each name, for breaking ties.
+        sieves, plans, kept: What others derive from these candidates and keep for as long as they live.
     """
 
     projects: tuple[Project, ...]
@@ -76,7 +80,11 @@ class Candidates:
     speed: FloatArray
     thrift: FloatArray
     promise: FloatArray
+    limited: IntArray
     salts: HashArray
+    sieves: Kept[Any, Any] = field(default_factory=lambda: Kept(64), repr=False)
+    plans: Kept[Any, Any] = field(default_factory=lambda: Kept(64), repr=False)
+    kept: Kept[str, Any] = field(default_factory=lambda: Kept(64), repr=False)
 
     @classmethod
     def compile(cls, projects: Iterable[Project], *, previous: Candidates | None = None) -> Self:
@@ -92,6 +100,7 @@ class Candidates:
         if len(set(names)) != len(names):
             raise ValueError("two projects have the same name")
         boosts = _boosts(ordered)
+        limits = _column(ordered, lambda project: project.max_open or np.inf)
         return cls(
             projects=ordered,
             names=names,
@@ -107,7 +116,8 @@ class Candidates:
             unattended=_flags(
                 ordered, lambda project: project.requires_live_worker and not project.live_workers
             ),
-            limits=_column(ordered, lambda project: project.max_open or np.inf),
+            limits=limits,
+            limited=np.flatnonzero(np.isfinite(limits)),
             speed=_speed(_column(ordered, lambda project: project.velocity)),
             thrift=_smallest_is_best(_column(ordered, lambda project: project.cost)),
             promise=_smallest_is_best(
@@ -138,19 +148,25 @@ class TextIndex:
     """
     Which words the projects' names, descriptions and examples have, and what each says about a project.
 
-    `owners[starts[i] : starts[i] + counts[i]]` are the rows that have word i, `weights` what it weighs there: its idf
-    times the weight of the place it stands in. The idf of a word is 1 if one project has it and 0 if all do.
+    Words are numbered. For word i, `owners[i]` are the rows that have it and `weights[i]` what it weighs there: its idf
+    times the weight of the place it stands in; both as the bytes of an array, because bytes are put together quicker
+    than anything else. The idf of a word is 1 if one project has it and 0 if all do.
+
+    Attributes:
+        forms: From a word as tasks write it, plurals included, to its number; stop words have none.
+        spellings: The words, by number, in all forms that `forms` has.
     """
 
     texts: tuple[_Texts, ...]
     profiles: tuple[_Profile, ...]
     ids: Mapping[str, int]
-    words: frozenset[str]
-    idf: FloatArray
-    starts: IntArray
-    counts: IntArray
-    owners: IntArray
-    weights: FloatArray
+    forms: Mapping[str, int]
+    spellings: Sequence[tuple[str, ...]]
+    idf: Sequence[float]
+    owners: Sequence[bytes]
+    weights: Sequence[bytes]
+    _ranked: dict[int, tuple[int, ...]]
+    """By row, the words of a project, what says most first; worked out for those that are recorded."""
 
     @classmethod
     def of(cls, projects: Sequence[Project], previous: TextIndex | None = None) -> TextIndex:
@@ -170,61 +186,91 @@ class TextIndex:
         counts = np.bincount(word_ids, minlength=len(ids)).astype(np.intp)
         order = np.argsort(word_ids, kind="stable")
         idf = np.log(len(texts) / counts) / np.log(max(len(texts), 2))
+        spellings = [tuple(_spellings(word)) for word in ids]
         return cls(
             texts=texts,
             profiles=profiles,
             ids=ids,
-            words=frozenset(ids),
-            idf=idf,
-            starts=np.cumsum(counts) - counts,
-            counts=counts,
-            owners=np.array(owner, dtype=np.intp)[order],
-            weights=(np.array(weight, dtype=np.float64) * idf[word_ids])[order],
+            forms={form: i for i, forms in enumerate(spellings) for form in forms},
+            spellings=spellings,
+            idf=idf.tolist(),
+            owners=_runs(np.array(owner, dtype=np.intp)[order], counts),
+            weights=_runs((np.array(weight, dtype=np.float64) * idf[word_ids])[order], counts),
+            _ranked={},
         )
 
-    def overlap(self, title: Collection[str], description: Collection[str]) -> FloatArray | None:
-        """
-        How much of a task's (folded) words each project shares, from 0 to 1; None: nobody shares any.
+    @property
+    def words(self) -> Set[str]:
+        """All the words, as they are compared."""
+        return self.ids.keys()
 
-        The weight of the shared words over that of all words that any project knows, title words counting twice.
-        """
-        counts = dict.fromkeys(self.words.intersection(description), 1.0)
-        for word in self.words.intersection(title):
-            counts[word] = counts.get(word, 0.0) + _TITLE_COUNTS
-        if not counts:
+    def overlap(self, text: Text) -> Overlap | None:
+        """What a task's title and description share with the projects; None: nobody shares any word."""
+        title = dict.fromkeys(map(self.forms.get, text.title))
+        head = dict.fromkeys(map(self.forms.get, text.head))
+        title.pop(None, None)
+        head.pop(None, None)
+        # In the order of the text, because sums of floats depend on it, and sets have none; the title counts twice.
+        words = cast("list[int]", [*head, *title, *title])
+        if not words:
             return None
-        # In the order of the index: sums of floats depend on it, and sets have none.
-        words = sorted((self.ids[word], times) for word, times in counts.items())
-        ids = np.array([word for word, _ in words], dtype=np.intp)
-        times = np.array([times for _, times in words])
-        lengths = self.counts[ids]
-        ends = np.cumsum(lengths)
-        at = np.arange(ends[-1]) + np.repeat(self.starts[ids] - (ends - lengths), lengths)
-        weights = self.weights[at] * np.repeat(times, lengths)
-        shared = np.bincount(self.owners[at], weights=weights, minlength=len(self.texts))
-        return np.asarray(shared / (_DAMPING + times @ self.idf[ids]))
+        owners = np.frombuffer(b"".join([self.owners[word] for word in words]), dtype=np.intp)
+        weights = np.frombuffer(b"".join([self.weights[word] for word in words]))
+        known = sum([self.idf[word] for word in words])
+        share: FloatArray = np.bincount(owners, weights, len(self.texts)) / (_DAMPING + known)
+        return Overlap(share, frozenset(words))
 
-    def shared_words(self, row: int, words: Set[str]) -> list[str]:
-        """Those of *words* that a project has, what says most first."""
+    def shared_words(self, row: int, overlap: Overlap, text: Text, most: int) -> tuple[str, ...]:
+        """The words that a project shares with a task, as the task writes them, what says most first."""
+        ranked = self._ranked.get(row)
+        if ranked is None:
+            ranked = self._ranked[row] = self._rank(row)
+        shared = [word for word in ranked if word in overlap.words]
+        return tuple([text.as_written(self.spellings[word]) for word in shared[:most]])
+
+    def _rank(self, row: int) -> tuple[int, ...]:
         profile = self.profiles[row]
-        shared = sorted(profile.keys() & words)
-        said = self.idf[[self.ids[word] for word in shared]] * [profile[word] for word in shared]
-        return [shared[i] for i in (-said).argsort(kind="stable").tolist()]
+        ranked = sorted(profile, key=lambda word: (-self.idf[self.ids[word]] * profile[word], word))
+        return tuple(self.ids[word] for word in ranked)
 
 
-def topical(words: Iterable[str]) -> dict[str, str]:
-    """The words that may say something about a topic, as they are compared, each with how it was first written."""
-    found: dict[str, str] = {}
-    for word in words:
-        if word not in STOP_WORDS:
-            found.setdefault(fold(word), word)
-    return found
+class Overlap(NamedTuple):
+    """
+    What a task shares with the projects.
+
+    Attributes:
+        share: For each project the weight of the shared words over that of all the task's words that any project
+            knows, from 0 to 1; title words count twice.
+        words: The numbers of the task's words that any project knows.
+    """
+
+    share: FloatArray
+    words: frozenset[int]
+
+
+def _spellings(word: str) -> Iterator[str]:
+    """The ways to write a folded word."""
+    for form in (word, f"{word}s"):
+        if fold(form) == word and form not in STOP_WORDS:
+            yield form
+
+
+def _runs(values: NDArray[Any], counts: IntArray) -> list[bytes]:
+    """An array cut into pieces of those lengths, as bytes."""
+    raw = values.tobytes()
+    ends = (np.cumsum(counts) * values.itemsize).tolist()
+    return [raw[start:end] for start, end in itertools.pairwise([0, *ends])]
+
+
+def _topical(text: str) -> Iterator[str]:
+    """The words that may say something about a topic, as they are compared."""
+    return (fold(word) for word in tokens(text) if word not in STOP_WORDS)
 
 
 def _profile(project_id: str, display_name: str, description: str, examples: Sequence[str]) -> _Profile:
-    profile = dict.fromkeys(topical(tokens(description)), DESCRIPTION_WEIGHT)
-    profile.update(dict.fromkeys(topical(tokens(" \n ".join(examples))), EXAMPLE_WEIGHT))
-    profile.update(dict.fromkeys(topical(tokens(f"{project_id} {display_name}")), NAME_WEIGHT))
+    profile = dict.fromkeys(_topical(description), DESCRIPTION_WEIGHT)
+    profile.update(dict.fromkeys(_topical(" \n ".join(examples)), EXAMPLE_WEIGHT))
+    profile.update(dict.fromkeys(_topical(f"{project_id} {display_name}"), NAME_WEIGHT))
     return profile
 
 

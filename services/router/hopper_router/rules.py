@@ -6,7 +6,8 @@ How a policy is written, and what each part of it means, is in `policy_yaml`.
 Cost. A policy is compiled when it is made: for every rule the smallest set of keywords, tags and capabilities of
 which one must be there for it to fire, and from each of these to the rules that hang on it. A task evaluates the rules
 that its words lead to, and the few that nothing can be said of in advance (`not`, bare `priority`): what matches is
-paid for, not what exists.
+paid for, not what exists. Rules that ask for one of some words and nothing else are not even evaluated: the word leads
+to them, and they fire.
 """
 
 from __future__ import annotations
@@ -16,7 +17,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Final, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hopper_router.words import Text
+
+BoolArray = NDArray[np.bool_]
 
 MAX_NESTING: Final = 20
 """How deep conditions may be nested."""
@@ -185,9 +191,22 @@ class Policy:
         self, text: Text, *, tags: Iterable[str], capabilities: Iterable[str], priority: int
     ) -> list[Rule]:
         """The enabled rules whose condition holds for such a task, in the order of the policy."""
-        facts = Facts(self._index.atoms(text, tags, capabilities), priority)
-        rules = self.rules
-        return [rules[i] for i in self._index.awake(facts.atoms) if rules[i].when.holds(facts)]
+        firing = self.firing(text, tags=tags, capabilities=capabilities, priority=priority)
+        return [] if firing is None else [self.rules[i] for i in firing.nonzero()[0].tolist()]
+
+    def firing(
+        self, text: Text, *, tags: Iterable[str], capabilities: Iterable[str], priority: int
+    ) -> BoolArray | None:
+        """The same as a mask over the rules, the caller's own; None: not one of them."""
+        index = self._index
+        firing = index.simple(text)
+        if index.conditional:
+            facts = Facts(index.atoms(text, tags, capabilities), priority)
+            held = [i for i in index.awake(facts.atoms) if self.rules[i].when.holds(facts)]
+            if held:
+                firing = np.zeros(len(self.rules), dtype=np.bool_) if firing is None else firing
+                firing[held] = True
+        return firing
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,11 +214,18 @@ class _RuleIndex:
     """
     From what a task has to the rules worth evaluating.
 
-    `anchors` leads from one word of each keyword to the atoms of all keywords it is the anchor of, each with what else
-    to look for in the spelled text: the phrase, or nothing for a single word. `rules_of` leads from an atom to the
-    rules that cannot fire without it or one of its siblings; `always` has the rules of which nothing is necessary.
+    Most rules ask for one of some words and for nothing else: `by_word` leads from a word straight to those that fire
+    with it, as the bytes of an array of their numbers.
+
+    For all others, `anchors` leads from one word of each keyword to the atoms of all keywords it is the anchor of, each
+    with what else to look for in the spelled text: the phrase, or nothing for a single word. `rules_of` leads from an
+    atom to the rules that cannot fire without it or one of its siblings; `always` has the rules of which nothing is
+    necessary.
     """
 
+    size: int
+    by_word: Mapping[str, bytes]
+    words: frozenset[str]
     anchors: Mapping[str, tuple[tuple[str, str], ...]]
     anchor_words: frozenset[str]
     known: frozenset[str]
@@ -208,12 +234,18 @@ class _RuleIndex:
 
     @classmethod
     def of(cls, rules: Sequence[Rule]) -> _RuleIndex:
+        by_word: dict[str, list[int]] = {}
         anchors: dict[str, set[tuple[str, str]]] = {}
         rules_of: dict[str, list[int]] = {}
         always: list[int] = []
         known: set[str] = set()
         for i, rule in enumerate(rules):
             if not rule.enabled:
+                continue
+            words = _only_words(rule.when)
+            if words is not None:
+                for word in words:
+                    by_word.setdefault(word, []).append(i)
                 continue
             for leaf in _leaves(rule.when):
                 known |= leaf.atoms
@@ -228,12 +260,29 @@ class _RuleIndex:
             for atom in necessary or ():
                 rules_of.setdefault(atom, []).append(i)
         return cls(
+            size=len(rules),
+            by_word={word: np.array(found, dtype=np.intp).tobytes() for word, found in by_word.items()},
+            words=frozenset(by_word),
             anchors={word: tuple(sorted(phrases)) for word, phrases in anchors.items()},
             anchor_words=frozenset(anchors),
             known=frozenset(known),
             rules_of={atom: tuple(indexes) for atom, indexes in rules_of.items()},
             always=tuple(always),
         )
+
+    @property
+    def conditional(self) -> bool:
+        """Whether there are rules that take more than a word."""
+        return bool(self.rules_of or self.always)
+
+    def simple(self, text: Text) -> BoolArray | None:
+        """A mask over all rules, with those that a word of the text is enough for; None: there is no such word."""
+        words = text.words & self.words
+        if not words:
+            return None
+        firing = np.zeros(self.size, dtype=np.bool_)
+        firing[np.frombuffer(b"".join([self.by_word[word] for word in words]), dtype=np.intp)] = True
+        return firing
 
     def atoms(self, text: Text, tags: Iterable[str], capabilities: Iterable[str]) -> frozenset[str]:
         """What of all that the rules ask for the task has."""
@@ -249,11 +298,23 @@ class _RuleIndex:
         return self.known.intersection(found)
 
     def awake(self, atoms: Iterable[str]) -> list[int]:
-        """The rules that may fire, in order."""
+        """The conditional rules that may fire, in order."""
         awake = set(self.always)
         for atom in atoms:
             awake.update(self.rules_of.get(atom, ()))
         return sorted(awake)
+
+
+def _only_words(condition: Condition) -> frozenset[str] | None:
+    """The single words of which any one is all that *condition* asks for; None: it asks for something else."""
+    match condition:
+        case Has(Kind.KEYWORD, values) if not any(" " in value for value in values):
+            return frozenset(values)
+        case AnyOf(parts):
+            each = [_only_words(part) for part in parts]
+            return frozenset().union(*(words or () for words in each)) if None not in each else None
+        case _:
+            return None
 
 
 def _leaves(condition: Condition) -> Iterator[Has]:

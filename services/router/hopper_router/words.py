@@ -16,6 +16,10 @@ from typing import Final
 SCORED_CHARACTERS: Final = 1_500
 """How much of a description is compared with projects; what follows is mostly logs. Rules read all of it."""
 
+_SEPARATED: Final = bytes(
+    ord(chr(code).lower()) if chr(code).isalnum() and code < 128 else ord(" ") for code in range(256)
+)
+"""ASCII with capitals made small and everything else that is not a letter or digit a space."""
 _ASCII_WORD: Final = re.compile(r"[a-z0-9]+(?:\+\+|#(?![a-z0-9_]))?")
 _WORD: Final = re.compile(r"[^\W_]+(?:\+\+|#(?!\w))?")
 
@@ -35,7 +39,10 @@ STOP_WORDS: Final = frozenset(_STOP_WORDS.split())
 def tokens(text: str) -> list[str]:
     """The words of *text*, case-folded, in order."""
     if text.isascii():
-        return _ASCII_WORD.findall(text.lower())
+        if "++" in text or "#" in text:
+            return _ASCII_WORD.findall(text.lower())
+        # A quarter of the time of the expression, and nothing is read more often than tasks.
+        return text.encode().translate(_SEPARATED).decode().split()
     # Composed and decomposed accents, wide and ligature forms are the same word to whoever typed them.
     return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
@@ -66,7 +73,14 @@ class Text:
         """Read a task."""
         cut = _cut(description)
         first, head, tail = tokens(title), tokens(description[:cut]), tokens(description[cut:])
-        return cls(tuple(first), tuple(head), tuple(tail), frozenset((*first, *head, *tail)))
+        return cls(tuple(first), tuple(head), tuple(tail), frozenset(head).union(first, tail))
+
+    def as_written(self, forms: tuple[str, ...]) -> str:
+        """Which of several forms of a word comes first, in the title or else in the head; one of them must be there."""
+        present = [form for form in forms if form in self.words]
+        if len(present) == 1:
+            return present[0]
+        return next(word for part in (self.title, self.head) for word in part if word in forms)
 
     def spelled(self) -> str:
         """All words in order, one space around each; no phrase reaches from the title into the description."""

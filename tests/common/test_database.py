@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy.exc
 from sqlalchemy import Connection, func, select
 
-from hopper_common import database
+from hopper_common import database, sqlite
 from hopper_common.database import Database, Signal
 from hopper_common.errors import (
     InvalidArgument,
@@ -287,7 +287,7 @@ async def test_a_read_sees_every_write_that_has_returned(db: Database) -> None:
 
 
 async def test_a_read_cannot_write_and_leaves_its_thread_usable(db: Database) -> None:
-    for _ in range(2 * database.READERS):
+    for _ in range(2 * sqlite.READERS):
         with pytest.raises(StorageUnavailable):
             await db.read(lambda conn: add_note(conn, "never"))
     assert await db.read(notes) == []
@@ -374,7 +374,7 @@ async def test_errors_on_demand_come_once_each_and_where_asked(db: FaultyDatabas
 
 
 async def test_other_databases_are_refused_without_their_password() -> None:
-    url = "postgresql://user:secret@host/db"
-    with pytest.raises(InvalidArgument, match="postgresql") as caught:
+    url = "mysql://user:secret@host/db"
+    with pytest.raises(InvalidArgument, match="mysql") as caught:
         await Database.open(url, metadata=METADATA, migrations=MIGRATIONS, service="toy")
     assert "secret" not in str(caught.value)

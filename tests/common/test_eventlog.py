@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 from hopper_common.database import Database
 from hopper_common.errors import NotFound, ResumeTooOld, ShuttingDown
 from hopper_common.eventlog import Event, EventLog
+from hopper_testing.database import WrappedDatabase
 from tests.common.toy import EVENTS, METADATA, MIGRATIONS, held_writer, toy_database
 
 T = TypeVar("T")
@@ -27,7 +28,7 @@ class ChangedMyMindError(NotFound):
     reason = "CHANGED_MY_MIND"
 
 
-class WatchedDatabase(Database):
+class WatchedDatabase(WrappedDatabase):
     """Counts its reads, and can have something happen between the next one and its answer."""
 
     reads = 0
@@ -50,8 +51,8 @@ async def db() -> AsyncIterator[Database]:
 
 @pytest.fixture
 async def watched(tmp_path: Path) -> AsyncIterator[WatchedDatabase]:
-    db = await WatchedDatabase.open(
-        tmp_path / "toy.db", metadata=METADATA, migrations=MIGRATIONS, service="toy"
+    db = WatchedDatabase(
+        await Database.open(tmp_path / "toy.db", metadata=METADATA, migrations=MIGRATIONS, service="toy")
     )
     yield db
     await db.close()

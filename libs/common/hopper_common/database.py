@@ -6,72 +6,62 @@ a bad one). Sixty callers who each wait for their own fsync wait for sixty; sixt
 for one. So:
 
     write(work) ──┐
-    write(work) ──┼─► queue ─► writer thread:  BEGIN IMMEDIATE
-    write(work) ──┘                              SAVEPOINT · work 1 · RELEASE
-                                                 SAVEPOINT · work 2 · ROLLBACK TO   (it raised)
-                                                 SAVEPOINT · work 3 · RELEASE
-                                               COMMIT                             (one fsync)
-                  ◄── answers to all three, in one call into the event loop
+    write(work) ──┼─► queue ─► the writer:  BEGIN
+    write(work) ──┘                           SAVEPOINT · work 1 · RELEASE
+                                              SAVEPOINT · work 2 · ROLLBACK TO   (it raised)
+                                              SAVEPOINT · work 3 · RELEASE
+                                            COMMIT                             (one fsync)
+                  ◄── answers to all three
 
-**There is no timer.** The writer takes whatever is waiting, at most `GROUP_LIMIT`, and commits it; what
-arrives meanwhile is the next group. A single caller finds the writer idle and pays nothing; under load the
-groups grow by themselves, and that is all the tuning there is.
+**There is no timer.** The writer takes whatever is waiting, up to a limit, and commits it; what arrives
+meanwhile is the next group. A single caller finds the writer idle and pays nothing; under load the groups
+grow by themselves, and that is all the tuning there is.
 
 **Nothing is answered before COMMIT returns**, failures included: a unit may have failed because of what an
 earlier one in its group did (say, ALREADY_EXISTS), and that is not true until it is durable. When COMMIT
-itself fails, or SQLite drops the transaction in the middle (full disk, I/O error), the whole group gets the
-storage's error and nothing of it is applied. The writer then throws its connection away and opens another for
-the next group, so that it works again as soon as the disk does.
+itself fails, or the transaction is lost in the middle (full disk, I/O error), the whole group gets the
+storage's error and nothing of it is applied.
 
-**A unit of work** is a plain function of a SQLAlchemy `Connection`. It runs on the writer thread, between
-other people's work: it must be quick, must not commit or defer a constraint to the commit, and must return
-values rather than open cursors. It runs once; if its caller has gone away before it started, it does not run;
-if the caller goes away later, it may still be committed, which is what `request_id` (see
-`hopper_common.idempotency`) is for.
+**A unit of work** is a plain function of a SQLAlchemy `Connection`. It runs between other people's work: it
+must be quick, must not commit or defer a constraint to the commit, and must return values rather than open
+cursors. If its caller has gone away before it started, it does not run; if the caller goes away later, it may
+still be committed, which is what `request_id` (see `hopper_common.idempotency`) is for. It may run **more than
+once**, when the transaction it was part of was lost before it was committed: so it has no effects but those in
+the database. A statement that fails has spoilt the unit, unless it ran in `conn.begin_nested()`.
 
-**Readers** are two threads with connections that cannot write. Each `read` sees one snapshot from beginning
-to end, and everything whose `write` had returned before the read began. In WAL mode they neither wait for the
-writer nor delay it.
+**Readers** cannot write. Each `read` sees one snapshot from beginning to end, and everything whose `write` had
+returned before the read began.
 
-**`committed`** fires after each group that changed something; `hopper_common.eventlog` tails on it, so
-nothing polls.
+**`committed`** fires after each group, this process's and, where several share a database, those of the
+others; `hopper_common.eventlog` tails on it, so nothing polls. What the others should know beyond that is told
+with `notify` and heard with `on_notify`.
 
-Only this module and `sqlite_file` know SQLite. PostgreSQL is to arrive behind the same two methods: `work`
-keeps its shape, because `AsyncConnection.run_sync` hands it the same synchronous `Connection`.
+There are two engines, `hopper_common.sqlite` and `hopper_common.postgres`, and their essays say how each does
+it. Whoever has a `Database` need not know which it is.
 """
 
 import asyncio
-import errno
-import sqlite3
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Iterable
+from datetime import timedelta
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple, NoReturn, Self, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypeVar
 
-from sqlalchemy import Connection, Engine, MetaData, create_engine, event, make_url
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.pool import NullPool
+import structlog
+from sqlalchemy import Connection, MetaData, make_url
+from sqlalchemy.exc import ArgumentError
 
-from hopper_common import migrations as schema
-from hopper_common import sqlite_file
-from hopper_common.errors import (
-    DatabaseCorrupt,
-    HopperError,
-    InvalidArgument,
-    Overloaded,
-    ShuttingDown,
-    StorageFull,
-    StorageUnavailable,
-)
+from hopper_common.errors import DatabaseUnsupported, InvalidArgument
 
 T = TypeVar("T")
 
+log = structlog.get_logger(__name__)
+
 GROUP_LIMIT = 512  # units in one transaction: enough to hide the fsync, few enough that nobody waits long
 WAITING_LIMIT = 20_000  # beyond this the callers' deadlines are lost anyway; say so at once
-READERS = 2
+PAYLOAD_LIMIT = 1_000  # bytes of one notification; some of them share a message of 8,000
+
+_NOTIFICATIONS = "hopper_notifications"
 
 
 class Signal:
@@ -99,64 +89,78 @@ class Signal:
         return self.count
 
 
-class Database:
+class Database(ABC):
     """
     The tables of one service. Made by `open`; used from the event loop that opened it.
 
     Attributes:
-        committed: Fires after each group of writes that changed something, before their callers go on.
+        committed: Fires after each group of writes, before their callers go on.
+        dialect: Which engine it is, for the few who write SQL for one.
+        name: What to call it in messages: its file, or its address without password.
     """
 
-    def __init__(self, path: Path, service: str, lock: sqlite_file.FileLock) -> None:
-        self.committed = Signal()
-        self.path = path
-        self._service = service
-        self._lock = lock
-        self._closing = False
-        self._readers = _Readers(_engine(path, read_only=True), service)
-        self._writer = _Writer(_engine(path), service, asyncio.get_running_loop(), self.committed)
+    dialect: Literal["sqlite", "postgresql"]
+    name: str
 
-    @classmethod
+    def __init__(self) -> None:
+        self.committed = Signal()
+        self._callbacks: list[Callable[[str], None]] = []
+
+    @staticmethod
     async def open(
-        cls, url_or_path: str | Path, *, metadata: MetaData, migrations: str, service: str
-    ) -> Self:
+        url_or_path: str | Path, *, metadata: MetaData, migrations: str, service: str
+    ) -> "Database":
         """
         Check the database, bring its tables up to date, and start serving it.
 
         Args:
-            url_or_path: A file, or `sqlite:///<file>`. Made if missing, readable by its owner only.
+            url_or_path: A file or `sqlite:///<file>`, made if missing, readable by its owner only. Or
+                `postgresql://...`, a database that exists; the service's tables are in a schema of their own.
             metadata: The service's tables, all of which the migrations must make.
             migrations: The package of its Alembic revisions, e.g. "hopper_router.migrations".
-            service: Short name, for errors and the version table.
+            service: Short name, for errors, the version table and the schema.
 
         Raises:
-            DatabaseLocked: Another process, or this one, has it open.
+            DatabaseLocked: Another process, or this one, has the file open.
             DatabaseCorrupt: It is damaged, cut short, or not Hopper's.
             DatabaseNewer: A newer Hopper wrote it.
-            StorageFull, StorageUnavailable: The disk is full, or the file cannot be opened.
+            DatabaseUnsupported: The driver is not installed, or the server is too old.
+            StorageFull, StorageUnavailable: The disk is full, or it cannot be opened.
+            InvalidArgument: It is no address of a database.
         """
-        path = _path_of(url_or_path)
-        lock = await asyncio.to_thread(_prepare, path, metadata, migrations, service)
-        try:
-            return cls(path, service, lock)
-        except BaseException:
-            lock.release()
-            raise
+        # Here, because the engines import this module, and because the driver of one may not be installed.
+        if dialect_of(url_or_path) == "sqlite":
+            from hopper_common.sqlite import SqliteDatabase  # noqa: PLC0415
 
+            return await SqliteDatabase.start(
+                url_or_path, metadata=metadata, migrations=migrations, service=service
+            )
+        try:
+            from hopper_common.postgres import PostgresDatabase  # noqa: PLC0415
+        except ImportError as error:
+            if error.name != "asyncpg":
+                raise
+            raise DatabaseUnsupported(
+                "a postgresql database needs the driver asyncpg: pip install 'hopper-mesh[postgres]'"
+            ) from error
+        return await PostgresDatabase.start(
+            str(url_or_path), metadata=metadata, migrations=migrations, service=service
+        )
+
+    @abstractmethod
     async def write(self, work: Callable[[Connection], T]) -> T:
         """
         Run *work* in a transaction of its own, as far as it can tell; return its result once that is durable.
 
         Raises:
-            StorageFull, StorageUnavailable: Nothing was done.
+            StorageFull, StorageUnavailable: Nothing was done. Except that on PostgreSQL, when the server was
+                lost while it committed, it may have been done; the message says so.
             Overloaded: Too much is waiting; nothing was done.
             ShuttingDown: After `close`; nothing was done.
             Exception: Whatever *work* raised, after its changes were taken back.
         """
-        if self._closing:
-            raise ShuttingDown(service=self._service)
-        return await self._writer.run(work)
 
+    @abstractmethod
     async def read(self, work: Callable[[Connection], T]) -> T:
         """
         Run *work* on one consistent snapshot that contains every write that has returned. It cannot write.
@@ -165,280 +169,144 @@ class Database:
             StorageUnavailable: The database does not answer.
             ShuttingDown: After `close`.
         """
-        if self._closing:
-            raise ShuttingDown(service=self._service)
-        return await self._readers.run(work)
 
+    @abstractmethod
+    async def lead(self, role: str, work: Callable[[], Awaitable[T]]) -> T:
+        """
+        Run *work* while this process, of all that share the database, is the one that has *role*.
+
+        Waits for the role, for as long as it takes; gives it back when *work* ends. When the role is lost, as
+        with the connection it hangs on, *work* is cancelled, and started again once the role is back. A
+        process that dies or hangs has lost it within 5 seconds. One that hung and goes on may for a moment
+        not know that it has: so what *work* writes has to be right whoever writes it.
+
+        Raises:
+            Exception: Whatever *work* raised.
+        """
+
+    @abstractmethod
+    async def clock_offset(self) -> timedelta:
+        """
+        How far the database server's clock is ahead of ours, to about half a round trip; 0 if we share one.
+
+        Raises:
+            StorageUnavailable: The database does not answer.
+        """
+
+    @abstractmethod
     async def close(self) -> None:
-        """Commit and answer what is queued, fold the log into the file, and let go of it. Once is enough."""
-        if self._closing:
-            return
-        self._closing = True
-        await asyncio.to_thread(self._stop)
-        self.committed.fire()  # whoever tails the log finds out now
+        """Commit and answer what is queued, and let go of the database. Once is enough."""
 
-    def _stop(self) -> None:
-        try:
-            self._readers.close()  # first: a reader would keep the log from being folded
-            self._writer.close()
-        finally:
-            self._lock.release()
+    def on_notify(self, callback: Callable[[str], None]) -> Callable[[], None]:
+        """
+        Call *callback* with every payload given to `notify`, after its commit, in every process.
+
+        The payload is empty when something may have been missed, or when there were too many to tell: then
+        whatever the payloads stand for may have happened.
+
+        Returns:
+            A function that stops it.
+        """
+        self._callbacks.append(callback)
+        return lambda: self._callbacks.remove(callback)
+
+    def _tell(self, payloads: Iterable[str]) -> None:
+        for payload in payloads:
+            for callback in tuple(self._callbacks):
+                try:
+                    callback(payload)
+                except Exception:  # of whoever listens: the others are to hear of it all the same
+                    log.exception("a callback failed", database=self.name)
 
 
-class _Unit(NamedTuple):
+def notify(conn: Connection, payload: str) -> None:
+    """
+    Tell every process that has the database open, this one too, once the unit of work is committed.
+
+    The same payload is told once per group. See `Database.on_notify`.
+
+    Args:
+        payload: One line, 1 to `PAYLOAD_LIMIT` bytes; no secrets.
+    """
+    if not 1 <= len(payload.encode()) <= PAYLOAD_LIMIT or not payload.isprintable():
+        raise ValueError(f"a notification is one printable line of up to {PAYLOAD_LIMIT} bytes")
+    notifications_of(conn).append(payload)
+
+
+def dialect_of(url_or_path: str | Path) -> Literal["sqlite", "postgresql"]:
+    """
+    Which engine an address is for; a file is SQLite's.
+
+    Raises:
+        InvalidArgument: For none that there is.
+    """
+    scheme, separator, _ = str(url_or_path).partition("://")
+    if not separator or scheme == "sqlite":
+        return "sqlite"
+    if scheme in ("postgresql", "postgres"):
+        return "postgresql"
+    raise InvalidArgument(
+        f"a {scheme} database cannot be opened: give a file, sqlite:///<file> or postgresql://..."
+    )
+
+
+# For the engines.
+
+
+class Unit(NamedTuple):
+    """A unit of work in the queue, and who waits for it."""
+
     work: Callable[[Connection], Any]
     future: asyncio.Future[Any]
 
 
-class _Outcome(NamedTuple):
+class Outcome(NamedTuple):
+    """What a unit of work came to: its result or its error, to be told after the commit."""
+
     future: asyncio.Future[Any]
     result: Any
     error: BaseException | None
 
 
-class _TransactionLostError(Exception):
-    """SQLite has rolled back the whole transaction under a unit of work; the cause says why."""
+def answer(outcomes: Iterable[Outcome]) -> bool:
+    """Tell the callers who are still there; returns whether anything succeeded."""
+    succeeded = False
+    for future, result, error in outcomes:
+        succeeded = succeeded or error is None
+        if future.done():
+            continue
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+    return succeeded
 
 
-class _Writer:
-    """The thread that does all writing. See the essay above."""
-
-    def __init__(
-        self, engine: Engine, service: str, loop: asyncio.AbstractEventLoop, committed: Signal
-    ) -> None:
-        self._engine = engine
-        self._service = service
-        self._loop = loop
-        self._committed = committed
-        self._connection: Connection | None = None
-        self._queue: SimpleQueue[_Unit | None] = SimpleQueue()  # None: the end
-        # A daemon, so that a program that forgets `close` can end: what was answered is durable already.
-        self._thread = threading.Thread(target=self._serve, name=f"{service}-writer", daemon=True)
-        self._thread.start()
-
-    async def run(self, work: Callable[[Connection], T]) -> T:
-        if self._queue.qsize() >= WAITING_LIMIT:
-            raise Overloaded(service=self._service)
-        future: asyncio.Future[T] = self._loop.create_future()
-        self._queue.put(_Unit(work, future))
-        return await future
-
-    def close(self) -> None:
-        self._queue.put(None)
-        self._thread.join()
-
-    # From here on: the writer thread.
-
-    def _serve(self) -> None:
-        more = True
-        while more:
-            group, more = self._take()
-            outcomes = self._commit(group)
-            self._loop.call_soon_threadsafe(self._answer, outcomes)
-        self._disconnect()
-
-    def _take(self) -> tuple[list[_Unit], bool]:
-        """Everything that waits, at least one; and whether more may come."""
-        group: list[_Unit] = []
-        unit = self._queue.get()
-        while unit is not None:
-            group.append(unit)
-            if len(group) == GROUP_LIMIT:
-                return group, True
-            try:
-                unit = self._queue.get_nowait()
-            except Empty:
-                return group, True
-        return group, False
-
-    def _commit(self, group: list[_Unit]) -> list[_Outcome]:
-        try:
-            connection = self._connected()
-            driver = _driver(connection)
-            driver.execute("BEGIN IMMEDIATE")
-            outcomes = [self._attempt(unit, connection, driver) for unit in group]
-            driver.execute("COMMIT")
-        except Exception as error:
-            self._disconnect()
-            # One exception each: callers add their own tracebacks.
-            return [_Outcome(unit.future, None, self._group_error(error)) for unit in group]
-        return outcomes
-
-    def _attempt(self, unit: _Unit, connection: Connection, driver: sqlite3.Connection) -> _Outcome:
-        if unit.future.cancelled():
-            return _Outcome(unit.future, None, None)
-        driver.execute("SAVEPOINT unit")
-        try:
-            result = unit.work(connection)
-        except BaseException as error:
-            if not driver.in_transaction:
-                raise _TransactionLostError from error
-            driver.execute("ROLLBACK TO unit")
-            driver.execute("RELEASE unit")
-            return _Outcome(unit.future, None, _translated(error, self._service))
-        driver.execute("RELEASE unit")  # raises if the work swallowed the loss of the transaction
-        return _Outcome(unit.future, result, None)
-
-    def _group_error(self, error: BaseException) -> HopperError:
-        cause = error.__cause__ if isinstance(error, _TransactionLostError) else error
-        return _storage_error(cause, self._service) or StorageUnavailable(
-            f"the transaction was lost ({cause}); nothing was done", service=self._service
-        )
-
-    def _connected(self) -> Connection:
-        if self._connection is None:
-            self._connection = self._engine.connect()
-        return self._connection
-
-    def _disconnect(self) -> None:
-        """Drop the connection, and with it whatever is open: the next group gets a new one."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
-
-    # Back in the event loop.
-
-    def _answer(self, outcomes: list[_Outcome]) -> None:
-        for future, result, error in outcomes:
-            if future.cancelled():
-                continue
-            if error is None:
-                future.set_result(result)
-            else:
-                future.set_exception(error)
-        if any(error is None for _, _, error in outcomes):
-            self._committed.fire()
+def notifications_of(conn: Connection) -> list[str]:
+    """What the units of the group that is being written want told."""
+    notifications: list[str] = conn.info.setdefault(_NOTIFICATIONS, [])
+    return notifications
 
 
-class _Readers:
-    """A few threads, each with a connection that cannot write."""
-
-    def __init__(self, engine: Engine, service: str) -> None:
-        self._service = service
-        self._threads = ThreadPoolExecutor(READERS, thread_name_prefix=f"{service}-reader")
-        self._idle: SimpleQueue[Connection] = SimpleQueue()
-        for _ in range(READERS):
-            self._idle.put(engine.connect())
-
-    async def run(self, work: Callable[[Connection], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._read, work)
-
-    def close(self) -> None:
-        self._threads.shutdown(wait=True)
-        for _ in range(READERS):
-            self._idle.get_nowait().close()
-
-    def _read(self, work: Callable[[Connection], T]) -> T:
-        connection = self._idle.get_nowait()  # never empty: there are as many as threads
-        try:
-            with _snapshot(_driver(connection)):
-                return work(connection)
-        except Exception as error:
-            translated = _translated(error, self._service)
-            if translated is error:
-                raise
-            raise translated from error
-        finally:
-            self._idle.put(connection)
+def for_future(error: BaseException) -> BaseException:
+    """The error in a form that a future accepts."""
+    return RuntimeError("a unit of work raised StopIteration") if isinstance(error, StopIteration) else error
 
 
-@contextmanager
-def _snapshot(driver: sqlite3.Connection) -> Iterator[None]:
-    driver.execute("BEGIN")
-    try:
-        yield
-    finally:
-        if driver.in_transaction:
-            driver.execute("ROLLBACK")
+def sqlite_path(url_or_path: str | Path) -> Path:
+    """
+    The file that an SQLite address means, absolute.
 
-
-def _prepare(path: Path, metadata: MetaData, migrations: str, service: str) -> sqlite_file.FileLock:
-    """Lock, check and migrate; the lock is the caller's to release."""
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = sqlite_file.FileLock(path)
-    except OSError as error:
-        raise _cannot_open(path, error) from error
-    try:
-        sqlite_file.prepare(path)
-        _migrate(path, metadata, migrations, service)
-    except BaseException as error:
-        lock.release()
-        if isinstance(error, OSError) or _storage_error(error, service):
-            raise _cannot_open(path, error) from error
-        raise
-    return lock
-
-
-def _migrate(path: Path, metadata: MetaData, migrations: str, service: str) -> None:
-    with _engine(path).connect() as connection:
-        driver = _driver(connection)
-        sqlite_file.check_pages(driver, path)
-        # SQLite alters a table by copying it, which references to it would forbid; they are checked after.
-        driver.execute("PRAGMA foreign_keys = OFF")
-        driver.execute("BEGIN IMMEDIATE")
-        connection.begin()  # tells Alembic that the transaction is ours
-        changed = schema.upgrade(connection, migrations=migrations, service=service, database=str(path))
-        schema.check_complete(connection, metadata=metadata, migrations=migrations)
-        if changed:
-            sqlite_file.check_references(driver, path)
-        driver.execute("COMMIT")
-
-
-def _cannot_open(path: Path, error: BaseException) -> HopperError:
-    driver_error = error.orig if isinstance(error, DBAPIError) else error
-    known = _storage_error(error, "")
-    if isinstance(known, DatabaseCorrupt):
-        return sqlite_file.damaged(path, str(driver_error))
-    kind = StorageFull if isinstance(known, StorageFull) or _no_space(error) else StorageUnavailable
-    return kind(f"{path} cannot be opened ({driver_error}): check its disk and its owner", file=str(path))
-
-
-def _no_space(error: BaseException) -> bool:
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
-def _path_of(url_or_path: str | Path) -> Path:
+    Raises:
+        InvalidArgument: It names none.
+    """
     text = str(url_or_path)
     if "://" not in text:
         return Path(text).absolute()
-    url = make_url(text)
-    if url.get_backend_name() != "sqlite" or not url.database:
-        raise InvalidArgument(
-            f"a {url.drivername} database cannot be opened: give a file or sqlite:///<file>"
-        )
-    return Path(url.database).absolute()
-
-
-def _engine(path: Path, *, read_only: bool = False) -> Engine:
-    """Every `connect` of it is a new connection to the file, kept by whoever asked."""
-    engine = create_engine(
-        "sqlite://",
-        creator=lambda: sqlite_file.connect(path, read_only=read_only),
-        poolclass=NullPool,
-        pool_reset_on_return=None,
-        # An error's text ends in a log; the values in it are what people wrote.
-        hide_parameters=True,
-    )
-    event.listen(engine, "commit", _refuse_commit)
-    return engine
-
-
-def _refuse_commit(_connection: Connection) -> NoReturn:
-    raise RuntimeError("a unit of work must not commit: it would commit the work of others with it")
-
-
-def _driver(connection: Connection) -> sqlite3.Connection:
-    return cast("sqlite3.Connection", connection.connection.dbapi_connection)
-
-
-def _translated(error: BaseException, service: str) -> BaseException:
-    """Storage trouble in Hopper's words; anything else as it is, in a form that a future accepts."""
-    if isinstance(error, StopIteration):
-        return RuntimeError("a unit of work raised StopIteration")
-    return _storage_error(error, service) or error
-
-
-def _storage_error(error: BaseException | None, service: str) -> HopperError | None:
-    driver_error = error.orig if isinstance(error, DBAPIError) else error
-    return sqlite_file.storage_error(driver_error, service)
+    try:
+        database = make_url(text).database
+    except ArgumentError:
+        database = None
+    if not database:
+        raise InvalidArgument("the database address names no file: give sqlite:///<file>")
+    return Path(database).absolute()

@@ -236,3 +236,7 @@ class DatabaseCorrupt(StorageUnavailable):
 
 class DatabaseNewer(StorageUnavailable):
     """The database was written by a newer Hopper."""
+
+
+class DatabaseUnsupported(StorageUnavailable):
+    """A database of this kind cannot be opened here."""

@@ -3,28 +3,99 @@ Where time comes from.
 
 Only the composition root makes a `SystemClock`; everything else is handed a `Clock` or, in a core, the time
 itself, so that a test moves time instead of waiting for it (`hopper_testing.clock.ManualClock`).
+
+**The time of day is steady.** Leases, back-offs and deadlines are lengths of time, kept as moments: `now + lease` is
+stored, and compared with a later `now`. If the wall clock is stepped in between (NTP after a long time without a
+network, a person, a virtual machine that was moved), an hour's step forwards would end every lease at once, and one
+backwards would keep a dead worker's tasks for an hour. So `SystemClock.now` looks at the wall clock when it is made,
+and from then on counts the time that passes:
+
+    now = wall clock at the start + time passed since + correction
+
+The correction leads towards the wall clock, at no more than `SLEW` = 1 ms a second, in either direction:
+
+- Less than 1, so `now` never runs backwards, and two moments in order stay in order.
+- Twice the 500 ppm to which Linux bounds its own slewing of a clock, and ten times what a bad crystal drifts: a
+  healthy clock is followed to within microseconds.
+- Small against what is promised: a lease of 60 s is at most 60 ms longer or shorter than a minute, and a task is ready
+  again within a second of its lease's end.
+
+After a step of the wall clock this process is therefore wrong by it for a while, a thousand times the step: 17 minutes
+for a second, six weeks for an hour. `behind` says by how much. A restart takes the wall clock as it is then.
+
+Time passes while the machine sleeps too (CLOCK_BOOTTIME, where there is one): a laptop that wakes up is on time.
 """
 
+import threading
 import time
-from datetime import UTC, datetime
-from typing import Protocol
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Final, Protocol
+
+SLEW: Final = 0.001
+"""How far `SystemClock` follows the wall clock, in seconds per second."""
+LOOK_EVERY: Final = 0.1
+"""Seconds between two looks at the wall clock."""
+
+_SECOND: Final = 1_000_000_000
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Clock(Protocol):
-    """A source of wall-clock and of monotonic time."""
+    """A source of the time of day and of monotonic time."""
 
     def now(self) -> datetime:
-        """The time of day: UTC, aware, to the microsecond. It may step backwards: never subtract it."""
+        """The time of day: UTC, aware, to the microsecond. Another process's, or a test's, may step."""
 
     def monotonic(self) -> float:
         """Seconds since some fixed point; never backwards. For durations within this process."""
 
 
+def _time_passed() -> int:
+    """Nanoseconds since some fixed point, those in which the machine slept included where it can tell."""
+    return time.clock_gettime_ns(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
 class SystemClock:
-    """The machine's clock."""
+    """
+    The machine's clock, steadied: see the module's text. Threads may share it.
+
+    Args:
+        wall: The wall clock, in nanoseconds since 1970. It may step.
+        passed: Nanoseconds since some fixed point. Never backwards.
+    """
+
+    def __init__(
+        self, *, wall: Callable[[], int] = time.time_ns, passed: Callable[[], int] = _time_passed
+    ) -> None:
+        self._wall = wall
+        self._passed = passed
+        self._lock = threading.Lock()
+        # The last look at the wall clock: what had passed, what `now` was, and how far the wall clock was ahead of it.
+        self._at = passed()
+        self._was = wall()
+        self._ahead = 0
 
     def now(self) -> datetime:
-        return datetime.now(UTC)
+        """The time of day; never backwards, never by leaps."""
+        with self._lock:
+            return _EPOCH + timedelta(microseconds=self._now() // 1000)
 
     def monotonic(self) -> float:
+        """Seconds since some fixed point; never backwards."""
         return time.monotonic()
+
+    @property
+    def behind(self) -> timedelta:
+        """How far the wall clock is ahead of `now`; negative: `now` is ahead of it."""
+        with self._lock:
+            return timedelta(microseconds=(self._wall() - self._now()) // 1000)
+
+    def _now(self) -> int:
+        passed = self._passed()
+        length = passed - self._at
+        correction = min(int(length * SLEW), abs(self._ahead))
+        now = self._was + length + (correction if self._ahead > 0 else -correction)
+        if length >= LOOK_EVERY * _SECOND:
+            self._at, self._was, self._ahead = passed, now, self._wall() - now
+        return now

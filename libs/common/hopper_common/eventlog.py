@@ -91,6 +91,10 @@ class EventLog:
         (version,) = cast("tuple[int]", conn.execute(self._insert, row).inserted_primary_key)
         return version
 
+    def amend(self, conn: Connection, version: int, body: bytes) -> None:
+        """Replace what is to be told about a change, in the transaction that made it: nobody has seen it yet."""
+        conn.execute(self._table.update().where(self._columns.version == version).values(body=body))
+
     def head(self, conn: Connection) -> int:
         """The version of the newest event, 0 if there never was one."""
         return conn.execute(self._newest).scalar() or 0
@@ -115,6 +119,14 @@ class EventLog:
         if topics:
             query = query.where(self._columns.topic.in_(sorted(topics)))
         rows = conn.execute(query.order_by(self._columns.version).limit(limit))
+        return [
+            Event(row.version, row.topic, row.key, row.body, from_micros(row.create_time)) for row in rows
+        ]
+
+    def between(self, conn: Connection, first: int, last: int) -> list[Event]:
+        """The events of those versions that are still kept, in order."""
+        query = select(self._table).where(self._columns.version.between(first, last))
+        rows = conn.execute(query.order_by(self._columns.version))
         return [
             Event(row.version, row.topic, row.key, row.body, from_micros(row.create_time)) for row in rows
         ]

@@ -83,7 +83,7 @@ class Requests:
         request_id = cast("Any", request).request_id
         if not request_id:
             return effect()
-        digest = _digest(method, request)
+        digest = digest_of(method, request)
         first = conn.execute(self._find, {"request_id": request_id}).one_or_none()
         if first is None:
             response = effect()
@@ -107,7 +107,8 @@ class Requests:
         conn.execute(self._store, row)
 
 
-def _digest(method: str, request: Message) -> bytes:
+def digest_of(method: str, request: Message) -> bytes:
+    """What a request id stands for: the method and all of the request but the id."""
     content = type(request)()
     content.CopyFrom(request)
     content.ClearField("request_id")

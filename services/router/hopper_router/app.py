@@ -64,6 +64,7 @@ async def open_router(context: HostContext) -> AsyncIterator[Running]:
                 clockwork.sweep_forever,
                 clockwork.follow_forever,
                 clockwork.housekeep_forever,
+                engine.words.run,
                 stop_waiting,
             ],
         )

@@ -61,6 +61,7 @@ class Clockwork:
     async def sweep(self) -> int:
         """Do what every clock that has run out asks for; returns how many it was."""
         done = 0
+        await self._engine.promote_due()
         while await self._engine.read(lambda unit: unit.store.anything_due(unit.now)):
             step = await self._engine.run(_run_clocks)
             if (

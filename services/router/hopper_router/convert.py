@@ -26,6 +26,7 @@ from hopper_common.timestamps import duration_field, from_proto, time_field
 from hopper_router.model import (
     DEFAULT_PRIORITY,
     EMPTY,
+    Attempt,
     Basis,
     Candidate,
     Claim,
@@ -163,6 +164,10 @@ def spec_from_proto(spec: pb.TaskSpec) -> TaskSpec:
         estimated_effort=duration_field(spec, "estimated_effort"),
         before_event=duration_field(spec, "before_event"),
         labels=dict(labels) if labels else EMPTY,
+        fairness_key=spec.fairness_key,
+        fairness_weight=max(spec.fairness_weight, 0.01) if spec.fairness_weight else 1.0,
+        concurrency_key=spec.concurrency_key,
+        slots=spec.slots or 1,
     )
 
 
@@ -199,6 +204,14 @@ def _put_spec(out: pb.TaskSpec, spec: TaskSpec, *, full: bool) -> None:
         _put_length(out.estimated_effort, spec.estimated_effort)
     if spec.before_event is not None:
         _put_length(out.before_event, spec.before_event)
+    if spec.fairness_key:
+        out.fairness_key = spec.fairness_key
+    if spec.fairness_weight != 1.0:
+        out.fairness_weight = spec.fairness_weight
+    if spec.concurrency_key:
+        out.concurrency_key = spec.concurrency_key
+    if spec.slots != 1:
+        out.slots = spec.slots
 
 
 def _put_lists(out: pb.TaskSpec, spec: TaskSpec) -> None:
@@ -376,6 +389,16 @@ def _put_failure(out: pb.Failure, failure: Failure) -> None:
     out.reason = failure.reason
     out.message = failure.message
     out.permanent = failure.permanent
+
+
+def attempt_to_proto(attempt: Attempt) -> pb.Attempt:
+    """An attempt that failed."""
+    out = pb.Attempt(attempt=attempt.attempt, worker=attempt.worker)
+    if attempt.start is not None:
+        _put_time(out.start_time, attempt.start)
+    _put_time(out.end_time, attempt.end)
+    _put_failure(out.failure, attempt.failure)
+    return out
 
 
 def progress_from_proto(progress: pb.Progress) -> Progress:

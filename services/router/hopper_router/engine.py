@@ -12,19 +12,27 @@ It decides nothing itself. What it does on its own is in `clockwork`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from datetime import timedelta
-from typing import Any, Final, TypeVar
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final, TypeVar, cast
 
 from google.protobuf.message import Message
 from sqlalchemy import Connection
 
+from hopper.router.v1 import task_pb2 as pb
+from hopper.router.v1.task_pb2 import TaskView
 from hopper_common.clock import Clock
 from hopper_common.database import Database, Signal
 from hopper_common.errors import HopperError
-from hopper_common.idempotency import Requests
+from hopper_common.idempotency import Requests, digest_of
 from hopper_common.ids import Ids
-from hopper_router import tables, working
+from hopper_router import recall, tables, working
+from hopper_router.convert import task_to_proto
+from hopper_router.fairness import Turns
+from hopper_router.hot import HotStore, Repeat
+from hopper_router.hot_path import HotPath, require_same
+from hopper_router.hot_sqlite import SqliteHotStore
 from hopper_router.hub import SAFETY_NET, Hub
 from hopper_router.model import Task, TaskState
 from hopper_router.policies import Policies
@@ -32,11 +40,23 @@ from hopper_router.ports import Registry
 from hopper_router.store_sql import OpenCounts, Store
 from hopper_router.transitions import claimable
 from hopper_router.unit import Change, Unit, World, count_load
+from hopper_router.waiting import Facts, why_waiting
+from hopper_router.words_index import WordIndex
 from hopper_router.working import ClaimRequest
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
-_LOOK_AHEAD: Final = timedelta(seconds=SAFETY_NET)
+HOT: Final = frozenset({"SubmitTask", "SubmitTasks", "ClaimTasks"})
+"""Methods whose answers may be kept the short way; see recall."""
+
+
+def hot_store(db: Any) -> HotStore:
+    """The hot path's statements for the engine that a database is of."""
+    if db.dialect == "sqlite":
+        return SqliteHotStore(db)
+    from hopper_router.hot_postgres import PostgresHotStore  # noqa: PLC0415  # its driver is an extra
+
+    return PostgresHotStore(db)
 
 
 class _NothingReady(Exception):
@@ -53,7 +73,13 @@ class Engine:
     """
 
     def __init__(
-        self, db: Database, registry: Registry, policies: Policies, load: OpenCounts, clock: Clock
+        self,
+        db: Database,
+        registry: Registry,
+        policies: Policies,
+        load: OpenCounts,
+        turns: Turns,
+        clock: Clock,
     ) -> None:
         self.db = db
         self.registry = registry
@@ -63,9 +89,13 @@ class Engine:
         self.stopping = asyncio.Event()
         self.room_made = Signal()
         self.requests = Requests(tables.requests, clock)
+        self.words = WordIndex(db)
         self._load = load
         self._load_is_doubtful = False
         self._ids = Ids()
+        self._turns = turns
+        self._next_ready: datetime | None = None
+        self.hot = HotPath(hot_store(db), lambda: self._world(self._load), clock, self._follow)
 
     def stop(self) -> None:
         """Let long polls answer."""
@@ -77,7 +107,12 @@ class Engine:
         """Read what the engine keeps in memory, and make one."""
         rows = await db.read(lambda conn: Store(conn).policies())
         policies = Policies((row.instance, row.version, row.source) for row in rows)
-        return cls(db, registry, policies, await db.read(lambda conn: Store(conn).open_counts()), clock)
+        load = await db.read(lambda conn: Store(conn).open_counts())
+        turns = Turns()
+        turns.restore(await db.read(lambda conn: Store(conn).waiting_turns()))
+        engine = cls(db, registry, policies, load, turns, clock)
+        await engine.promote()
+        return engine
 
     # ------------------------------------------------------------ units
 
@@ -130,6 +165,12 @@ class Engine:
         """Run *effect* once for each `request_id`: a repeat gets the first answer."""
 
         def once(unit: Unit) -> M:
+            if method in HOT:
+                request_id = cast("Any", request).request_id
+                repeat = unit.store.repeat(request_id)
+                if repeat is not None:
+                    require_same(repeat, request_id, digest_of(method, request))
+                    return recall.answer(unit, method, repeat, response_type)
             return self.requests.once(unit.store.conn, method, request, response_type, lambda: effect(unit))
 
         return await self.run(once)
@@ -140,22 +181,45 @@ class Engine:
         return await self.db.read(lambda conn: look(self._unit(conn, self._load.copy())))
 
     def _unit(self, conn: Connection, load: OpenCounts) -> Unit:
-        world = World(self.registry.current, self.policies, load, self._ids)
-        return Unit(Store(conn), world, self.clock, self.clock.now())
+        return Unit(Store(conn), self._world(load), self.clock, self.clock.now())
+
+    def _world(self, load: OpenCounts) -> World:
+        return World(self.registry.current, self.policies, load, self._ids, self._turns)
+
+    def view(self, task: Task, view: TaskView.ValueType, *, show_token: bool = False) -> pb.Task:
+        """A task as callers see it, with what can be said of its waiting from memory alone."""
+        directory = self.registry.current
+        wait = None
+        if task.state is TaskState.QUEUED:
+            wait = why_waiting(
+                task,
+                Facts(
+                    now=task.update_time,
+                    blockers=(),
+                    dead=(),
+                    delegations=(),
+                    halted_by=directory.halted_by(task.instance),
+                    paused=directory.paused,
+                    full="",
+                ),
+            )
+        return task_to_proto(task, view=view, wait=wait, show_token=show_token)
+
+    async def told_again(self, method: str, repeat: Repeat, response_type: type[M]) -> M:
+        """The first answer to a call that the hot path has answered before."""
+        return await self.read(lambda unit: recall.answer(unit, method, repeat, response_type))
 
     # ------------------------------------------------------------ after the commit
 
-    def _follow(self, changes: list[Change]) -> None:
+    def _follow(self, changes: Sequence[Change]) -> None:
         now = self.clock.now()
         ready: list[str] = []
         left = False
         for change in changes:
             if claimable(change.after, now):
                 ready += _queues(change.after)
-            elif claimable(change.after, now + _LOOK_AHEAD):
-                # Those who have come to wait do not know of it; what is later, they see when they look for themselves.
-                delay = (change.after.ready_time - now).total_seconds()
-                asyncio.get_running_loop().call_later(delay, self.hub.wake, _queues(change.after))
+            elif change.after.state is TaskState.QUEUED and change.after.ready_time > now:
+                self._look_at(change.after.ready_time)
             if change.before is not None and _stopped_running(change) and not claimable(change.after, now):
                 ready += self._limited_queues(change.before)
                 left = True
@@ -172,21 +236,99 @@ class Engine:
             return _queues(task)
         return []
 
+    # ------------------------------------------------------------ what waits for its time
+
+    async def promote(self) -> None:
+        """Put the tasks whose time has come into their queues, and wake who waits for them."""
+        now = self.clock.now()
+
+        def work(conn: Connection) -> tuple[list[tuple[str, str]], datetime | None]:
+            store = Store(conn)
+            return store.promote(now), store.next_ready_time()
+
+        promoted, upcoming = await self.db.write(work)
+        self._next_ready = None
+        if upcoming is not None:
+            self._look_at(upcoming)
+        self.hub.wake(queue for queues in promoted for queue in queues if queue)
+
+    def _look_at(self, time: datetime) -> None:
+        """Promote at a time, unless that is to be done before anyway."""
+        if self._next_ready is not None and self._next_ready <= time:
+            return
+        self._next_ready = time
+        delay = (time - self.clock.now()).total_seconds()
+        asyncio.get_running_loop().call_later(max(delay, 0.001), self._time_has_come)
+
+    def _time_has_come(self) -> None:
+        due = self._next_ready is not None and self._next_ready <= self.clock.now()
+        if due and not self.stopping.is_set():
+            self._promoting = asyncio.ensure_future(self._promote_or_leave_it())
+
+    async def _promote_or_leave_it(self) -> None:
+        with contextlib.suppress(HopperError):  # the sweep does it a little later
+            await self.promote()
+
+    async def promote_due(self) -> None:
+        """Promote, if anything is known to be due."""
+        if self._next_ready is not None and self._next_ready <= self.clock.now():
+            await self.promote()
+
     # ------------------------------------------------------------ claiming
+
+    def is_simple(self, queue: str) -> bool:
+        """Whether nothing but readiness keeps tasks of a queue from a worker, so that claims may be gathered."""
+        directory = self.registry.current
+        project = directory.projects.get(queue)
+        return (
+            project is not None
+            and not project.has_limits
+            and not project.paused
+            and not (directory.halted or directory.with_members or directory.instance_limits)
+        )
 
     async def claim(
         self,
-        wanted: ClaimRequest,
+        queue: str,
+        attempt: Callable[[], Awaitable[M | None]],
         *,
         wait: timedelta,
+        empty: M,
+        give_up: asyncio.Event | None = None,
+    ) -> M:
+        """
+        Claim by *attempt* what is ready; if nothing is (None), wait for up to *wait* until something is, or until
+        *give_up* is set.
+        """
+        end = self.clock.monotonic() + wait.total_seconds()
+        while True:
+            await self.promote_due()
+            waiter, looks_again = self.hub.waiting(queue), False
+            try:
+                claimed = await attempt()
+                if claimed is not None:
+                    return claimed
+                left = end - self.clock.monotonic()
+                if left <= 0 or self.stopping.is_set():
+                    return empty
+                await _either(waiter, give_up, min(left, SAFETY_NET))
+                if give_up is not None and give_up.is_set():
+                    return empty
+                looks_again = True
+            finally:
+                self.hub.leave(queue, waiter, looks_again=looks_again)
+
+    async def claim_by_unit(
+        self,
+        wanted: ClaimRequest,
+        *,
         method: str,
         request: Message,
         response_type: type[M],
         answer: Callable[[Unit, list[Task]], M],
-        give_up: asyncio.Event | None = None,
-    ) -> M:
+    ) -> M | None:
         """
-        Claim what is ready; if nothing is, wait for up to *wait* until something is, or until *give_up* is set.
+        Claim by a unit of work; None: nothing is ready.
 
         Only an answer with tasks is remembered under the request's id, so that an empty one may be asked again.
         """
@@ -197,28 +339,10 @@ class Engine:
                 raise _NothingReady
             return answer(unit, tasks)
 
-        end = self.clock.monotonic() + wait.total_seconds()
-        while True:
-            waiter, looks_again = self.hub.waiting(wanted.queue), False
-            try:
-                return await self.mutate(method, request, response_type, effect)
-            except _NothingReady:
-                left = end - self.clock.monotonic()
-                if left <= 0 or self.stopping.is_set():
-                    return response_type()
-                await _either(waiter, give_up, min(left, await self._until_ready(wanted)))
-                if give_up is not None and give_up.is_set():
-                    return response_type()
-                looks_again = True
-            finally:
-                self.hub.leave(wanted.queue, waiter, looks_again=looks_again)
-
-    async def _until_ready(self, wanted: ClaimRequest) -> float:
-        """Seconds until a task of the queue that only waits for its time may be claimed."""
-        at = await self.read(lambda unit: working.next_ready(unit, wanted))
-        if at is None:
-            return SAFETY_NET
-        return min(SAFETY_NET, max(0.001, (at - self.clock.now()).total_seconds()))
+        try:
+            return await self.mutate(method, request, response_type, effect)
+        except _NothingReady:
+            return None
 
 
 async def _either(waiter: asyncio.Future[None], give_up: asyncio.Event | None, timeout: float) -> None:

@@ -46,16 +46,19 @@ from hopper_common.timestamps import to_proto
 from hopper_router.backoff import Backoff
 from hopper_router.convert import STATE_FROM_PROTO, event_from_bytes
 from hopper_router.model import Decision, Task, TaskSpec, TaskState
+from hopper_router.recall import decision_of, is_short
 from hopper_router.transitions import TABLE
 from hopper_router.transitions import Event as Transition
 
 _log = structlog.get_logger(__name__)
 
 TOPICS: Final = frozenset(
-    {event.value for (_, event), state in TABLE.items() if state.final} | {Transition.DECIDE.value}
+    {event.value for (_, event), state in TABLE.items() if state.final}
+    | {Transition.DECIDE.value, Transition.SUBMIT.value}
 )
 """The events that memory hears of: decisions, and whatever may end a task."""
 
+_DECIDED: Final = frozenset({Transition.DECIDE.value, Transition.SUBMIT.value})
 MOST_ITEMS: Final = 500
 MOST_BYTES: Final = 3 * 1024 * 1024
 """Of one request; memory takes 4 MiB."""
@@ -230,11 +233,14 @@ def _news(events: Iterable[Event]) -> Iterator[_News]:
     for event in events:
         if event.topic not in TOPICS:
             continue
-        task = event_from_bytes(event.body, event.version).task
-        if event.topic == Transition.DECIDE.value:
-            yield _News(decision=task.decision)
-        elif STATE_FROM_PROTO[task.state].final:
-            yield _News(task=task.name)
+        if is_short(event):
+            yield _News(task=event.key) if event.topic == "COMPLETE" else _News(decision=decision_of(event))
+            continue
+        happened = event_from_bytes(event.body, event.version).task
+        if event.topic in _DECIDED and happened.decision:
+            yield _News(decision=happened.decision)
+        if STATE_FROM_PROTO[happened.state].final:
+            yield _News(task=event.key)
 
 
 # Saying it.
@@ -260,7 +266,7 @@ class EpisodeSender:
         *,
         first_wait: timedelta = timedelta(milliseconds=200),
         longest_wait: timedelta = timedelta(seconds=10),
-        linger: timedelta = timedelta(milliseconds=100),
+        linger: timedelta = timedelta(milliseconds=250),
         timeout: timedelta = timedelta(seconds=10),
     ) -> None:
         self._memory = EpisodicMemoryServiceStub(channel)

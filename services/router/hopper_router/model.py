@@ -133,6 +133,15 @@ class TaskSpec:
     estimated_effort: timedelta | None = None
     before_event: timedelta | None = None
     labels: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    fairness_key: str = ""
+    fairness_weight: float = 1.0
+    concurrency_key: str = ""
+    slots: int = 1
+
+    @property
+    def turn_of(self) -> str:
+        """Whose turn it takes."""
+        return self.fairness_key or self.requester
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +162,17 @@ class Failure:
     reason: str
     message: str = ""
     permanent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt that failed; `start` is None where nobody had begun."""
+
+    attempt: int
+    worker: str
+    start: datetime | None
+    end: datetime
+    failure: Failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +212,7 @@ class Task:
     `blockers` is how many of its dependencies have not succeeded yet.
     `queue_time` is when it was placed, `first_start` when it was first claimed after that.
     `offered` says that the instance has not accepted the delegation that brought it.
+    `rank` orders equal priorities: see fairness.py. `affinity` is the worker that did what it depended on.
     """
 
     name: str
@@ -220,6 +241,8 @@ class Task:
     queue_time: datetime | None = None
     first_start: datetime | None = None
     finish_time: datetime | None = None
+    rank: int = 0
+    affinity: str = ""
     wait: Wait | None = None
     """What deciding left it waiting for: NO_ELIGIBLE_EXECUTOR or UNSURE. The rest is derived: waiting.py."""
 
@@ -247,6 +270,14 @@ class ExecutorType(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class RateLimit:
+    """So many in a period."""
+
+    count: int
+    period: timedelta
+
+
+@dataclass(frozen=True, slots=True)
 class Project:
     """A registered executor, as far as routing cares; `velocity` in tasks per day, 0: unknown."""
 
@@ -261,6 +292,9 @@ class Project:
     sla: timedelta | None = None
     max_running: int = 0
     max_open: int = 0
+    max_running_per_key: int = 0
+    start_rate: RateLimit | None = None
+    start_rate_per_key: RateLimit | None = None
     cost: float = 0.0
     executor: ExecutorType = ExecutorType.WORKERS
     requires_live_worker: bool = False
@@ -272,6 +306,13 @@ class Project:
     def id(self) -> str:
         """The last segment of its name."""
         return self.name.rpartition("/")[2]
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether anything limits what of it may run or start."""
+        return bool(
+            self.max_running or self.max_running_per_key or self.start_rate or self.start_rate_per_key
+        )
 
 
 class Scope(enum.Enum):

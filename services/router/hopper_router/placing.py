@@ -146,7 +146,7 @@ def refused(unit: Unit, task: Task) -> dict[str, str]:
     path = set(unit.delegation(task.delegation).path) if task.delegation else {task.instance}
     if intake.nested_out(unit, task):
         path = set(directory.instances)
-    return _ruled_out(directory, path, had)
+    return ruled_out(directory, path, had)
 
 
 def refused_then(unit: Unit, decision: Decision) -> dict[str, str]:
@@ -157,10 +157,11 @@ def refused_then(unit: Unit, decision: Decision) -> dict[str, str]:
         if exclusion.filter in ("path", "rejected-before")
         for project in exclusion.projects
     }
-    return had_it | _ruled_out(unit.world.directory, (), ())
+    return had_it | ruled_out(unit.world.directory, (), ())
 
 
-def _ruled_out(directory: Directory, path: Collection[str], had: Collection[str]) -> dict[str, str]:
+def ruled_out(directory: Directory, path: Collection[str], had: Collection[str]) -> dict[str, str]:
+    """Projects whose instance cannot have work that was in *path*, and that *had* it before; which filter says so."""
     filters: dict[str, str] = {}
     for project, name in directory.instance_of_project.items():
         instance = directory.instances[name]
@@ -203,7 +204,8 @@ def _put(unit: Unit, task: Task, decision: Decision) -> None:
     if target and target != task.instance and decision.outcome is Outcome.ROUTED:
         handover.hand_over(unit, task, target, DelegationKind.ROUTE, decision.reasoning)
     else:
-        unit.log(task, transitions.queue(task, decision.project, unit.now), Event.QUEUE)
+        queued = transitions.queue(task, decision.project, unit.now)
+        unit.log(task, replace(queued, rank=unit.rank(queued)), Event.QUEUE)
 
 
 def _left_waiting(decision: Decision) -> Wait | None:
@@ -290,7 +292,7 @@ def change_spec(unit: Unit, name: str, spec: TaskSpec, *, etag: str) -> Task:
     changed = replace(transitions.update(task, spec, unit.now), blockers=blockers)
     changed = unit.log(task, changed, Event.UPDATE)
     unit.flush()
-    unit.store.reindex(task, changed)
+    unit.store.replace_dependencies(changed)
     if not changed.offered:
         place(unit, changed)
         settle(unit)
@@ -308,6 +310,15 @@ def unblock(unit: Unit, name: str) -> Task:
     task = unit.task(name)
     moved = transitions.unblock(task, unit.now)
     return unit.log(task, moved, Event.UNBLOCK) if task.hold is not None else task
+
+
+def replay(unit: Unit, name: str) -> Task:
+    """Try a parked task again: see transitions.replay."""
+    task = unit.task(name)
+    again = unit.log(task, transitions.replay(task, unit.now), Event.REPLAY)
+    place(unit, again)
+    settle(unit)
+    return unit.task(name)
 
 
 def cancel(unit: Unit, name: str, reason: str) -> Task:

@@ -2,47 +2,55 @@
 The router's rows: read into the nouns of `model`, and written back.
 
 A `Store` works inside one transaction (`hopper_common.database`): it is made for a connection, used, and thrown away.
-It decides nothing. What SQL filters or sorts by is a column; the spec is a serialized message, because nobody filters
-by it; what changes while a task is worked on (claim, failure, progress, question, hold) is one small JSON document.
+It decides nothing, and speaks both dialects. What runs once a task on the busiest paths is in `hot_sqlite` and
+`hot_postgres`; how a task is a row, in `rows`.
 """
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from typing import Any, Final
+from datetime import datetime
+from typing import Any, Final, cast
 
-from sqlalchemy import Connection, Row, Select, bindparam, func, insert, select, text, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    bindparam,
+    case,
+    func,
+    insert,
+    select,
+    text,
+    update,
+)
 
-from hopper_common.eventlog import EventLog
+from hopper_common.eventlog import Event, EventLog
 from hopper_common.timestamps import from_micros, to_micros
 from hopper_router import tables
-from hopper_router.convert import decision_from_bytes, spec_from_bytes, spec_to_bytes
+from hopper_router.convert import decision_from_bytes
+from hopper_router.hot import Repeat
 from hopper_router.model import (
     OPEN_STATES,
-    Claim,
+    ROOT_INSTANCE,
+    Attempt,
     Decision,
     Delegation,
     DelegationKind,
     DelegationState,
     Failure,
-    Hold,
-    InputRequest,
-    Progress,
     Task,
     TaskState,
-    Wait,
-    WaitReason,
 )
-from hopper_router.transitions import wake_time
+from hopper_router.rows import SHORT_ID, short_id, task_from_row, task_to_row
 
 _T = tables.tasks
 _D = tables.delegations
 EVENTS: Final = EventLog(tables.events)
-SHORT_ID: Final = 6
 EPISODES_SENT: Final = "episodes_sent"
 _FTS_DESCRIPTION: Final = 2000  # bytes beyond this are not searched: they are logs more often than words
 
@@ -60,12 +68,20 @@ class TaskFilter:
 
 
 @dataclass(frozen=True, slots=True)
+class ParkedFilter:
+    """Which parked tasks: that failed for that reason; empty fields do not filter."""
+
+    reason: str
+    instance: str = ""
+    project: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ReadyQuery:
     """Which ready tasks may be claimed: of one project or one instance, without what stands still or is full."""
 
     column: str
     value: str
-    now: datetime
     without_instances: Collection[str] = ()
     without_projects: Collection[str] = ()
 
@@ -110,6 +126,7 @@ class Store:
 
     def __init__(self, conn: Connection) -> None:
         self.conn = conn
+        self.dialect = conn.dialect.name
 
     # ------------------------------------------------------------ tasks
 
@@ -121,34 +138,30 @@ class Store:
         found = {task.name: task for task in map(_task, rows)}
         return {name: found[name] for name in names if name in found}
 
-    def insert_task(self, task: Task) -> None:
-        """Add a task, its dependencies, and its words."""
-        self.conn.execute(_INSERT_TASK, _row(task))
-        self._index(task)
-        self.set_dependencies(task.name, task.spec.dependencies)
+    def insert_tasks(self, tasks: Sequence[Task], now: datetime) -> None:
+        """Add tasks and their dependencies."""
+        self.conn.execute(_INSERT_TASK, [task_to_row(task, now) for task in tasks])
+        for task in tasks:
+            self.set_dependencies(task.name, task.spec.dependencies)
 
-    def update_task(self, task: Task) -> None:
+    def update_task(self, task: Task, now: datetime) -> None:
         """Write a task back."""
-        row = _row(task)
+        row = task_to_row(task, now)
+        del row["awaited"]
         row["b_id"] = row.pop("id")
         self.conn.execute(_UPDATE_TASK, row)
 
-    def reindex(self, before: Task, task: Task) -> None:
-        """Replace a task's words and dependencies after its spec changed."""
-        if _words(before) != _words(task):  # finding the old ones reads the whole index: 0.4 us a task
-            self.conn.execute(_FTS_DELETE, {"id": task.id})
-            self._index(task)
+    def replace_dependencies(self, task: Task) -> None:
+        """Replace a task's dependencies after its spec changed."""
         self.conn.execute(tables.dependencies.delete().where(tables.dependencies.c.task == task.name))
         self.set_dependencies(task.name, task.spec.dependencies)
-
-    def _index(self, task: Task) -> None:
-        self.conn.execute(_FTS_INSERT, _words(task))
 
     def set_dependencies(self, name: str, depends_on: Iterable[str]) -> None:
         """Add rows for what a task depends on."""
         rows = [{"task": name, "depends_on": other} for other in dict.fromkeys(depends_on)]
         if rows:
             self.conn.execute(insert(tables.dependencies), rows)
+            self.conn.execute(_AWAIT, {"ids": [task_id(row["depends_on"]) for row in rows]})
 
     def dependents(self, name: str) -> list[str]:
         """The tasks that depend on that one."""
@@ -188,17 +201,17 @@ class Store:
 
     def ready(self, query: ReadyQuery, limit: int) -> list[Task]:
         """The tasks that may be claimed now, in the order of claiming."""
-        statement = (
-            _ready_where(query)
-            .where(_T.c.ready_time <= to_micros(query.now))
-            .order_by(_T.c.priority.desc(), _T.c.ready_time, _T.c.id)
-        )
+        statement = _ready_where(query).order_by(_T.c.priority.desc(), _T.c.rank, _T.c.id)
         return [_task(row) for row in self.conn.execute(statement.limit(limit))]
 
-    def next_ready(self, query: ReadyQuery) -> datetime | None:
-        """When the next task that is only waiting for its time may be claimed."""
-        times = _ready_where(query).with_only_columns(func.min(_T.c.ready_time))
-        return from_micros(self.conn.execute(times).scalar())
+    def promote(self, now: datetime) -> list[tuple[str, str]]:
+        """Put those whose time has come into their queues; returns project and instance of each."""
+        rows = self.conn.execute(_PROMOTE, {"now": to_micros(now)})
+        return [(row.project, row.instance) for row in rows]
+
+    def next_ready_time(self) -> datetime | None:
+        """When the next of those that wait for their time gets ready."""
+        return from_micros(self.conn.execute(_NEXT_READY_TIME).scalar())
 
     def running(self, column: str, values: Collection[str]) -> dict[str, int]:
         """How many tasks each of those projects, or instances, runs."""
@@ -262,15 +275,13 @@ class Store:
     ) -> list[Task]:
         """Tasks of an instance in those states, oldest first, after that id."""
         query = select(_T).where(
-            _T.c.instance == instance, _T.c.state.in_([s.value for s in states]), _T.c.id > after
+            *_of_instance(instance), _T.c.state.in_([s.value for s in states]), _T.c.id > after
         )
         return [_task(row) for row in self.conn.execute(query.order_by(_T.c.id).limit(limit))]
 
     def ended_in(self, instance: str, since: datetime | None) -> dict[TaskState, int]:
         """How many tasks of an instance ended how, since a time."""
-        query = select(_T.c.state, func.count()).where(
-            _T.c.instance == instance, _T.c.finish_time.is_not(None)
-        )
+        query = select(_T.c.state, func.count()).where(*_of_instance(instance), _T.c.finish_time.is_not(None))
         if since is not None:
             query = query.where(_T.c.finish_time >= to_micros(since))
         return {TaskState(row[0]): row[1] for row in self.conn.execute(query.group_by(_T.c.state))}
@@ -282,12 +293,81 @@ class Store:
             query = query.where(_T.c.id < before_id)
         return [_task(row) for row in self.conn.execute(query.order_by(_T.c.id.desc()).limit(limit))]
 
-    def search(self, match: str, *, instance: str, finished: bool, limit: int) -> list[Task]:
-        """Tasks whose words match an FTS5 expression, best first."""
+    def search(self, words: Sequence[str], *, instance: str, finished: bool, limit: int) -> list[Task]:
+        """Tasks that have all those words (of letters and digits; the last may be unfinished), best first."""
+        # Quoted, so that nothing a caller types is query syntax.
+        match = (
+            " AND ".join(f'"{word}"' for word in words) + "*"
+            if self.dialect == "sqlite"
+            else " & ".join(f"'{word}'" for word in words) + ":*"
+        )
         parameters = {"match": match, "instance": instance, "finished": finished, "limit": limit}
-        ids = list(self.conn.execute(_FTS_SEARCH, parameters).scalars())
+        ids = list(self.conn.execute(_SEARCH[self.dialect], parameters).scalars())
         found = {task.id: task for task in map(_task, self.conn.execute(_BY_IDS, {"ids": ids}))}
         return [found[id_] for id_ in ids]
+
+    def add_attempt(self, before: Task, failure: Failure, now: datetime) -> None:
+        """Keep an attempt that failed."""
+        claim = before.claim
+        row = {
+            "task": before.id,
+            "attempt": before.attempt,
+            "worker": claim.worker if claim else "",
+            "start_time": to_micros(claim.start) if claim else None,
+            "end_time": to_micros(now),
+            "reason": failure.reason,
+            "message": failure.message,
+            "permanent": failure.permanent,
+        }
+        self.conn.execute(insert(tables.attempts), row)
+
+    def attempts(self, task: str, limit: int) -> list[Attempt]:
+        """The attempts of a task that failed, newest first."""
+        column = tables.attempts.c
+        query = select(tables.attempts).where(column.task == task_id(task)).order_by(column.end_time.desc())
+        return [
+            Attempt(
+                row.attempt,
+                row.worker,
+                from_micros(row.start_time),
+                from_micros(row.end_time),
+                Failure(row.reason, row.message, bool(row.permanent)),
+            )
+            for row in self.conn.execute(query.limit(limit))
+        ]
+
+    def parked(self, wanted: ParkedFilter, limit: int) -> list[Task]:
+        """Tasks that failed for a reason, oldest first."""
+        query = select(_T).where(
+            _T.c.state.in_([TaskState.FAILED.value, TaskState.REJECTED.value]),
+            _T.c.delegation == "",
+            _T.c.live.contains(f'"failure":["{wanted.reason}",', autoescape=True),
+        )
+        if wanted.instance:
+            query = query.where(*_of_instance(wanted.instance))
+        if wanted.project:
+            query = query.where(_T.c.project == wanted.project)
+        return [_task(row) for row in self.conn.execute(query.order_by(_T.c.id).limit(limit))]
+
+    # ------------------------------------------------------------ the log
+
+    def repeat(self, request_id: str) -> Repeat | None:
+        """What the hot path keeps of a call that it answered before."""
+        if not request_id:
+            return None
+        row = self.conn.execute(_FIND_REPEAT, {"request_id": request_id}).one_or_none()
+        return Repeat(*row) if row else None
+
+    def events(self, first: int, count: int) -> list[Event]:
+        """Events of the log by their generations, those that are still there."""
+        return EVENTS.between(self.conn, first, first + count - 1)
+
+    def waiting_turns(self) -> list[tuple[str, str, int, int]]:
+        """Queue, fairness key, smallest and greatest rank of what waits in each queue."""
+        queue = case((_T.c.project == "", _T.c.instance), else_=_T.c.project)
+        query = select(queue, _T.c.fairness_key, func.min(_T.c.rank), func.max(_T.c.rank))
+        query = query.where(_T.c.state == text("'QUEUED'")).group_by(queue, _T.c.fairness_key)
+        return [tuple(row) for row in self.conn.execute(query)]
 
     # ------------------------------------------------------------ decisions
 
@@ -388,34 +468,65 @@ class Store:
 
 # ---------------------------------------------------------------- statements
 
+
+def _earlier(one: str, other: str) -> str:
+    """The lesser of two columns that may be NULL, in both dialects."""
+    return f"CASE WHEN {one} IS NULL OR {other} < {one} THEN {other} ELSE {one} END"
+
+
 _WORKABLE: Final = [s.value for s in (TaskState.QUEUED, TaskState.RUNNING, TaskState.INPUT_REQUIRED)]
 _BY_IDS: Final = select(_T).where(_T.c.id.in_(bindparam("ids", expanding=True)))
 _INSERT_TASK: Final = insert(_T)
 _UPDATE_TASK: Final = (
     update(_T)
     .where(_T.c.id == bindparam("b_id"))
-    .values({column.name: bindparam(column.name) for column in _T.c if column.name != "id"})
+    .values({column.name: bindparam(column.name) for column in _T.c if column.name not in ("id", "awaited")})
 )
+_AWAIT: Final = update(_T).where(_T.c.id.in_(bindparam("ids", expanding=True))).values(awaited=True)
+_FIND_REPEAT: Final = select(
+    tables.requests.c.digest, tables.requests.c.response, tables.requests.c.generation
+).where(tables.requests.c.request_id == bindparam("request_id"), tables.requests.c.generation.is_not(None))
 _INSERT_DECISION: Final = insert(tables.decisions)
-_FTS_INSERT: Final = text(
-    "INSERT INTO tasks_fts (id, title, description, tags) VALUES (:id, :title, :description, :tags)"
+_PROMOTE: Final = text(
+    f"""
+    UPDATE tasks SET ready = true, wake_time = {_earlier("finish_by", "CASE WHEN attempt = 0 THEN start_by END")}
+    WHERE wake_time <= :now AND ready_time <= :now AND state = 'QUEUED' AND NOT ready AND blockers = 0 AND NOT held
+    RETURNING project, instance
+    """
 )
-_FTS_DELETE: Final = text("DELETE FROM tasks_fts WHERE id = :id")
-_FTS_SEARCH: Final = text(
-    # Filtered before it is cut to the limit: thousands of finished tasks must not hide an open one.
-    "SELECT tasks_fts.id FROM tasks_fts JOIN tasks ON tasks.id = tasks_fts.id "
-    "WHERE tasks_fts MATCH :match AND (:instance = '' OR tasks.instance = :instance) "
-    "AND (:finished OR tasks.finish_time IS NULL) ORDER BY bm25(tasks_fts, 0, 4, 1, 2) LIMIT :limit"
+_NEXT_READY_TIME: Final = text(
+    "SELECT min(ready_time) FROM tasks "
+    "WHERE wake_time IS NOT NULL AND state = 'QUEUED' AND NOT ready AND blockers = 0 AND NOT held"
 )
+# Filtered before it is cut to the limit: thousands of finished tasks must not hide an open one.
+_SEARCH: Final = {
+    "sqlite": text(
+        "SELECT tasks_fts.id FROM tasks_fts JOIN tasks ON tasks.id = tasks_fts.id "
+        "WHERE tasks_fts MATCH :match AND (:instance = '' OR tasks.instance = :instance) "
+        "AND (:finished OR tasks.finish_time IS NULL) ORDER BY bm25(tasks_fts, 0, 4, 1, 2) LIMIT :limit"
+    ),
+    "postgresql": text(
+        "SELECT task_words.id FROM task_words JOIN tasks ON tasks.id = task_words.id, "
+        "to_tsquery('english', :match) AS wanted "
+        "WHERE words @@ wanted AND (CAST(:instance AS TEXT) = '' OR tasks.instance = :instance) "
+        "AND (:finished OR tasks.finish_time IS NULL) ORDER BY ts_rank_cd(words, wanted) DESC, tasks.id LIMIT :limit"
+    ),
+}
+
+
+def _of_instance(name: str) -> list[ColumnElement[bool]]:
+    """That it is in that instance, so that the index serves, which leaves the root out."""
+    same = _T.c.instance == name
+    return [same] if name == ROOT_INSTANCE else [same, text(f"tasks.{tables.BELOW_ROOT}")]  # type: ignore[list-item]
 
 
 def _ready_where(query: ReadyQuery) -> Select[Any]:
     statement = select(_T).where(
         _T.c[query.column] == query.value,
-        _T.c.state == text("'QUEUED'"),  # literals, so that the partial index serves
-        _T.c.blockers == text("0"),
-        _T.c.held == text("false"),
+        text("tasks.ready"),  # as it stands there, so that the partial index serves
     )
+    if query.column == "instance":
+        statement = statement.where(text(f"tasks.{tables.BELOW_ROOT}"))
     if query.without_instances:
         statement = statement.where(_T.c.instance.not_in(sorted(query.without_instances)))
     if query.without_projects:
@@ -427,134 +538,25 @@ def _filtered(query: Select[Any], wanted: TaskFilter) -> Select[Any]:
     if wanted.id_suffix:
         query = query.where(_T.c.id.endswith(wanted.id_suffix, autoescape=True))
         if len(wanted.id_suffix) >= SHORT_ID:  # what people copy from a list: an index serves it
-            query = query.where(_T.c.short_id == wanted.id_suffix[-SHORT_ID:])
+            query = query.where(_T.c.short_id == short_id(wanted.id_suffix))
     else:
         query = query.where(_T.c.state.in_(sorted(state.value for state in wanted.states)))
-    for column, value in ((_T.c.instance, wanted.instance), (_T.c.project, wanted.project)):
-        if value:
-            query = query.where(column == value)
+    if wanted.instance:
+        query = query.where(*_of_instance(wanted.instance))
+    if wanted.project:
+        query = query.where(_T.c.project == wanted.project)
     if wanted.requester:
         query = query.where(_T.c.requester == wanted.requester)
     if wanted.tag:
-        query = query.where(func.instr(_T.c.tags, f"\n{wanted.tag}\n") > 0)
+        query = query.where(func.replace(_T.c.tags, f"\n{wanted.tag}\n", "") != _T.c.tags)
     return query
 
 
 # ---------------------------------------------------------------- rows
 
 
-def _words(task: Task) -> dict[str, str]:
-    """What a task is found by."""
-    spec = task.spec
-    words = {"id": task.id, "title": spec.title, "description": spec.description[:_FTS_DESCRIPTION]}
-    return {**words, "tags": " ".join(spec.tags)}
-
-
-def _row(task: Task) -> dict[str, Any]:
-    spec = task.spec
-    return {
-        "id": task.id,
-        "short_id": task.id[-SHORT_ID:],
-        "instance": task.instance,
-        "project": task.project,
-        "state": task.state.value,
-        "priority": spec.priority,
-        "ready_time": to_micros(task.ready_time),
-        "blockers": task.blockers,
-        "held": task.hold is not None,
-        "offered": task.offered,
-        "wake_time": to_micros(wake_time(task)),
-        "generation": task.generation,
-        "spec_version": task.spec_version,
-        "token": task.token,
-        "attempt": task.attempt,
-        "failures": task.failures,
-        "decision": task.decision,
-        "delegation": task.delegation,
-        "requester": spec.requester,
-        "tags": "\n" + "\n".join(spec.tags) + "\n" if spec.tags else "",
-        "create_time": to_micros(task.create_time),
-        "update_time": to_micros(task.update_time),
-        "queue_time": to_micros(task.queue_time),
-        "finish_time": to_micros(task.finish_time),
-        "spec": spec_to_bytes(spec),
-        "live": _live_to_json(task),
-        "result": task.result,
-    }
-
-
 def _task(row: Row[Any]) -> Task:
-    return Task(
-        name=f"{row.instance}/tasks/{row.id}",
-        instance=row.instance,
-        spec=spec_from_bytes(row.spec),
-        state=TaskState(row.state),
-        create_time=from_micros(row.create_time),
-        update_time=from_micros(row.update_time),
-        ready_time=from_micros(row.ready_time),
-        generation=row.generation,
-        spec_version=row.spec_version,
-        project=row.project,
-        decision=row.decision,
-        token=row.token,
-        attempt=row.attempt,
-        failures=row.failures,
-        result=row.result,
-        delegation=row.delegation,
-        blockers=row.blockers,
-        offered=row.offered,
-        queue_time=from_micros(row.queue_time),
-        finish_time=from_micros(row.finish_time),
-        **_live_from_json(row.live),
-    )
-
-
-def _live_to_json(task: Task) -> str:
-    live: dict[str, Any] = {}
-    if task.claim:
-        claim = task.claim
-        lease = claim.lease // timedelta(microseconds=1)
-        live["claim"] = [claim.worker, claim.token, lease, to_micros(claim.lease_end), to_micros(claim.start)]
-    if task.first_start:
-        live["first_start"] = to_micros(task.first_start)
-    if task.failure:
-        live["failure"] = [task.failure.reason, task.failure.message, task.failure.permanent]
-    if task.progress:
-        live["progress"] = [task.progress.fraction, task.progress.message]
-    if task.input:
-        question = task.input
-        live["input"] = [question.question, question.from_, question.answer, question.answered_by]
-    if task.hold:
-        live["hold"] = [task.hold.by, task.hold.reason]
-    if task.wait:
-        live["wait"] = [
-            task.wait.reason.value,
-            list(task.wait.on),
-            task.wait.message,
-            dict(task.wait.exclusions),
-        ]
-    return json.dumps(live, separators=(",", ":")) if live else ""
-
-
-def _live_from_json(document: str) -> dict[str, Any]:
-    if not document:
-        return {}
-    live = json.loads(document)
-    made: dict[str, Any] = {}
-    if "claim" in live:
-        worker, token, lease, lease_end, start = live["claim"]
-        made["claim"] = Claim(
-            worker, token, timedelta(microseconds=lease), from_micros(lease_end), from_micros(start)
-        )
-    if "first_start" in live:
-        made["first_start"] = from_micros(live["first_start"])
-    for name, noun in (("failure", Failure), ("progress", Progress), ("input", InputRequest), ("hold", Hold)):
-        if name in live:
-            made[name] = noun(*live[name])
-    if "wait" in live:
-        reason, on, message, exclusions = live["wait"]
-        made["wait"] = Wait(WaitReason(reason), tuple(on), None, message, exclusions)
-    return made
+    return task_from_row(cast("Mapping[str, Any]", row._mapping))
 
 
 def _delegation_row(delegation: Delegation) -> dict[str, Any]:

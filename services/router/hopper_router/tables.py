@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, LargeBinary, MetaData, Table, Text, text
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    ColumnElement,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    text,
+)
 
 from hopper_common.eventlog import event_table
 from hopper_common.idempotency import requests_table
@@ -17,58 +31,105 @@ tasks = Table(
     Column("instance", Text, nullable=False),
     Column("project", Text, nullable=False),  # "": none
     Column("state", Text, nullable=False),
+    # The queue: in it or not, and where.
+    Column("ready", Boolean, nullable=False),  # a worker may claim it: kept, never computed
     Column("priority", Integer, nullable=False),
+    Column("rank", BigInteger, nullable=False),  # its turn among equal priorities; see fairness
+    Column("fairness_key", Text, nullable=False),
+    Column("concurrency_key", Text, nullable=False),  # "": none
+    Column("slots", Integer, nullable=False),
+    Column("affinity", Text, nullable=False),  # the worker that did what it depended on; "": none
     Column("ready_time", BigInteger, nullable=False),
     Column("blockers", Integer, nullable=False),
+    Column("awaited", Boolean, nullable=False),  # another task depends on it, or did
     Column("held", Boolean, nullable=False),
     Column("offered", Boolean, nullable=False),
-    Column("wake_time", BigInteger),  # the next of its clocks; see transitions.wake_time
-    Column("generation", BigInteger, nullable=False),
-    Column("spec_version", Integer, nullable=False),
+    # Its clocks, for statements that set the next one.
+    Column("wake_time", BigInteger),  # the next of them; see transitions.wake_time
+    Column("start_by", BigInteger),
+    Column("finish_by", BigInteger),
+    Column("run_for", BigInteger),
+    Column("heartbeat", BigInteger),
+    # Who has it, or had it last.
     Column("token", BigInteger, nullable=False),
+    Column("worker", Text, nullable=False),  # "": nobody
+    Column("lease", BigInteger),
+    Column("lease_end", BigInteger),  # NULL: stopped, or nobody has it
+    Column("claim_time", BigInteger),
+    Column("first_start", BigInteger),
     Column("attempt", Integer, nullable=False),
     Column("failures", Integer, nullable=False),
+    Column("generation", BigInteger, nullable=False),
+    Column("spec_version", Integer, nullable=False),
     Column("decision", Text, nullable=False),
     Column("delegation", Text, nullable=False),
     Column("requester", Text, nullable=False),
-    Column("tags", Text, nullable=False),  # "\n" before, between and after, for exact matches with instr
+    Column("tags", Text, nullable=False),  # "\n" before, between and after, for exact matches
     Column("create_time", BigInteger, nullable=False),
     Column("update_time", BigInteger, nullable=False),
     Column("queue_time", BigInteger),
     Column("finish_time", BigInteger),
     Column("spec", LargeBinary, nullable=False),  # hopper.router.v1.TaskSpec
-    Column("live", Text, nullable=False),  # JSON: claim, failure, progress, input, hold, wait; see store_sql
+    Column("live", Text, nullable=False),  # JSON: failure, progress, input, hold, wait; see rows
     Column("result", LargeBinary, nullable=False),
 )
 
-_OPEN = "state IN ('SUBMITTED', 'QUEUED', 'RUNNING', 'INPUT_REQUIRED', 'DELEGATED')"
-_READY = "state = 'QUEUED' AND blockers = 0 AND held = false"
+OPEN: Final = "state IN ('SUBMITTED', 'QUEUED', 'RUNNING', 'INPUT_REQUIRED', 'DELEGATED')"
+BELOW_ROOT: Final = "instance <> 'instances/global'"
+"""
+The root holds most tasks and is never claimed from: an index by instance that leaves it out costs the rest nothing.
+"""
+
+
+def _partial_index(name: str, *columns: ColumnElement[Any], where: str) -> None:
+    Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
+
 
 Index("tasks_short_id", tasks.c.short_id)
-Index("tasks_instance", tasks.c.instance, tasks.c.id)
-Index("tasks_open", tasks.c.state, tasks.c.id, sqlite_where=text(_OPEN), postgresql_where=text(_OPEN))
-Index(
-    "tasks_wake", tasks.c.wake_time, sqlite_where=text("wake_time IS NOT NULL"),
-    postgresql_where=text("wake_time IS NOT NULL"),
-)  # fmt: skip
+_partial_index("tasks_instance", tasks.c.instance, tasks.c.id, where=BELOW_ROOT)
+_partial_index("tasks_open", tasks.c.state, tasks.c.id, where=OPEN)
+_partial_index("tasks_wake", tasks.c.wake_time, where="wake_time IS NOT NULL")
 # The two queues that workers claim from, in the order of claiming.
-for _queue in ("project", "instance"):
-    Index(
-        f"tasks_ready_by_{_queue}",
-        tasks.c[_queue],
-        tasks.c.priority.desc(),
-        tasks.c.ready_time,
-        tasks.c.id,
-        sqlite_where=text(_READY),
-        postgresql_where=text(_READY),
-    )
-for _queue in ("project", "instance"):
-    Index(
-        f"tasks_running_by_{_queue}",
-        tasks.c[_queue],
-        sqlite_where=text("state = 'RUNNING'"),
-        postgresql_where=text("state = 'RUNNING'"),
-    )
+_partial_index(
+    "tasks_ready_by_project",
+    tasks.c.project,
+    tasks.c.priority.desc(),
+    tasks.c.rank,
+    tasks.c.id,
+    where="ready",
+)
+_partial_index(
+    "tasks_ready_by_instance", tasks.c.instance, tasks.c.priority.desc(), tasks.c.rank, tasks.c.id,
+    where=f"ready AND {BELOW_ROOT}",
+)  # fmt: skip
+_partial_index("tasks_ready_for", tasks.c.affinity, where="ready AND affinity <> ''")
+_partial_index("tasks_running_by_project", tasks.c.project, where="state = 'RUNNING'")
+_partial_index("tasks_running_by_instance", tasks.c.instance, where=f"state = 'RUNNING' AND {BELOW_ROOT}")
+
+attempts = Table(
+    "task_attempts",  # those that failed
+    metadata,
+    Column("task", Text, primary_key=True),  # its id
+    Column("attempt", Integer, primary_key=True),
+    Column("worker", Text, nullable=False),
+    Column("start_time", BigInteger),
+    Column("end_time", BigInteger, primary_key=True),  # an attempt given back is counted again
+    Column("reason", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("permanent", Boolean, nullable=False),
+)
+
+archive = Table(
+    "tasks_archive",  # finished tasks, whole, out of the way; in PostgreSQL partitioned by month of finish
+    metadata,
+    Column("finish_time", BigInteger, primary_key=True),
+    Column("id", Text, primary_key=True),
+    Column("instance", Text, nullable=False),
+    Column("project", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("body", LargeBinary, nullable=False),  # the row of `tasks`, as JSON, compressed
+    Index("tasks_archive_id", "id"),
+)
 
 dependencies = Table(
     "task_dependencies",
@@ -87,8 +148,8 @@ decisions = Table(
     Column("project", Text, nullable=False),
     Column("body", LargeBinary, nullable=False),  # hopper.router.v1.Decision
     Index("routing_decisions_task", "task", "id"),
-    Index("routing_decisions_instance", "instance", "id"),
 )
+_partial_index("routing_decisions_instance", decisions.c.instance, decisions.c.id, where=BELOW_ROOT)
 
 delegations = Table(
     "task_delegations",
@@ -132,3 +193,5 @@ values = Table(
 
 events = event_table(metadata, "task_events")
 requests = requests_table(metadata)
+# Set by the hot path, which keeps no more of an answer than what it is told again from: see recall.
+requests.append_column(Column("generation", BigInteger))

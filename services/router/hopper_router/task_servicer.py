@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -13,9 +13,12 @@ from hopper.router.v1 import task_pb2 as pb
 from hopper.router.v1 import task_service_pb2 as svc
 from hopper.router.v1.task_service_pb2_grpc import TaskServiceServicer
 from hopper_common import fieldmask
-from hopper_common.errors import FieldViolation, InvalidArgument
-from hopper_router import explain, intake, placing, working
+from hopper_common.errors import FieldViolation, HopperError, InvalidArgument
+from hopper_common.eventlog import Event
+from hopper_common.idempotency import digest_of
+from hopper_router import explain, intake, placing, recall, working
 from hopper_router.convert import (
+    attempt_to_proto,
     decision_to_proto,
     event_from_bytes,
     hold_from_proto,
@@ -25,9 +28,11 @@ from hopper_router.convert import (
     state_from_proto,
 )
 from hopper_router.engine import Engine
-from hopper_router.model import OPEN_STATES, TaskSpec
+from hopper_router.hot import Left, Repeat
+from hopper_router.hot_path import Call
+from hopper_router.model import OPEN_STATES, Task, TaskSpec
 from hopper_router.servicer import Context, Page, each, up_to_date
-from hopper_router.store_sql import EVENTS, TaskFilter
+from hopper_router.store_sql import EVENTS, ParkedFilter, TaskFilter
 from hopper_router.unit import Unit, own_savepoint
 from hopper_router.views import BASIC, FULL, task_view, task_views
 
@@ -35,6 +40,10 @@ _WORD: Final = re.compile(r"\w+")
 _DEFAULT_FOUND: Final = 20
 _SHORTEST_SUFFIX: Final = 4
 _SNAPSHOT: Final = 500
+_MOST_REPLAYED: Final = 1000
+_MOST_ATTEMPTS: Final = 1000
+_WINDOW: Final = 256
+"""Requests of a stream that are in work at once; the stream waits for room, which is its flow control."""
 
 
 class TaskServicer(TaskServiceServicer):
@@ -47,6 +56,20 @@ class TaskServicer(TaskServiceServicer):
 
     async def SubmitTask(self, request: svc.SubmitTaskRequest, context: Context) -> svc.SubmitTaskResponse:
         spec = spec_from_proto(request.spec)
+        taken = await self._engine.hot.submit(
+            Call(
+                request.parent,
+                (spec,),
+                request.request_id,
+                digest_of("SubmitTask", request) if request.request_id else b"",
+                _names_of_one,
+            )
+        )
+        if isinstance(taken, Repeat):
+            return await self._engine.told_again("SubmitTask", taken, svc.SubmitTaskResponse)
+        if taken is not Left.COLD:
+            ((task, decision),) = taken
+            return svc.SubmitTaskResponse(task=self._engine.view(task, FULL), decision=decision)
 
         def effect(unit: Unit) -> svc.SubmitTaskResponse:
             task, decision = placing.submit(unit, request.parent, spec)
@@ -60,6 +83,9 @@ class TaskServicer(TaskServiceServicer):
 
     async def SubmitTasks(self, request: svc.SubmitTasksRequest, context: Context) -> svc.SubmitTasksResponse:
         specs = [spec_from_proto(item.spec) for item in request.items]
+        taken = await self._submit_hot(request, specs)
+        if taken is not None:
+            return taken
         await self._learn_of({spec.project for spec in specs if spec.project})
 
         def effect(unit: Unit) -> svc.SubmitTasksResponse:
@@ -78,6 +104,54 @@ class TaskServicer(TaskServiceServicer):
             self._engine,
             lambda: self._engine.mutate("SubmitTasks", request, svc.SubmitTasksResponse, effect),
         )
+
+    async def _submit_hot(
+        self, request: svc.SubmitTasksRequest, specs: list[TaskSpec]
+    ) -> svc.SubmitTasksResponse | None:
+        """All of a batch in one set, if every item is of the simple kind; None: nothing was done."""
+        if any(item.after for item in request.items):
+            return None
+        digest = digest_of("SubmitTasks", request) if request.request_id else b""
+        call = Call(request.parent, specs, request.request_id, digest, _names_of_many)
+        taken = await self._engine.hot.submit(call)
+        if isinstance(taken, Repeat):
+            return await self._engine.told_again("SubmitTasks", taken, svc.SubmitTasksResponse)
+        if taken is Left.COLD:
+            return None
+        view = self._engine.view
+        return svc.SubmitTasksResponse(
+            results=[svc.SubmitTasksResult(task=view(task, BASIC)) for task, _ in taken]
+        )
+
+    async def SubmitStream(
+        self, request_iterator: AsyncIterator[svc.SubmitStreamRequest], context: Context
+    ) -> AsyncIterator[svc.SubmitStreamResponse]:
+        window: asyncio.Queue[asyncio.Future[svc.SubmitStreamResponse] | None] = asyncio.Queue(_WINDOW)
+
+        async def read() -> None:
+            try:
+                async for request in request_iterator:
+                    await window.put(asyncio.ensure_future(self._submit_of_stream(request, context)))
+            finally:
+                await window.put(None)
+
+        reading = asyncio.ensure_future(read())
+        try:
+            while (answer := await window.get()) is not None:
+                yield await answer
+            await reading  # raises what broke the stream
+        finally:
+            reading.cancel()
+
+    async def _submit_of_stream(
+        self, request: svc.SubmitStreamRequest, context: Context
+    ) -> svc.SubmitStreamResponse:
+        call = svc.SubmitTaskRequest(parent=request.parent, spec=request.spec, request_id=request.request_id)
+        try:
+            answer = await self.SubmitTask(call, context)
+        except HopperError as error:
+            return svc.SubmitStreamResponse(error=item_error(error))
+        return svc.SubmitStreamResponse(task=answer.task)
 
     async def _learn_of(self, projects: set[str]) -> None:
         """Ask once for projects that the copy of the registry lacks: they may have been registered a moment ago."""
@@ -119,12 +193,11 @@ class TaskServicer(TaskServiceServicer):
         words = _WORD.findall(request.query)
         if not words:
             raise InvalidArgument(violations=[FieldViolation("query", "has no word to search for")])
-        # Quoted, so that nothing a caller types is query syntax; the last word may be unfinished.
-        match = " AND ".join(f'"{word}"' for word in words) + "*"
+        await self._engine.words.catch_up()
 
         def look(unit: Unit) -> svc.SearchTasksResponse:
             found = unit.store.search(
-                match,
+                words,
                 instance=request.parent,
                 finished=request.include_finished,
                 limit=request.limit or _DEFAULT_FOUND,
@@ -171,6 +244,28 @@ class TaskServicer(TaskServiceServicer):
 
         return await self._engine.mutate("UnblockTask", request, svc.UnblockTaskResponse, effect)
 
+    async def ReplayTasks(self, request: svc.ReplayTasksRequest, context: Context) -> svc.ReplayTasksResponse:
+        if not request.names and not request.reason:
+            raise InvalidArgument(
+                violations=[FieldViolation("names", "name tasks, or the reason of those that failed for it")]
+            )
+        wanted = ParkedFilter(request.reason, request.parent, request.project)
+
+        def effect(unit: Unit) -> svc.ReplayTasksResponse:
+            names = list(request.names) or [task.name for task in unit.store.parked(wanted, _MOST_REPLAYED)]
+            return svc.ReplayTasksResponse(results=[_replayed(unit, name) for name in names])
+
+        return await self._engine.mutate("ReplayTasks", request, svc.ReplayTasksResponse, effect)
+
+    async def ListAttempts(
+        self, request: svc.ListAttemptsRequest, context: Context
+    ) -> svc.ListAttemptsResponse:
+        def look(unit: Unit) -> svc.ListAttemptsResponse:
+            attempts = unit.store.attempts(unit.task(request.task).name, _MOST_ATTEMPTS)
+            return svc.ListAttemptsResponse(attempts=[attempt_to_proto(attempt) for attempt in attempts])
+
+        return await self._engine.read(look)
+
     async def AnswerTask(self, request: svc.AnswerTaskRequest, context: Context) -> svc.AnswerTaskResponse:
         def effect(unit: Unit) -> svc.AnswerTaskResponse:
             task = working.answer(unit, request.name, request.answer, request.answered_by)
@@ -191,10 +286,14 @@ class TaskServicer(TaskServiceServicer):
             complete = watch_pb2.SnapshotComplete(count=len(tasks))
             yield svc.WatchTasksResponse(generation=after, snapshot_complete=complete)
         async for events in EVENTS.tail(self._engine.db, after=after):
-            for event in events:
-                change = event_from_bytes(event.body, event.version)
+            for change in await self._told([event for event in events if _may_concern(request, event.key)]):
                 if _concerns(request, change.task, change.from_project):
-                    yield svc.WatchTasksResponse(generation=event.version, change=change)
+                    yield svc.WatchTasksResponse(generation=change.task.generation, change=change)
+
+    async def _told(self, events: list[Event]) -> list[svc.TaskEvent]:
+        if any(recall.is_short(event) for event in events):
+            return await self._engine.read(lambda unit: recall.told(unit, events))
+        return [event_from_bytes(event.body, event.version) for event in events]
 
     async def ExplainTask(self, request: svc.ExplainTaskRequest, context: Context) -> svc.ExplainTaskResponse:
         return await up_to_date(
@@ -258,6 +357,30 @@ def _snapshot(unit: Unit, request: svc.WatchTasksRequest) -> tuple[list[pb.Task]
         if len(found) < _SNAPSHOT:
             return tasks, EVENTS.head(unit.store.conn)
         before = found[-1].id
+
+
+def _replayed(unit: Unit, name: str) -> svc.ReplayTasksResult:
+    try:
+        task = own_savepoint(unit, lambda: placing.replay(unit, name))
+    except HopperError as error:
+        return svc.ReplayTasksResult(name=name, error=item_error(error))
+    return svc.ReplayTasksResult(name=name, task=task_view(unit, task))
+
+
+def _names_of_one(tasks: Sequence[Task]) -> bytes:
+    return svc.SubmitTaskResponse(task=pb.Task(name=tasks[0].name)).SerializeToString()
+
+
+def _names_of_many(tasks: Sequence[Task]) -> bytes:
+    results = [svc.SubmitTasksResult(task=pb.Task(name=task.name)) for task in tasks]
+    return svc.SubmitTasksResponse(results=results).SerializeToString()
+
+
+def _may_concern(request: svc.WatchTasksRequest, name: str) -> bool:
+    """Whether a follower may have asked for a task of that name."""
+    if request.task:
+        return name == request.task
+    return not request.parent or name.startswith(f"{request.parent}/tasks/")
 
 
 def _concerns(request: svc.WatchTasksRequest, task: pb.Task, from_project: str = "") -> bool:

@@ -98,6 +98,8 @@ class Event(enum.Enum):
     """Called off."""
     TIME_OUT = "TIME_OUT"
     """One of its clocks ran out."""
+    REPLAY = "REPLAY"
+    """It was parked, and is tried again from the start."""
 
 
 _S = TaskState
@@ -129,6 +131,9 @@ def _table() -> Mapping[tuple[TaskState, Event], TaskState]:
         (_S.DELEGATED, _E.CHILDREN_DONE): _S.SUCCEEDED,
         (_S.DELEGATED, _E.CHILD_FAILED): _S.FAILED,
     }
+    # What is parked may be tried again.
+    for state in (_S.FAILED, _S.REJECTED):
+        table[state, _E.REPLAY] = _S.SUBMITTED
     # What may be changed or held back, and what may get ready, without moving.
     for state in (_S.SUBMITTED, _S.QUEUED):
         for event in (_E.BLOCK, _E.UNBLOCK, _E.UPDATE):
@@ -417,6 +422,43 @@ def cancel(task: Task, reason: str, now: datetime) -> Task:
     """Call a task off, whoever has it."""
     return replace(
         move(task, Event.CANCEL, now), failure=Failure("CANCELLED", reason) if reason else task.failure
+    )
+
+
+def replay(task: Task, now: datetime) -> Task:
+    """
+    Try a parked task again, as if it had just come: attempts are counted anew, deadlines that have passed do not count.
+
+    Raises:
+        TaskWrongState: It is not parked, or whoever delegated it has been told of its end.
+    """
+    if task.delegation:
+        raise TaskWrongState(
+            "the task was handed over, and its end has been passed on: replay the delegator's",
+            task=task.name,
+            state=task.state.value,
+            event=Event.REPLAY.value,
+        )
+    clocks = task.spec.clocks
+    still = replace(
+        clocks,
+        start_by=clocks.start_by if clocks.start_by and clocks.start_by > now else None,
+        finish_by=clocks.finish_by if clocks.finish_by and clocks.finish_by > now else None,
+    )
+    return replace(
+        move(task, Event.REPLAY, now),
+        spec=replace(task.spec, clocks=still),
+        project="",
+        claim=None,
+        attempt=0,
+        failures=0,
+        failure=None,
+        progress=None,
+        input=None,
+        queue_time=None,
+        first_start=None,
+        ready_time=now,
+        wait=None,
     )
 
 

@@ -21,6 +21,7 @@ from hopper_common.ids import Ids
 from hopper_router.convert import decision_to_proto, event_to_bytes
 from hopper_router.directory import Directory
 from hopper_router.errors import DelegationNotFound, InstanceNotFound, RegistryUnknown, TaskNotFound
+from hopper_router.fairness import Turns
 from hopper_router.model import Decision, Delegation, Instance, Task, TaskState, Wait
 from hopper_router.policies import Policies
 from hopper_router.store_sql import EVENTS, OpenCounts, Store
@@ -28,6 +29,9 @@ from hopper_router.transitions import Event
 from hopper_router.waiting import Facts, why_waiting
 
 R = TypeVar("R")
+
+_FAILED_ATTEMPT = frozenset({Event.RETRY, Event.FAIL, Event.EXPIRE, Event.TIME_OUT})
+_PART_OF_SUBMIT = frozenset({Event.DECIDE, Event.QUEUE})
 
 WORKABLE = frozenset({TaskState.QUEUED, TaskState.RUNNING, TaskState.INPUT_REQUIRED})
 """States in which a task counts as its project's load."""
@@ -41,6 +45,7 @@ class World:
     policies: Policies
     load: OpenCounts
     ids: Ids
+    turns: Turns
 
 
 @dataclass(slots=True)
@@ -139,6 +144,13 @@ class Unit:
             raise InstanceNotFound(f"there is no instance {name}", instance=name)
         return found
 
+    def rank(self, task: Task) -> int:
+        """The place of a task that joins its queue now, among its equals."""
+        spec = task.spec
+        return self.world.turns.take(
+            task.project or task.instance, spec.turn_of, spec.fairness_weight, spec.slots
+        )
+
     # ------------------------------------------------------------ changing
 
     def new_name(self, collection: str) -> str:
@@ -147,6 +159,10 @@ class Unit:
 
     def log(self, before: Task | None, after: Task, event: Event) -> Task:
         """Log a move and keep its result; returns the task with its generation."""
+        if event in _FAILED_ATTEMPT and before is not None and before.claim and after.failure:
+            self.store.add_attempt(before, after.failure, self.now)
+        if event in _PART_OF_SUBMIT and before is not None and self._is_submit(before):
+            return self._amend(after)
         body = event_to_bytes(
             event.value,
             before.state if before else None,
@@ -160,6 +176,21 @@ class Unit:
         logged = replace(after, generation=generation)
         self.changes.append(Change(before, logged, event))
         self._keep(logged, new=before is None)
+        return logged
+
+    def _is_submit(self, task: Task) -> bool:
+        """Whether the last that happened to a task is that this unit took it in."""
+        last = self.changes[-1] if self.changes else None
+        return last is not None and last.event is Event.SUBMIT and last.after is task
+
+    def _amend(self, after: Task) -> Task:
+        """What is decided as a task is taken in is part of that: one event, of the task as it was placed."""
+        logged = replace(after, generation=self.changes[-1].after.generation)
+        body = event_to_bytes(Event.SUBMIT.value, None, logged, self._wait(logged))
+        EVENTS.amend(self.store.conn, logged.generation, body)
+        self.changes[-1] = Change(None, logged, Event.SUBMIT)
+        self._counted = min(self._counted, len(self.changes) - 1)
+        self._keep(logged, new=True)
         return logged
 
     def keep(self, task: Task) -> Task:
@@ -176,10 +207,10 @@ class Unit:
 
     def flush(self) -> None:
         """Write back what has changed; needed before a query that must see it, and done at the end."""
-        for name in sorted(self._new):
-            self.store.insert_task(self._tasks[name])
+        if self._new:
+            self.store.insert_tasks([self._tasks[name] for name in sorted(self._new)], self.now)
         for name in sorted(self._dirty):
-            self.store.update_task(self._tasks[name])
+            self.store.update_task(self._tasks[name], self.now)
         self._new.clear()
         self._dirty.clear()
 
@@ -210,7 +241,12 @@ class Unit:
     def _wait(self, task: Task) -> Wait | None:
         # What the log says of waiting is what can be said without asking the database: no names of what else
         # blocks it, no counts of what else runs.
-        return why_waiting(task, _facts(self, task))
+        return wait_as_logged(self, task)
+
+
+def wait_as_logged(unit: Unit, task: Task) -> Wait | None:
+    """What the log says of a task's waiting: what can be said without asking the database."""
+    return why_waiting(task, _facts(unit, task))
 
 
 def _facts(unit: Unit, task: Task) -> Facts:

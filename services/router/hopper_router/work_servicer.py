@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from datetime import timedelta
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 from hopper.router.v1 import work_service_pb2 as svc
 from hopper.router.v1.work_service_pb2_grpc import WorkServiceServicer
 from hopper_common.errors import FieldViolation, HopperError, InvalidArgument
+from hopper_common.idempotency import digest_of
 from hopper_common.timestamps import duration_field
 from hopper_router import working
 from hopper_router.convert import failure_from_proto, input_from_proto, item_error, progress_from_proto
 from hopper_router.engine import Engine
-from hopper_router.model import DEFAULT_LEASE, Task
+from hopper_router.hot import End, Keep, Left, Repeat, Want
+from hopper_router.model import DEFAULT_LEASE, MAX_LEASE, MIN_LEASE, Task
 from hopper_router.servicer import Context, each, lease_of, up_to_date
+from hopper_router.store_sql import task_id
 from hopper_router.unit import Unit, own_savepoint
-from hopper_router.views import FULL, task_view, task_views
+from hopper_router.views import BASIC, FULL, task_view, task_views
 from hopper_router.working import ClaimRequest
 
 _STREAM_POLL: Final = timedelta(seconds=20)
 _STREAM_BATCH: Final = 100
+T = TypeVar("T")
 
 
 _Changed = svc.ReportProgressResponse | svc.FailTaskResponse | svc.ReleaseTaskResponse
@@ -64,14 +68,36 @@ class WorkServicer(WorkServiceServicer):
         self, request: svc.ClaimTasksRequest, wanted: ClaimRequest, give_up: asyncio.Event | None
     ) -> svc.ClaimTasksResponse:
         return await self._engine.claim(
-            wanted,
+            wanted.queue,
+            lambda: self._attempt(request, wanted),
             wait=duration_field(request, "wait") or timedelta(0),
-            method="ClaimTasks",
-            request=request,
-            response_type=svc.ClaimTasksResponse,
-            answer=_assigned,
+            empty=svc.ClaimTasksResponse(),
             give_up=give_up,
         )
+
+    async def _attempt(
+        self, request: svc.ClaimTasksRequest, wanted: ClaimRequest
+    ) -> svc.ClaimTasksResponse | None:
+        """Claim what is ready now; None: nothing is."""
+        if not self._engine.is_simple(wanted.queue):
+            return await self._engine.claim_by_unit(
+                wanted,
+                method="ClaimTasks",
+                request=request,
+                response_type=svc.ClaimTasksResponse,
+                answer=_assigned,
+            )
+        digest = digest_of("ClaimTasks", request) if request.request_id else b""
+        lease = max(MIN_LEASE, min(wanted.lease, MAX_LEASE))
+        want = Want(
+            wanted.column, wanted.queue, wanted.worker, wanted.most, lease, request.request_id, digest
+        )
+        claimed = await self._engine.hot.claim(want)
+        if isinstance(claimed, Repeat):
+            return await self._engine.told_again("ClaimTasks", claimed, svc.ClaimTasksResponse)
+        view = self._engine.view
+        tasks = [view(task, FULL, show_token=True) for task in claimed]
+        return svc.ClaimTasksResponse(tasks=tasks) if tasks else None
 
     async def Work(
         self, request_iterator: AsyncIterator[svc.WorkRequest], context: Context
@@ -88,13 +114,36 @@ class WorkServicer(WorkServiceServicer):
     # ------------------------------------------------------------ keeping
 
     async def RenewClaims(self, request: svc.RenewClaimsRequest, context: Context) -> svc.RenewClaimsResponse:
-        def effect(unit: Unit) -> svc.RenewClaimsResponse:
+        lease = lease_of(request) or DEFAULT_LEASE
+        bounded = max(MIN_LEASE, min(lease, MAX_LEASE))
+        refs = request.claims
+        kept = await self._engine.hot.renew(
+            [Keep(task_id(ref.task), ref.fencing_token, bounded) for ref in refs]
+        )
+
+        def effect(unit: Unit) -> list[svc.ClaimResult]:
             def renew(ref: svc.ClaimRef) -> Task:
-                return working.renew(unit, ref.task, ref.fencing_token, lease_of(request) or DEFAULT_LEASE)
+                return working.renew(unit, ref.task, ref.fencing_token, lease)
 
-            return svc.RenewClaimsResponse(results=[_result(unit, ref, renew) for ref in request.claims])
+            return [_result(unit, ref, renew) for ref in _left(refs, kept)]
 
-        return await self._engine.run(effect)
+        rest = await self._engine.run(effect) if Left.COLD in kept else []
+        return svc.RenewClaimsResponse(results=self._merged(refs, kept, rest))
+
+    def _merged(
+        self,
+        refs: Sequence[svc.ClaimRef],
+        done: Sequence[Task | Left],
+        rest: Iterable[svc.ClaimResult],
+    ) -> list[svc.ClaimResult]:
+        """One result per claim, in order: of the hot path, or of the unit that was given the rest."""
+        others, view = iter(rest), self._engine.view
+        return [
+            next(others)
+            if isinstance(task, Left)
+            else svc.ClaimResult(task=ref.task, updated=view(task, BASIC))
+            for ref, task in zip(refs, done, strict=True)
+        ]
 
     async def ReportProgress(
         self, request: svc.ReportProgressRequest, context: Context
@@ -124,16 +173,25 @@ class WorkServicer(WorkServiceServicer):
     async def CompleteTasks(
         self, request: svc.CompleteTasksRequest, context: Context
     ) -> svc.CompleteTasksResponse:
-        def effect(unit: Unit) -> svc.CompleteTasksResponse:
-            def complete(done: svc.Completion) -> svc.ClaimResult:
-                ref = done.claim
-                return _result(
-                    unit, ref, lambda ref: working.complete(unit, ref.task, ref.fencing_token, done.result)
-                )  # fmt: skip
+        ends = request.completions
+        refs = [end.claim for end in ends]
+        ended = await self._engine.hot.complete(
+            [End(task_id(end.claim.task), end.claim.fencing_token, end.result) for end in ends]
+        )
 
-            return svc.CompleteTasksResponse(results=[complete(done) for done in request.completions])
+        def effect(unit: Unit) -> list[svc.ClaimResult]:
+            again = bool(request.request_id)
 
-        return await self._engine.mutate("CompleteTasks", request, svc.CompleteTasksResponse, effect)
+            def complete(end: svc.Completion) -> svc.ClaimResult:
+                def change(ref: svc.ClaimRef) -> Task:
+                    return working.complete(unit, ref.task, ref.fencing_token, end.result, again=again)
+
+                return _result(unit, end.claim, change)
+
+            return [complete(end) for end in _left(ends, ended)]
+
+        rest = await self._engine.run(effect) if Left.COLD in ended else []
+        return svc.CompleteTasksResponse(results=self._merged(refs, ended, rest))
 
     async def FailTask(self, request: svc.FailTaskRequest, context: Context) -> svc.FailTaskResponse:
         claim, failure = request.claim, failure_from_proto(request.failure)
@@ -152,6 +210,11 @@ class WorkServicer(WorkServiceServicer):
             return svc.ReleaseTaskResponse(task=task_view(unit, task))
 
         return await self._engine.mutate("ReleaseTask", request, svc.ReleaseTaskResponse, effect)
+
+
+def _left(items: Sequence[T], done: Sequence[Task | Left]) -> list[T]:
+    """The items that the hot path left to a unit."""
+    return [item for item, outcome in zip(items, done, strict=True) if isinstance(outcome, Left)]
 
 
 def _assigned(unit: Unit, tasks: list[Task]) -> svc.ClaimTasksResponse:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from hopper_common.errors import FieldViolation, InvalidArgument
 from hopper_router import handover, placing, transitions
@@ -69,7 +69,7 @@ def ready_query(unit: Unit, wanted: ClaimRequest, room: Room) -> ReadyQuery | No
     paused = directory.paused | room.full_projects()
     if wanted.queue in closed or wanted.queue in paused:
         return None
-    return ReadyQuery(wanted.column, wanted.queue, unit.now, closed, paused)
+    return ReadyQuery(wanted.column, wanted.queue, closed, paused)
 
 
 def _not_for(unit: Unit, worker: str) -> set[str]:
@@ -77,12 +77,6 @@ def _not_for(unit: Unit, worker: str) -> set[str]:
     return {
         instance.name for instance in unit.world.directory.with_members if not may_claim(worker, instance)
     }
-
-
-def next_ready(unit: Unit, wanted: ClaimRequest) -> datetime | None:
-    """When a task of the queue that only waits for its time may be claimed."""
-    query = ready_query(unit, wanted, Room(unit))
-    return unit.store.next_ready(query) if query else None
 
 
 def claim_one(unit: Unit, name: str, wanted: ClaimRequest) -> Task:
@@ -204,9 +198,14 @@ def answer(unit: Unit, name: str, text: str, by: str) -> Task:
 # ---------------------------------------------------------------- ending
 
 
-def complete(unit: Unit, name: str, token: int, result: bytes) -> Task:
-    """End a claim with success."""
+def complete(unit: Unit, name: str, token: int, result: bytes, *, again: bool = False) -> Task:
+    """
+    End a claim with success. Safe to repeat by itself: where the caller says that it may be a repeat (*again*), one
+    that this very claim has ended with this very result is the first answer again.
+    """
     task = unit.task(name)
+    if again and task.state is TaskState.SUCCEEDED and (task.token, task.result) == (token, result):
+        return task
     return handover.finish(unit, task, transitions.complete(task, token, result, unit.now), Event.COMPLETE)
 
 

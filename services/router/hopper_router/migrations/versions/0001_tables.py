@@ -10,9 +10,10 @@ down_revision = None
 def upgrade() -> None:
     """Make them."""
     _tables()
-    op.execute(
-        "CREATE VIRTUAL TABLE tasks_fts USING fts5(id UNINDEXED, title, description, tags, tokenize='porter unicode61')"
-    )
+    if op.get_bind().dialect.name == "sqlite":
+        op.execute(
+            "CREATE VIRTUAL TABLE tasks_fts USING fts5(id UNINDEXED, title, description, tags, tokenize='porter unicode61')"
+        )
 
 
 def _tables() -> None:

@@ -1,0 +1,134 @@
+"""
+What most calls are made of, in sets: taking tasks in, claiming, renewing, completing.
+
+    calls ─► Gatherer ─► plan: pure, in memory ─► HotStore: one statement, one commit ─► each caller's own answer
+
+Everything that can happen to a task is in `placing`, `handover` and `working`, one `Unit` at a time. Nearly all calls
+are of a simple kind, though: a task that goes into a project's queue, a claim from a queue without limits, an end that
+nobody else waits for. These go through here, many at once, without reading what they do not need. Whatever is not of
+that kind is left alone here (`Left.COLD`) and goes through a unit. Both ways leave the same rows and say the same
+things; `tests/router/test_hot.py` holds them to that.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final, NamedTuple, Protocol
+
+from hopper_common.timestamps import to_micros
+from hopper_router.model import Decision, Task
+
+MOST_ROWS: Final = 1000
+"""Of one statement: enough to hide the commit, few enough that nobody waits long."""
+
+
+class Left(enum.Enum):
+    """What a hot path does not do."""
+
+    COLD = "COLD"
+    """It is for a unit of work."""
+
+
+# ---------------------------------------------------------------- what is asked of the store
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """
+    One call that takes tasks in, planned: everything but the generations, which the log gives.
+
+    Attributes:
+        answer: What a repeat of the call is answered from: the response with names only.
+        records: The decision about each, as it is stored.
+    """
+
+    request_id: str
+    digest: bytes
+    answer: bytes
+    tasks: Sequence[Task]
+    decisions: Sequence[Decision]
+    records: Sequence[bytes]
+    now: datetime
+
+
+class Repeat(NamedTuple):
+    """The call was made before: what is stored of it, and the generation of its first event."""
+
+    digest: bytes
+    answer: bytes
+    generation: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """One claim: up to *most* tasks of a queue for a worker."""
+
+    column: str
+    queue: str
+    worker: str
+    most: int
+    lease: timedelta
+    request_id: str = ""
+    digest: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """A lease to extend."""
+
+    id: str
+    token: int
+    lease: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """A claim that ended with success."""
+
+    id: str
+    token: int
+    result: bytes
+
+
+Row = Mapping[str, Any]
+
+CLAIMED: Final = (
+    "project", "decision", "worker", "token", "attempt", "lease", "lease_end", "first_start", "live"
+)  # fmt: skip
+"""What the log keeps of a claim, as a JSON list: the columns that later events change."""
+
+
+def submitted_body(task: Task) -> bytes:
+    """What the log keeps of a task that was taken in and placed at once; `recall` reads it."""
+    return f'["{task.project}","{task.decision}",{to_micros(task.ready_time)}]'.encode()
+
+
+class HotStore(Protocol):
+    """The statements; each answers item by item, in order, when all of it is durable."""
+
+    async def admit(self, calls: Sequence[Admission]) -> Sequence[int | Repeat]:
+        """Store tasks, decisions and events; the generation of each call's first task, or its repeat."""
+        ...
+
+    async def claim(self, wants: Sequence[Want], now: datetime) -> Sequence[list[Row] | Repeat]:
+        """Claim what is next; the rows after it, whole."""
+        ...
+
+    async def renew(self, keeps: Sequence[Keep], now: datetime) -> Sequence[Row | None]:
+        """Extend leases; the rows after it, or None where the claim is not live."""
+        ...
+
+    async def complete(self, ends: Sequence[End], now: datetime) -> Sequence[Row | None]:
+        """End claims; the rows after it, or None where a unit must look."""
+        ...
+
+
+def by_queue(wants: Sequence[Want]) -> dict[tuple[str, str], list[int]]:
+    """The positions of wants of the same queue, so that a statement picks from each queue once."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for position, want in enumerate(wants):
+        found.setdefault((want.column, want.queue), []).append(position)
+    return found

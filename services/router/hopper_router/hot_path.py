@@ -1,0 +1,240 @@
+"""
+The hot path's shell: gathers calls, plans them, runs the statements, and does what has to follow a commit.
+
+See `hot` for the idea, `planning` for what is decided, `hot_sqlite` and `hot_postgres` for the statements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Final, NamedTuple, TypeVar
+
+from hopper.router.v1.decision_pb2 import Decision as DecisionMessage
+from hopper_common.clock import Clock
+from hopper_common.errors import HopperError, IdempotencyConflict
+from hopper_common.gather import Gatherer
+from hopper_router.convert import decision_to_proto
+from hopper_router.hot import Admission, End, HotStore, Keep, Left, Repeat, Row, Want
+from hopper_router.model import Task, TaskSpec
+from hopper_router.planning import Plan, plan
+from hopper_router.rows import task_from_row
+from hopper_router.transitions import Event
+from hopper_router.unit import Change, World
+
+T = TypeVar("T")
+
+GROUP: Final = 512
+
+
+class Taken(NamedTuple):
+    """A task that was taken in, and the decision about it, as it is stored."""
+
+    task: Task
+    decision: DecisionMessage
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Tasks of one call that are to be taken in together."""
+
+    parent: str
+    specs: Sequence[TaskSpec]
+    request_id: str
+    digest: bytes
+    answer: Callable[[Sequence[Task]], bytes]
+
+
+class _Planned(NamedTuple):
+    call: Call
+    admission: Admission
+    taken: list[Taken]
+
+
+class HotPath:
+    """Submit, claim, renew and complete, in sets."""
+
+    def __init__(
+        self,
+        store: HotStore,
+        world: Callable[[], World],
+        clock: Clock,
+        follow: Callable[[Sequence[Change]], None],
+        *,
+        group: int = GROUP,
+    ) -> None:
+        self._store = store
+        self._world = world
+        self._clock = clock
+        self._follow = follow
+        self._submits: Gatherer[Call, list[Taken] | Repeat | Left] = Gatherer(
+            self._admit, limit=max(group, 1), weigh=lambda call: len(call.specs)
+        )
+        self._claims: Gatherer[Want, list[Task] | Repeat] = Gatherer(self._claim, limit=group)
+        self._keeps: Gatherer[Keep, Task | Left] = Gatherer(self._renew, limit=group)
+        self._ends: Gatherer[End, Task | Left] = Gatherer(self._complete, limit=group)
+
+    # ------------------------------------------------------------ what callers ask for
+
+    async def submit(self, call: Call) -> list[Taken] | Repeat | Left:
+        """
+        Take the tasks of a call in, all of them or none.
+
+        Raises:
+            IdempotencyConflict: The id was used for something else.
+        """
+        outcome = await self._submits.add(call)
+        if isinstance(outcome, Repeat):
+            require_same(outcome, call.request_id, call.digest)
+        return outcome
+
+    async def claim(self, want: Want) -> list[Task] | Repeat:
+        """Claim what is next in a queue without limits."""
+        outcome = await self._claims.add(want)
+        if isinstance(outcome, Repeat):
+            require_same(outcome, want.request_id, want.digest)
+        return outcome
+
+    async def renew(self, keeps: Sequence[Keep]) -> list[Task | Left]:
+        """Extend leases; what is not live is left to a unit, which says why."""
+        futures = [self._keeps.add(keep) for keep in keeps]
+        return [await future for future in futures]
+
+    async def complete(self, ends: Sequence[End]) -> list[Task | Left]:
+        """End claims with success; whatever concerns others, or is not live, is left to a unit."""
+        futures = [self._ends.add(end) for end in ends]
+        return [await future for future in futures]
+
+    async def close(self) -> None:
+        """Wait for what is under way."""
+        for gatherer in (self._submits, self._claims, self._keeps, self._ends):
+            await gatherer.close()
+
+    # ------------------------------------------------------------ taking in
+
+    async def _admit(self, calls: Sequence[Call]) -> list[list[Taken] | Repeat | Left | BaseException]:
+        now, world = self._clock.now(), self._world()
+        outcomes: list[list[Taken] | Repeat | Left | BaseException] = []
+        fresh: list[tuple[int, _Planned]] = []
+        seen: dict[str, int] = {}
+        for position, call in enumerate(calls):
+            planned = None if call.request_id in seen else self._plan(world, call, now)
+            outcomes.append(Left.COLD)
+            if call.request_id:
+                seen.setdefault(call.request_id, position)
+            if planned is not None:
+                fresh.append((position, planned))
+        if fresh:
+            try:
+                await self._store_admitted(world, fresh, outcomes)
+            except HopperError as error:
+                for position, _ in fresh:
+                    outcomes[position] = error
+        return outcomes
+
+    def _plan(self, world: World, call: Call, now: datetime) -> _Planned | None:
+        plans: list[Plan] = []
+        where = world.directory.instances.get(call.parent)
+        for spec in call.specs:
+            try:
+                planned = plan(world, where, spec, self._clock, now)
+            except HopperError:  # a unit says it again, to the one who asked
+                planned = None
+            if planned is None:
+                self._take_back(world, plans)
+                return None
+            plans.append(planned)
+            count(world, planned.task, 1)  # a batch must not fill the same place twice
+        messages = [decision_to_proto(planned.decision) for planned in plans]
+        tasks = [planned.task for planned in plans]
+        admission = Admission(
+            request_id=call.request_id,
+            digest=call.digest,
+            answer=call.answer(tasks) if call.request_id else b"",
+            tasks=tasks,
+            decisions=[planned.decision for planned in plans],
+            records=[message.SerializeToString() for message in messages],
+            now=now,
+        )
+        return _Planned(
+            call, admission, [Taken(task, message) for task, message in zip(tasks, messages, strict=True)]
+        )
+
+    def _take_back(self, world: World, plans: Sequence[Plan]) -> None:
+        for planned in plans:
+            count(world, planned.task, -1)
+
+    async def _store_admitted(
+        self,
+        world: World,
+        fresh: Sequence[tuple[int, _Planned]],
+        outcomes: list[list[Taken] | Repeat | Left | BaseException],
+    ) -> None:
+        try:
+            stored = await self._store.admit([planned.admission for _, planned in fresh])
+        except BaseException:
+            for _, planned in fresh:
+                self._uncount(world, planned)
+            raise
+        changes: list[Change] = []
+        for (position, planned), generation in zip(fresh, stored, strict=True):
+            if isinstance(generation, Repeat):
+                self._uncount(world, planned)
+                outcomes[position] = generation
+                continue
+            taken = [
+                Taken(replace(one.task, generation=generation + n), one.decision)
+                for n, one in enumerate(planned.taken)
+            ]
+            outcomes[position] = taken
+            changes += [Change(None, one.task, Event.SUBMIT) for one in taken]
+        self._follow(changes)
+
+    def _uncount(self, world: World, planned: _Planned) -> None:
+        for one in planned.taken:
+            count(world, one.task, -1)
+
+    # ------------------------------------------------------------ working
+
+    async def _claim(self, wants: Sequence[Want]) -> list[list[Task] | Repeat | BaseException]:
+        now = self._clock.now()
+        found = await self._store.claim(wants, now)
+        answers: list[list[Task] | Repeat | BaseException] = []
+        turns = self._world().turns
+        for want, rows in zip(wants, found, strict=True):
+            if isinstance(rows, Repeat):
+                answers.append(rows)
+                continue
+            tasks = [task_from_row(row) for row in rows]
+            for task in tasks:
+                turns.served(want.queue, task.rank)
+            answers.append(tasks)
+        return answers
+
+    async def _renew(self, keeps: Sequence[Keep]) -> list[Task | Left | BaseException]:
+        return [_task_or_left(row) for row in await self._store.renew(keeps, self._clock.now())]
+
+    async def _complete(self, ends: Sequence[End]) -> list[Task | Left | BaseException]:
+        answers = [_task_or_left(row) for row in await self._store.complete(ends, self._clock.now())]
+        world, done = self._world(), [task for task in answers if isinstance(task, Task)]
+        for task in done:
+            count(world, task, -1)
+        self._follow([Change(task, task, Event.COMPLETE) for task in done])
+        return list(answers)
+
+
+def _task_or_left(row: Row | None) -> Task | Left:
+    return Left.COLD if row is None else task_from_row(row)
+
+
+def count(world: World, task: Task, step: int) -> None:
+    """Count a task in, or out, of the open work."""
+    world.load.by_project[task.project] += step
+    world.load.by_instance[task.instance] += step
+
+
+def require_same(repeat: Repeat, request_id: str, digest: bytes) -> None:
+    """Refuse a request id that stood for something else."""
+    if repeat.digest != digest:
+        raise IdempotencyConflict(request_id=request_id)

@@ -1,0 +1,295 @@
+"""
+The hot path's statements for PostgreSQL: each is one statement, one commit, one round trip.
+
+Every statement that writes events first takes the lock that orders them (see `hopper_common.postgres`): the first CTE
+takes it, and the generations come from what reads that. The statement's snapshot may be older than the lock; what it
+may have missed is looked at again by `FOR UPDATE SKIP LOCKED`, by the conditions of UPDATE, and by ON CONFLICT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import BigInteger, Boolean, Integer, LargeBinary
+
+from hopper_common.timestamps import to_micros
+from hopper_router import tables
+from hopper_router.hot import CLAIMED, Admission, End, Keep, Repeat, Row, Want, by_queue, submitted_body
+from hopper_router.rows import length, task_to_row
+
+if TYPE_CHECKING:
+    from hopper_common.postgres import PostgresDatabase
+
+_TYPES: Final = ((Boolean, "bool"), (BigInteger, "bigint"), (Integer, "int"), (LargeBinary, "bytea"))
+
+
+def _type(column: Any) -> str:
+    return next((name for kind, name in _TYPES if isinstance(column.type, kind)), "text")
+
+
+_COLUMNS: Final = tuple(column.name for column in tables.tasks.c if column.name != "generation")
+_ARRAYS: Final = ", ".join(
+    f"${n}::{_type(tables.tasks.c[name])}[]" for n, name in enumerate(_COLUMNS, start=10)
+)
+_LOCKED: Final = """
+locked AS MATERIALIZED (SELECT pg_advisory_xact_lock($1)),
+base AS MATERIALIZED (
+    SELECT setval('task_events_version_seq', nextval('task_events_version_seq') + $2 - 1) - $2 + 1 AS generation
+    FROM locked
+)"""
+
+# $1 lock, $2 tasks, $3 now; calls: $4 request ids, $5 digests, $6 answers, $7 position of the first task;
+# tasks: $8 position of the call, $9 events' bodies, then the columns; then the decisions' project and body.
+_ADMIT: Final = f"""
+WITH {_LOCKED},
+calls AS MATERIALIZED (
+    SELECT * FROM unnest($4::text[], $5::bytea[], $6::bytea[], $7::int[])
+        WITH ORDINALITY AS c(request_id, digest, answer, first_task, call)
+),
+remembered AS (
+    INSERT INTO requests (request_id, digest, response, create_time, generation)
+    SELECT request_id, digest, answer, $3, generation + first_task FROM calls, base WHERE request_id <> ''
+    ON CONFLICT DO NOTHING RETURNING request_id
+),
+fresh AS MATERIALIZED (
+    SELECT i.*, base.generation + i.position - 1 AS generation
+    FROM unnest($8::int[], $9::bytea[], {_ARRAYS}, ${10 + len(_COLUMNS)}::bytea[])
+        WITH ORDINALITY AS i(call, event, {", ".join(_COLUMNS)}, record, position)
+    JOIN calls USING (call) CROSS JOIN base
+    WHERE calls.request_id = '' OR calls.request_id IN (SELECT request_id FROM remembered)
+),
+stored AS (
+    INSERT INTO tasks ({", ".join(_COLUMNS)}, generation) SELECT {", ".join(_COLUMNS)}, generation FROM fresh
+),
+logged AS (
+    INSERT INTO task_events (version, topic, key, body, create_time)
+    SELECT generation, 'SUBMIT', instance || '/tasks/' || id, event, $3 FROM fresh
+),
+decided AS (
+    INSERT INTO routing_decisions (id, task, instance, project, body)
+    SELECT substr(decision, 11), instance || '/tasks/' || id, instance, project, record FROM fresh
+)
+SELECT generation, ARRAY(SELECT request_id FROM remembered) AS remembered FROM base
+"""
+
+_REPEATS: Final = (
+    "SELECT request_id, digest, response, generation FROM requests WHERE request_id = ANY($1::text[])"
+)
+
+_LEASE: Final = "LEAST(i.lease, t.heartbeat)"
+
+
+def _claim_statement(column: str) -> str:
+    """
+    $1 lock, $2 most tasks in all, $3 now; per want: $4 queue, $5 first place in the queue, $6 last place, $7 worker,
+    $8 lease, $9 request id, $10 digest; per queue: $11 name, $12 most.
+    """
+    below_root = f"AND {tables.BELOW_ROOT}" if column == "instance" else ""
+    return f"""
+WITH {_LOCKED},
+wants AS MATERIALIZED (
+    SELECT * FROM unnest($4::text[], $5::int[], $6::int[], $7::text[], $8::bigint[], $9::text[], $10::bytea[])
+        WITH ORDINALITY AS w(queue, low, high, worker, lease, request_id, digest, want)
+),
+picked AS MATERIALIZED (
+    SELECT q.queue, p.* FROM unnest($11::text[], $12::int[]) AS q(queue, most), base, LATERAL (
+        SELECT id, priority, rank FROM tasks WHERE ready AND {column} = q.queue {below_root}
+        ORDER BY priority DESC, rank, id LIMIT q.most + 0 * base.generation FOR UPDATE SKIP LOCKED
+    ) AS p
+),
+placed AS (
+    SELECT *, row_number() OVER (PARTITION BY queue ORDER BY priority DESC, rank, id) AS place FROM picked
+),
+given AS MATERIALIZED (
+    SELECT p.id, w.worker, w.lease, w.want,
+        base.generation - 1 + row_number() OVER (ORDER BY w.want, p.place) AS generation
+    FROM placed p JOIN wants w ON w.queue = p.queue AND p.place BETWEEN w.low AND w.high CROSS JOIN base
+),
+claimed AS (
+    UPDATE tasks AS t SET state = 'RUNNING', ready = false, token = t.token + 1, attempt = t.attempt + 1,
+        worker = i.worker, lease = {_LEASE}, lease_end = $3 + {_LEASE}, claim_time = $3,
+        first_start = COALESCE(t.first_start, $3), update_time = $3, generation = i.generation,
+        wake_time = LEAST($3 + {_LEASE}, t.finish_by, $3 + t.run_for)
+    FROM given AS i WHERE t.id = i.id RETURNING i.want, t.*
+),
+logged AS (
+    INSERT INTO task_events (version, topic, key, body, create_time)
+    SELECT generation, 'CLAIM', instance || '/tasks/' || id,
+        convert_to(json_build_array({", ".join(CLAIMED)})::text, 'UTF8'), $3 FROM claimed
+),
+remembered AS (
+    INSERT INTO requests (request_id, digest, response, create_time, generation)
+    SELECT w.request_id, w.digest, convert_to(count(*)::text, 'UTF8'), $3, min(c.generation)
+    FROM claimed c JOIN wants w USING (want) WHERE w.request_id <> '' GROUP BY w.request_id, w.digest
+)
+SELECT * FROM claimed ORDER BY generation
+"""
+
+
+_CLAIM: Final = {column: _claim_statement(column) for column in ("project", "instance")}
+
+# Under the lock, though it writes no event: a clock that has run out, and a lease that is renewed in time, must not
+# cross each other.
+_RENEW: Final = f"""
+WITH locked AS MATERIALIZED (SELECT pg_advisory_xact_lock($5))
+UPDATE tasks AS t SET lease = {_LEASE}, lease_end = GREATEST(t.lease_end, $1 + {_LEASE}),
+    wake_time = LEAST(GREATEST(t.lease_end, $1 + {_LEASE}), t.finish_by, t.claim_time + t.run_for)
+FROM unnest($2::text[], $3::bigint[], $4::bigint[]) WITH ORDINALITY AS i(id, token, lease, position), locked
+WHERE t.id = i.id AND t.token = i.token AND t.state = 'RUNNING' AND t.lease_end > $1
+RETURNING i.position - 1 AS position, t.*
+"""
+
+_COMPLETE: Final = f"""
+WITH {_LOCKED},
+done AS (
+    UPDATE tasks AS t SET state = 'SUCCEEDED', result = i.result, finish_time = $3, update_time = $3,
+        wake_time = NULL, generation = base.generation + i.position - 1,
+        live = CASE WHEN t.live = '' THEN '' ELSE
+            replace((t.live::jsonb - 'failure' - 'progress')::text, '{{}}', '') END
+    FROM unnest($4::text[], $5::bigint[], $6::bytea[]) WITH ORDINALITY AS i(id, token, result, position), base
+    WHERE t.id = i.id AND t.token = i.token AND t.state = 'RUNNING' AND t.lease_end > $3 AND t.delegation = ''
+        AND NOT t.awaited
+    RETURNING i.position - 1 AS position, t.*
+),
+logged AS (
+    INSERT INTO task_events (version, topic, key, body, create_time)
+    SELECT generation, 'COMPLETE', instance || '/tasks/' || id, '[]'::bytea, $3 FROM done
+)
+SELECT * FROM done
+"""
+
+
+class PostgresHotStore:
+    """`hot.HotStore` on PostgreSQL."""
+
+    def __init__(self, db: PostgresDatabase) -> None:
+        self._db = db
+
+    async def admit(self, calls: Sequence[Admission]) -> Sequence[int | Repeat]:
+        """See HotStore."""
+        values = self._admission(calls)
+        row = (await self._db.statement(lambda conn: conn.fetch(_ADMIT, *values)))[0]
+        remembered = set(row["remembered"])
+        repeated = [
+            call.request_id for call in calls if call.request_id and call.request_id not in remembered
+        ]
+        repeats = await self._repeats(repeated) if repeated else {}
+        answers: list[int | Repeat] = []
+        generation = row["generation"]
+        for call in calls:
+            answers.append(repeats.get(call.request_id, generation))
+            generation += len(call.tasks)
+        return answers
+
+    def _admission(self, calls: Sequence[Admission]) -> list[Any]:
+        positions: list[int] = []
+        firsts: list[int] = []
+        rows: list[tuple[Any, ...]] = []
+        for position, call in enumerate(calls, start=1):
+            firsts.append(len(rows))
+            for task, record in zip(call.tasks, call.records, strict=True):
+                row = task_to_row(task, call.now)
+                del row["generation"]
+                positions.append(position)
+                rows.append((submitted_body(task), *row.values(), record))
+        return [
+            self._db.lock_key,
+            len(rows),
+            to_micros(calls[0].now),
+            [call.request_id for call in calls],
+            [call.digest for call in calls],
+            [call.answer for call in calls],
+            firsts,
+            positions,
+            *zip(*rows, strict=True),
+        ]
+
+    async def _repeats(self, request_ids: Sequence[str]) -> dict[str, Repeat]:
+        rows = await self._db.statement(lambda conn: conn.fetch(_REPEATS, request_ids))
+        return {row["request_id"]: Repeat(row["digest"], row["response"], row["generation"]) for row in rows}
+
+    async def claim(self, wants: Sequence[Want], now: datetime) -> Sequence[list[Row] | Repeat]:
+        """See HotStore."""
+        known = [want.request_id for want in wants if want.request_id]
+        repeats = await self._repeats(known) if known else {}
+        answers: list[list[Row] | Repeat] = [repeats.get(want.request_id, []) for want in wants]
+        for column in ("project", "instance"):
+            mine = [
+                position
+                for position, want in enumerate(wants)
+                if want.column == column and want.request_id not in repeats
+            ]
+            if mine:
+                await self._claim(column, [wants[position] for position in mine], mine, answers, now)
+        return answers
+
+    async def _claim(
+        self,
+        column: str,
+        wants: Sequence[Want],
+        positions: Sequence[int],
+        answers: list[list[Row] | Repeat],
+        now: datetime,
+    ) -> None:
+        low = [0] * len(wants)
+        high = [0] * len(wants)
+        most: list[int] = []
+        queues = by_queue(wants)
+        for members in queues.values():
+            place = 0
+            for member in members:
+                low[member], place = place + 1, place + wants[member].most
+                high[member] = place
+            most.append(place)
+        values = [
+            self._db.lock_key,
+            sum(most),
+            to_micros(now),
+            [want.queue for want in wants],
+            low,
+            high,
+            [want.worker for want in wants],
+            [length(want.lease) for want in wants],
+            [want.request_id for want in wants],
+            [want.digest for want in wants],
+            [queue for _, queue in queues],
+            most,
+        ]
+        for row in await self._db.statement(lambda conn: conn.fetch(_CLAIM[column], *values)):
+            answer = answers[positions[row["want"] - 1]]
+            if isinstance(answer, list):
+                answer.append(row)
+
+    async def renew(self, keeps: Sequence[Keep], now: datetime) -> Sequence[Row | None]:
+        """See HotStore."""
+        values = [
+            to_micros(now),
+            [keep.id for keep in keeps],
+            [keep.token for keep in keeps],
+            [length(keep.lease) for keep in keeps],
+            self._db.lock_key,
+        ]
+        rows = await self._db.statement(lambda conn: conn.fetch(_RENEW, *values))
+        return _by_position(rows, len(keeps))
+
+    async def complete(self, ends: Sequence[End], now: datetime) -> Sequence[Row | None]:
+        """See HotStore."""
+        values = [
+            self._db.lock_key,
+            len(ends),
+            to_micros(now),
+            [end.id for end in ends],
+            [end.token for end in ends],
+            [end.result for end in ends],
+        ]
+        rows = await self._db.statement(lambda conn: conn.fetch(_COMPLETE, *values))
+        return _by_position(rows, len(ends))
+
+
+def _by_position(rows: Sequence[Row], size: int) -> list[Row | None]:
+    found: list[Row | None] = [None] * size
+    for row in rows:
+        found[row["position"]] = row
+    return found

@@ -1,0 +1,97 @@
+"""
+Finding tasks by words: an index of its own, written after the tasks and never before anybody's answer.
+
+Indexing a task costs more than taking it in. So the index follows the log: in steps, when there is time, and at once
+when somebody searches, who therefore finds everything that was answered before. How far it has come is kept in the
+transaction of the step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from sqlalchemy import Connection, text
+
+from hopper_common.database import Database
+from hopper_common.errors import ResumeTooOld
+from hopper_router.model import Task
+from hopper_router.store_sql import EVENTS, Store
+
+CURSOR: Final = "words_indexed"
+STEP: Final = 500
+EVERY: Final = 2.0
+_TOPICS: Final = frozenset({"SUBMIT", "OFFER", "UPDATE"})
+_DESCRIPTION: Final = 2000  # characters beyond this are not searched: they are logs more often than words
+
+
+class WordIndex:
+    """The index of a router's tasks."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._turn = asyncio.Lock()
+
+    async def run(self) -> None:
+        """Keep the index fresh, a step at a time."""
+        while True:
+            seen = self._db.committed.count
+            await self.catch_up()
+            await asyncio.sleep(EVERY)  # what comes meanwhile is one step
+            await self._db.committed.wait(after=seen)
+
+    async def catch_up(self) -> None:
+        """Index everything that has been taken in by now."""
+        async with self._turn:
+            more = await self._db.read(behind)
+            while more:
+                more = await self._db.write(step) == STEP
+
+
+def behind(conn: Connection) -> bool:
+    """Whether anything was written to the log since the last step."""
+    return EVENTS.head(conn) > _cursor(Store(conn))
+
+
+def step(conn: Connection) -> int:
+    """Index what the next events are about; returns how many events."""
+    store = Store(conn)
+    head = EVENTS.head(conn)
+    try:
+        events = EVENTS.read(conn, after=_cursor(store), limit=STEP, topics=_TOPICS)
+    except ResumeTooOld as error:  # trimmed past us: what was trimmed is long finished
+        events = EVENTS.read(conn, after=int(error.metadata["oldest"]) - 1, limit=STEP, topics=_TOPICS)
+    names = list(dict.fromkeys(event.key for event in events))
+    changed = {event.key for event in events if event.topic == "UPDATE"}
+    tasks = store.tasks(names).values()
+    again = [{"id": task.id} for task in tasks if task.name in changed]
+    if again and store.dialect == "sqlite":
+        conn.execute(_FORGET, again)
+    if tasks:
+        conn.execute(_ADD[store.dialect], [_words(task) for task in tasks])
+    store.put_value(CURSOR, str(events[-1].version if len(events) == STEP else head).encode())
+    return len(events)
+
+
+def _cursor(store: Store) -> int:
+    return int(store.value(CURSOR) or 0)
+
+
+def _words(task: Task) -> dict[str, str]:
+    """What a task is found by."""
+    spec = task.spec
+    words = {"id": task.id, "title": spec.title, "description": spec.description[:_DESCRIPTION]}
+    return {**words, "tags": " ".join(spec.tags)}
+
+
+_FORGET: Final = text("DELETE FROM tasks_fts WHERE id = :id")
+_ADD: Final = {
+    "sqlite": text(
+        "INSERT INTO tasks_fts (id, title, description, tags) VALUES (:id, :title, :description, :tags)"
+    ),
+    "postgresql": text(
+        "INSERT INTO task_words (id, words) VALUES (:id, setweight(to_tsvector('english', :title), 'A') || "
+        "setweight(to_tsvector('english', :tags), 'B') || to_tsvector('english', :description)) "
+        "ON CONFLICT (id) DO UPDATE SET words = excluded.words"
+    ),
+}

@@ -1,15 +1,17 @@
-"""Group commit and snapshots: what `write` and `read` promise to callers who know nothing of each other."""
+"""
+Group commit and snapshots: what `write` and `read` promise to callers who know nothing of each other, on both
+engines. What only one of them does is in test_sqlite_file.py, test_durability.py and test_postgres*.py.
+"""
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator
 
 import pytest
 import sqlalchemy.exc
 from sqlalchemy import Connection, func, select
 
-from hopper_common import database, sqlite
-from hopper_common.database import Database, Signal
+from hopper_common import database, postgres
+from hopper_common.database import Database, Signal, notify
 from hopper_common.errors import (
     InvalidArgument,
     NotFound,
@@ -23,18 +25,27 @@ from tests.common.toy import (
     METADATA,
     MIGRATIONS,
     NOTES,
+    EngineKind,
+    Gate,
     add_note,
     add_reply,
+    await_in_work,
     held_writer,
     notes,
-    toy_database,
+    open_toy,
 )
 
 
 @pytest.fixture
-async def db() -> AsyncIterator[FaultyDatabase]:
-    async with toy_database() as db:
-        yield db
+async def db(database_url: str) -> AsyncIterator[FaultyDatabase]:
+    db = FaultyDatabase(await open_toy(database_url))
+    yield db
+    await db.close()
+
+
+@pytest.fixture
+def group_limit(engine_kind: EngineKind) -> int:
+    return database.GROUP_LIMIT if engine_kind == "sqlite" else postgres.GROUP_LIMIT
 
 
 class NoteMissingError(NotFound):
@@ -57,17 +68,17 @@ async def queued() -> None:
 
 async def test_calls_that_wait_together_are_committed_together(db: Database) -> None:
     async with held_writer(db):
-        tasks = [note_task(db, f"{i}") for i in range(100)]
+        tasks = [note_task(db, f"{i}") for i in range(60)]
         await queued()
         before = db.committed.count
     await asyncio.gather(*tasks)
     assert db.committed.count - before == 2  # the holder's own group, and one for all the others
-    assert len(await db.read(notes)) == 100
+    assert len(await db.read(notes)) == 60
 
 
-async def test_a_group_is_no_larger_than_its_limit(db: Database) -> None:
+async def test_a_group_is_no_larger_than_its_limit(db: Database, group_limit: int) -> None:
     async with held_writer(db):
-        tasks = [note_task(db, f"{i}") for i in range(database.GROUP_LIMIT + 1)]
+        tasks = [note_task(db, f"{i}") for i in range(group_limit + 1)]
         await queued()
         before = db.committed.count
     await asyncio.gather(*tasks)
@@ -122,7 +133,7 @@ async def test_nobody_is_answered_before_the_commit(db: Database) -> None:
             await asyncio.sleep(0)
 
     def look(conn: Connection) -> tuple[list[str], list[bool]]:
-        asyncio.run_coroutine_threadsafe(several_turns(), loop).result()
+        await_in_work(conn, several_turns(), loop)
         return notes(conn), [task.done() for task in others]
 
     async with held_writer(db):
@@ -154,7 +165,7 @@ async def test_a_group_whose_commit_fails_fails_as_a_whole_and_the_writer_goes_o
 async def test_a_transaction_lost_in_the_middle_is_lost_for_the_whole_group(
     db: Database, swallow: bool
 ) -> None:
-    """SQLite rolls back on its own after an I/O error; a unit that catches the error must not hide it."""
+    """SQLite rolls back by itself after an I/O error; a unit that catches the error must not hide it."""
 
     def lose(conn: Connection) -> None:
         conn.exec_driver_sql("ROLLBACK")
@@ -170,23 +181,6 @@ async def test_a_transaction_lost_in_the_middle_is_lost_for_the_whole_group(
     assert await db.read(notes) == []
     await note_task(db, "c")
     assert await db.read(notes) == ["c"]
-
-
-async def test_a_database_without_room_says_so_and_works_again_when_there_is(db: Database) -> None:
-    def limit(conn: Connection, pages: int) -> None:
-        conn.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
-
-    await db.write(lambda conn: limit(conn, 20))
-    async with held_writer(db):
-        tasks = [note_task(db, "small"), note_task(db, "x" * 500_000)]
-        await queued()
-    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-    assert isinstance(outcomes[1], StorageFull)
-    kept = ["small"] if outcomes[0] is None else []
-    assert await db.read(notes) == kept
-    await db.write(lambda conn: limit(conn, 1_000_000))
-    await note_task(db, "y" * 500_000)
-    assert await db.read(notes) == [*kept, "y" * 500_000]
 
 
 async def test_a_unit_of_work_cannot_commit(db: Database) -> None:
@@ -241,20 +235,20 @@ async def test_a_caller_who_leaves_the_queue_is_not_served_and_does_not_disturb(
 
 
 async def test_a_caller_who_leaves_while_being_served_does_not_disturb(db: Database) -> None:
-    started, go_on = threading.Event(), threading.Event()
+    started, go_on = Gate(), Gate()
 
     def slow(conn: Connection) -> None:
         add_note(conn, "kept")
-        started.set()
-        go_on.wait()
+        started.open()
+        go_on.wait_in_work(conn)
 
     leaving = asyncio.create_task(db.write(slow))
-    await asyncio.to_thread(started.wait)
+    await started.wait()
     leaving.cancel()
     with pytest.raises(asyncio.CancelledError):
         await leaving
     next_one = note_task(db, "next")
-    go_on.set()
+    go_on.open()
     await next_one
     assert await db.read(notes) == ["kept", "next"]
 
@@ -263,19 +257,19 @@ async def test_a_caller_who_leaves_while_being_served_does_not_disturb(db: Datab
 
 
 async def test_a_read_sees_one_snapshot_from_beginning_to_end(db: Database) -> None:
-    looked, go_on = threading.Event(), threading.Event()
+    looked, go_on = Gate(), Gate()
 
     def look_twice(conn: Connection) -> tuple[list[str], list[str]]:
         first = notes(conn)
-        looked.set()
-        go_on.wait()
+        looked.open()
+        go_on.wait_in_work(conn)
         return first, notes(conn)
 
     await note_task(db, "a")
     reading = asyncio.create_task(db.read(look_twice))
-    await asyncio.to_thread(looked.wait)
+    await looked.wait()
     await note_task(db, "b")
-    go_on.set()
+    go_on.open()
     assert await reading == (["a"], ["a"])
     assert await db.read(notes) == ["a", "b"]
 
@@ -286,8 +280,8 @@ async def test_a_read_sees_every_write_that_has_returned(db: Database) -> None:
         assert await db.read(lambda conn: conn.scalar(select(func.count(NOTES.c.id)))) == i + 1
 
 
-async def test_a_read_cannot_write_and_leaves_its_thread_usable(db: Database) -> None:
-    for _ in range(2 * sqlite.READERS):
+async def test_a_read_cannot_write_and_leaves_its_connection_usable(db: Database) -> None:
+    for _ in range(2 * postgres.READERS):
         with pytest.raises(StorageUnavailable):
             await db.read(lambda conn: add_note(conn, "never"))
     assert await db.read(notes) == []
@@ -303,14 +297,16 @@ async def test_a_read_passes_on_what_its_work_raises(db: Database) -> None:
 
 
 async def test_wrong_sql_is_a_defect_and_not_called_an_outage(db: Database) -> None:
-    with pytest.raises(sqlalchemy.exc.OperationalError):
+    with pytest.raises((sqlalchemy.exc.OperationalError, sqlalchemy.exc.ProgrammingError)):
         await db.write(lambda conn: conn.exec_driver_sql("SELECT nothing FROM nowhere"))
 
 
 # The end
 
 
-async def test_close_serves_who_is_in_the_queue_and_refuses_who_comes_later(db: Database) -> None:
+async def test_close_serves_who_is_in_the_queue_and_refuses_who_comes_later(
+    db: Database, database_url: str
+) -> None:
     async with held_writer(db) as go_on:
         tasks = [note_task(db, f"{i}") for i in range(100)]
         await queued()
@@ -320,13 +316,72 @@ async def test_close_serves_who_is_in_the_queue_and_refuses_who_comes_later(db: 
             await note_task(db, "late")
         with pytest.raises(ShuttingDown):
             await db.read(notes)
-        go_on.set()
+        go_on.open()
     await asyncio.gather(closing, *tasks)
-    assert not db.path.with_name(db.path.name + "-wal").exists()  # folded into the file
-    again = await Database.open(db.path, metadata=METADATA, migrations=MIGRATIONS, service="toy")
+    again = await open_toy(database_url)
     assert len(await again.read(notes)) == 100
     await again.close()
     await again.close()
+
+
+# What is told beside the commit
+
+
+async def test_what_a_unit_tells_is_heard_once_per_group_after_its_commit(db: Database) -> None:
+    heard: list[tuple[str, int]] = []
+    stop = db.on_notify(lambda payload: heard.append((payload, db.committed.count)))
+
+    def tell(conn: Connection, payload: str) -> None:
+        notify(conn, payload)
+
+    async with held_writer(db):
+        tasks = [asyncio.create_task(db.write(lambda conn, p=p: tell(conn, p))) for p in "aba"]  # type: ignore[misc]
+        await queued()
+        before = db.committed.count
+    await asyncio.gather(*tasks)
+    assert heard == [("a", before + 2), ("b", before + 2)]
+    stop()
+    await db.write(lambda conn: tell(conn, "c"))
+    assert len(heard) == 2
+
+
+async def test_what_a_failed_unit_wanted_told_is_not(db: Database) -> None:
+    heard: list[str] = []
+    db.on_notify(heard.append)
+
+    def fail(conn: Connection) -> None:
+        notify(conn, "never")
+        raise NoteMissingError
+
+    async with held_writer(db):
+        tasks = [
+            asyncio.create_task(db.write(fail)),
+            asyncio.create_task(db.write(lambda conn: notify(conn, "a"))),
+        ]
+        await queued()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    with pytest.raises(NoteMissingError):
+        await db.write(fail)
+    await note_task(db, "b")
+    assert heard == ["a"]
+
+
+async def test_a_callback_that_fails_disturbs_nobody(db: Database) -> None:
+    heard: list[str] = []
+
+    def fail(_payload: str) -> None:
+        raise NoteMissingError
+
+    db.on_notify(fail)
+    db.on_notify(heard.append)
+    await db.write(lambda conn: notify(conn, "a"))
+    assert heard == ["a"]
+
+
+@pytest.mark.parametrize("payload", ["", "two\nlines", "x" * 1001])
+async def test_what_is_told_is_one_short_line(db: Database, payload: str) -> None:
+    with pytest.raises(ValueError, match="one printable line"):
+        await db.write(lambda conn: notify(conn, payload))
 
 
 # The signal and the faults
@@ -373,8 +428,15 @@ async def test_errors_on_demand_come_once_each_and_where_asked(db: FaultyDatabas
     assert await db.read(notes) == ["done"]
 
 
-async def test_other_databases_are_refused_without_their_password() -> None:
-    url = "mysql://user:secret@host/db"
-    with pytest.raises(InvalidArgument, match="mysql") as caught:
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql://user:secret@host/db",
+        "postgresql+psycopg://user:secret@host/db",
+        "postgresql://user:sec/ret@h/db",
+    ],
+)
+async def test_addresses_that_cannot_be_used_are_refused_without_their_password(url: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
         await Database.open(url, metadata=METADATA, migrations=MIGRATIONS, service="toy")
-    assert "secret" not in str(caught.value)
+    assert "sec" not in str(caught.value)

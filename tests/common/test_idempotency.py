@@ -14,15 +14,16 @@ from hopper_common.errors import IdempotencyConflict, StorageUnavailable
 from hopper_common.idempotency import Requests
 from hopper_testing.clock import ManualClock
 from hopper_testing.database import FaultyDatabase
-from tests.common.toy import REQUESTS, add_note, held_writer, notes, toy_database
+from tests.common.toy import REQUESTS, add_note, held_writer, notes, open_toy
 
 METHOD = "hopper.registry.v1.ProjectService/RegisterProject"
 
 
 @pytest.fixture
-async def db() -> AsyncIterator[FaultyDatabase]:
-    async with toy_database() as db:
-        yield db
+async def db(database_url: str) -> AsyncIterator[FaultyDatabase]:
+    db = FaultyDatabase(await open_toy(database_url))
+    yield db
+    await db.close()
 
 
 class Registry:

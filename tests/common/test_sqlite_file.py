@@ -10,14 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection
 
-from hopper_common.database import Database
-from hopper_common.errors import DatabaseCorrupt, DatabaseLocked, HopperError, StorageUnavailable
-from tests.common.toy import METADATA, MIGRATIONS, add_note, notes
-
-
-async def open_toy(path: Path | str) -> Database:
-    return await Database.open(path, metadata=METADATA, migrations=MIGRATIONS, service="toy")
+from hopper_common.errors import (
+    DatabaseCorrupt,
+    DatabaseLocked,
+    HopperError,
+    StorageFull,
+    StorageUnavailable,
+)
+from tests.common.toy import add_note, held_writer, notes, open_toy
 
 
 def content(path: Path) -> bytes:
@@ -30,15 +32,14 @@ async def closed(tmp_path: Path) -> Path:
     db = await open_toy(tmp_path / "toy.db")
     await asyncio.gather(*(db.write(lambda conn, i=i: add_note(conn, f"{i}" * 50)) for i in range(1000)))  # type: ignore[misc]
     await db.close()
-    return db.path
+    return tmp_path / "toy.db"
 
 
 async def test_a_new_database_belongs_to_its_owner_alone(tmp_path: Path) -> None:
-    db = await open_toy(tmp_path / "data" / "toy.db")
+    directory = tmp_path / "data"
+    db = await open_toy(directory / "toy.db")
     await db.write(lambda conn: add_note(conn, "a"))
-    modes = {
-        file.name: stat.S_IMODE(file.stat().st_mode) for file in [db.path.parent, *db.path.parent.iterdir()]
-    }
+    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in [directory, *directory.iterdir()]}
     await db.close()
     assert modes == {"data": 0o700} | dict.fromkeys(
         ["toy.db", "toy.db-wal", "toy.db-shm", "toy.db.lock"], 0o600
@@ -49,6 +50,14 @@ async def test_a_url_names_the_same_file_as_its_path(closed: Path) -> None:
     db = await open_toy(f"sqlite:///{closed}")
     assert len(await db.read(notes)) == 1000
     await db.close()
+
+
+async def test_closing_folds_the_log_into_the_file(tmp_path: Path) -> None:
+    db = await open_toy(tmp_path / "toy.db")
+    await db.write(lambda conn: add_note(conn, "a"))
+    assert (tmp_path / "toy.db-wal").exists()
+    await db.close()
+    assert not (tmp_path / "toy.db-wal").exists()
 
 
 async def test_commits_are_durable_one_by_one(tmp_path: Path) -> None:
@@ -181,3 +190,23 @@ async def test_a_place_where_nothing_can_be_made_is_named(tmp_path: Path) -> Non
         await open_toy(tmp_path / "file" / "toy.db")
     assert isinstance(caught.value, HopperError)
     assert str(tmp_path) in str(caught.value)
+
+
+async def test_a_database_without_room_says_so_and_works_again_when_there_is(tmp_path: Path) -> None:
+    def limit(conn: Connection, pages: int) -> None:
+        conn.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+
+    db = await open_toy(tmp_path / "toy.db")
+    await db.write(lambda conn: limit(conn, 20))
+    async with held_writer(db):
+        small = asyncio.create_task(db.write(lambda conn: add_note(conn, "small")))
+        large = asyncio.create_task(db.write(lambda conn: add_note(conn, "x" * 500_000)))
+        await asyncio.sleep(0)
+    outcomes = await asyncio.gather(small, large, return_exceptions=True)
+    assert isinstance(outcomes[1], StorageFull)
+    kept = ["small"] if outcomes[0] is None else []
+    assert await db.read(notes) == kept
+    await db.write(lambda conn: limit(conn, 1_000_000))
+    await db.write(lambda conn: add_note(conn, "y" * 500_000))
+    assert await db.read(notes) == [*kept, "y" * 500_000]
+    await db.close()

@@ -5,11 +5,14 @@ It is both the outbox (what other services must hear of) and the source of `Watc
 of). Its version is the service's resume token: whoever has seen version 7 asks for what came after 7 and gets
 each change once, in order, across reconnects and restarts.
 
-Versions are given in commit order, because there is one writer and an insert that is rolled back gives its
-version back. So whoever has seen `head` has seen everything before it, and a tail has nothing to wait for but
-the next commit.
+Versions are given in commit order, because whoever writes has the right to write alone (see
+`hopper_common.database`). So whoever has seen `head` has seen everything before it, and a tail has nothing to
+wait for but the next commit. In SQLite an insert that is rolled back gives its version back, and there are no
+gaps; a sequence of PostgreSQL's does not, and there are.
 
-Old events are trimmed, never the newest: the log always knows how far it has come. A reader whose place has
+Old events are trimmed, never the newest: the log always knows how far it has come. Where there are gaps, it
+does not follow from the oldest event that is left what the newest trimmed one was; so that one is kept, without
+its content and with an empty topic, as a marker that no reader is given. A reader whose place has
 been trimmed away, or who is ahead of the log because the database was restored from a backup, is told so
 (`ResumeTooOld`) and starts again from a snapshot. Skipping silently what it missed is the one thing that must
 not happen.
@@ -18,7 +21,7 @@ not happen.
 from collections.abc import AsyncGenerator, Collection
 from dataclasses import dataclass
 from datetime import datetime
-from typing import cast
+from typing import Final, cast
 
 from sqlalchemy import (
     BigInteger,
@@ -33,11 +36,14 @@ from sqlalchemy import (
     func,
     insert,
     select,
+    update,
 )
 
 from hopper_common.database import Database
 from hopper_common.errors import ResumeTooOld
 from hopper_common.timestamps import from_micros, to_micros
+
+_TRIMMED: Final = ""  # the topic of a marker; no event has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +89,12 @@ class EventLog:
         self._table = table
         self._insert = insert(table)
         self._newest = select(func.max(table.c.version))
-        self._oldest = select(func.min(table.c.version))
+        self._oldest = select(func.min(table.c.version)).where(table.c.topic != _TRIMMED)
+        self._ends = select(
+            select(table.c.version).order_by(table.c.version).limit(1).scalar_subquery().label("first"),
+            select(table.c.topic).order_by(table.c.version).limit(1).scalar_subquery().label("topic"),
+            self._newest.scalar_subquery().label("head"),
+        )
 
     def append(self, conn: Connection, *, topic: str, key: str, body: bytes, now: datetime) -> int:
         """Add a change to the log, in the transaction that makes it; returns its version."""
@@ -125,7 +136,9 @@ class EventLog:
 
     def between(self, conn: Connection, first: int, last: int) -> list[Event]:
         """The events of those versions that are still kept, in order."""
-        query = select(self._table).where(self._columns.version.between(first, last))
+        query = select(self._table).where(
+            self._columns.version.between(first, last), self._columns.topic != _TRIMMED
+        )
         rows = conn.execute(query.order_by(self._columns.version))
         return [
             Event(row.version, row.topic, row.key, row.body, from_micros(row.create_time)) for row in rows
@@ -134,7 +147,18 @@ class EventLog:
     def trim(self, conn: Connection, *, before: int) -> int:
         """Forget the events below a version, but never the newest; returns how many."""
         keep_from = min(before, self.head(conn))
-        return conn.execute(delete(self._table).where(self._columns.version < keep_from)).rowcount
+        old = self._columns.version < keep_from
+        if conn.dialect.name == "sqlite":
+            return conn.execute(delete(self._table).where(old)).rowcount
+        last = conn.scalar(self._newest.where(old))
+        if last is None:
+            return 0
+        blank = {"topic": _TRIMMED, "key": "", "body": b""}
+        older = (self._columns.version < last, self._columns.topic != _TRIMMED)
+        trimmed = conn.scalar(select(func.count()).where(*older)) or 0
+        conn.execute(delete(self._table).where(self._columns.version < last))
+        marked = update(self._table).where(self._columns.version == last, self._columns.topic != _TRIMMED)
+        return trimmed + conn.execute(marked.values(blank)).rowcount
 
     async def tail(
         self, db: Database, *, after: int, topics: Collection[str] = (), batch: int = 500
@@ -166,6 +190,12 @@ class EventLog:
                 await db.committed.wait(after=commits)
 
     def _check_place(self, conn: Connection, after: int) -> None:
-        oldest = self.oldest(conn)
-        if not oldest - 1 <= after <= self.head(conn):
-            raise ResumeTooOld(oldest=str(oldest), asked=str(after))
+        ends = conn.execute(self._ends).one()
+        if ends.topic == _TRIMMED:
+            trimmed = ends.first
+        elif conn.dialect.name == "sqlite" and ends.first is not None:
+            trimmed = ends.first - 1
+        else:
+            trimmed = 0
+        if not trimmed <= after <= (ends.head or 0):
+            raise ResumeTooOld(oldest=str(self.oldest(conn)), asked=str(after))

@@ -25,7 +25,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "toy_events",
-        sa.Column("version", sa.Integer, primary_key=True),
+        sa.Column("version", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
         sa.Column("topic", sa.String, nullable=False),
         sa.Column("key", sa.String, nullable=False),
         sa.Column("body", sa.LargeBinary, nullable=False),

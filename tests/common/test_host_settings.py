@@ -64,3 +64,39 @@ def test_another_process_is_found_by_its_socket_or_its_address(monkeypatch: pyte
     settings = load_settings()
     assert settings.address_of("registry") == "unix:/data/registry.sock"
     assert settings.address_of("memory") == "127.0.0.1:8301"
+
+
+def test_a_database_is_a_file_of_the_services_name_unless_it_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOPPER_ROUTER_DATABASE", "~/disk/tasks.db")
+    settings = load_settings()
+    assert settings.database_of("registry") == "/home/ana/.hopper/registry.db"
+    assert settings.database_of("router") == "/home/ana/disk/tasks.db"
+
+
+def test_one_server_is_for_all_services_but_those_that_have_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HOPPER_DATABASE", "postgresql://db/hopper")
+    monkeypatch.setenv("HOPPER_MEMORY_DATABASE", "/data/memory.db")
+    settings = load_settings()
+    assert [settings.database_of(name) for name in ("registry", "router", "memory")] == [
+        "postgresql://db/hopper",
+        "postgresql://db/hopper",
+        "/data/memory.db",
+    ]
+
+
+def test_a_file_for_all_services_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOPPER_DATABASE", "/data/hopper.db")
+    with pytest.raises(SettingsWrong, match=r"HOPPER_DATABASE: .*share no file"):
+        load_settings()
+
+
+def test_a_password_is_not_shown_with_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOPPER_DATABASE", "postgresql://user:hunter2@db/hopper")
+    settings = load_settings()
+    assert "hunter2" not in f"{settings!r} {settings} {settings.model_dump()}"
+    monkeypatch.setenv("HOPPER_DATABASE", "mysql://user:hunter2@db/hopper")
+    with pytest.raises(SettingsWrong) as caught:
+        load_settings()
+    assert "hunter2" not in str(caught.value)

@@ -15,8 +15,8 @@ from hopper.memory.v1.episodic_service_pb2 import GetEpisodeRequest, SearchSimil
 from hopper.memory.v1.episodic_service_pb2_grpc import EpisodicMemoryServiceStub
 from hopper.memory.v1.feedback_service_pb2 import GetStatsRequest
 from hopper.memory.v1.working_service_pb2 import Context, GetContextRequest, PutContextRequest
+from hopper_common.host import ServiceNotOpened
 from hopper_common.rpc.channel import open_channel
-from hopper_memory.settings import MemorySettings
 from hopper_testing.clock import ManualClock
 from tests.memory.harness import RunningMemory, refusal
 from tests.memory.samples import decision
@@ -69,9 +69,17 @@ async def test_the_database_can_be_elsewhere(tmp_path: Path, monkeypatch: pytest
     assert not (tmp_path / "hopper" / "memory.db").exists()
 
 
-def test_the_database_is_in_the_data_directory_by_default() -> None:
-    assert MemorySettings(database=None).database_path(Path("/data")) == Path("/data/memory.db")
-    assert MemorySettings(database=Path("~/x.db")).database == Path("~/x.db").expanduser()
+async def test_a_server_is_refused_with_what_to_do_instead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOPPER_DATABASE", "postgresql://user:secret@host/db")
+    memory = RunningMemory(tmp_path / "hopper", ManualClock())
+    with pytest.raises(ExceptionGroup) as refused:
+        await memory.start()
+    (error,) = refused.value.exceptions
+    assert isinstance(error, ServiceNotOpened)
+    assert "set HOPPER_MEMORY_DATABASE to a file" in str(error)
+    assert "secret" not in str(error)
 
 
 async def test_it_runs_alone_as_a_process(tmp_path: Path) -> None:

@@ -93,6 +93,10 @@ class HostContext:
     settings: HostSettings
     stopping: asyncio.Event
 
+    def database(self, service: str) -> str:
+        """Where a service keeps its data, for `hopper_common.database.Database.open`. Not for logs."""
+        return self.settings.database_of(service)
+
 
 @dataclass(frozen=True, slots=True)
 class Running:

@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from hopper_common.startup import StartupError
@@ -68,6 +68,21 @@ class HostSettings(BaseSettings):
         default=None, description="Where the router is, if not in this process."
     )
     memory_address: str | None = Field(default=None, description="Where memory is, if not in this process.")
+    # Secret, because an address may have a password in it.
+    database: SecretStr | None = Field(
+        default=None,
+        description="postgresql://... for all services: each has a schema of its own there. Default: files.",
+    )
+    registry_database: SecretStr | None = Field(
+        default=None,
+        description="A file or postgresql://... for the registry. Default: registry.db in data_dir.",
+    )
+    router_database: SecretStr | None = Field(
+        default=None, description="A file or postgresql://... for the router. Default: router.db in data_dir."
+    )
+    memory_database: SecretStr | None = Field(
+        default=None, description="A file for memory. Default: memory.db in data_dir."
+    )
 
     _alone: str = PrivateAttr("")
 
@@ -75,6 +90,13 @@ class HostSettings(BaseSettings):
     @classmethod
     def _expand(cls, path: Path | None) -> Path | None:
         return None if path is None else path.expanduser().absolute()
+
+    @field_validator("database")
+    @classmethod
+    def _shareable(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and not url.get_secret_value().startswith(("postgresql://", "postgres://")):
+            raise ValueError("services can share no file: give postgresql://..., or a file to each")
+        return url
 
     def for_one(self, service: str) -> "HostSettings":
         """
@@ -96,6 +118,16 @@ class HostSettings(BaseSettings):
     def lock_path(self) -> Path:
         """The lock that keeps a second process of the same kind out of the data directory."""
         return self.data_dir / (f"hopper_{self._alone}.lock" if self._alone else "hopper.lock")
+
+    def database_of(self, service: str) -> str:
+        """
+        Where a service keeps its data: a file, or an address, with its password. Not for logs.
+
+        Default: the database of all services, else a file of the service's name in the data directory.
+        """
+        own: SecretStr | None = getattr(self, f"{service}_database", None) or self.database
+        where = f"{self.data_dir / service}.db" if own is None else own.get_secret_value()
+        return where if "://" in where else str(Path(where).expanduser().absolute())
 
     def address_of(self, service: str) -> str:
         """

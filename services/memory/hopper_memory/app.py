@@ -12,7 +12,8 @@ from hopper.memory.v1 import (
     working_service_pb2_grpc,
 )
 from hopper_common.clock import Clock
-from hopper_common.database import Database
+from hopper_common.database import Database, dialect_of
+from hopper_common.errors import DatabaseUnsupported
 from hopper_common.host import HostContext, Running, Service
 from hopper_common.rpc.server import Registered
 from hopper_memory.ports import EpisodeStore, WorkingMemory
@@ -50,8 +51,13 @@ def registered(store: EpisodeStore, working: WorkingMemory, clock: Clock) -> lis
 @asynccontextmanager
 async def _open(context: HostContext) -> AsyncIterator[Running]:
     settings = MemorySettings()
-    path = settings.database_path(context.data_dir)
-    database = await Database.open(path, metadata=METADATA, migrations=MIGRATIONS, service=NAME)
+    where = context.database(NAME)
+    if dialect_of(where) != "sqlite":
+        raise DatabaseUnsupported(
+            "memory keeps its data in a file only, until its search runs on PostgreSQL: set HOPPER_MEMORY_DATABASE "
+            "to a file"
+        )
+    database = await Database.open(where, metadata=METADATA, migrations=MIGRATIONS, service=NAME)
     try:
         store = SqlEpisodeStore(database, context.clock)
         working = InProcessWorkingMemory(context.clock, most=settings.contexts)

@@ -19,15 +19,13 @@ from hopper_registry.store_sql import Registry
 from hopper_registry.sweep import Sweeper
 from hopper_registry.tables import METADATA, MIGRATIONS
 
-DATABASE = "registry.db"
+NAME = "registry"
 
 
 @asynccontextmanager
 async def open_registry(context: HostContext) -> AsyncIterator[Running]:
     """Open the database, make the root at first start, and catch up with time before anybody calls."""
-    db = await Database.open(
-        context.data_dir / DATABASE, metadata=METADATA, migrations=MIGRATIONS, service="registry"
-    )
+    db = await Database.open(context.database(NAME), metadata=METADATA, migrations=MIGRATIONS, service=NAME)
     try:
         registry = Registry(db, context.clock)
         await registry.write(instances.ensure_root)
@@ -54,4 +52,4 @@ def _registered(registry: Registry) -> Sequence[Registered]:
     ]
 
 
-SERVICE = Service(name="registry", open=open_registry)
+SERVICE = Service(name=NAME, open=open_registry)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Final
 
 from hopper.router.v1 import (
     delegation_service_pb2,
@@ -31,14 +30,12 @@ from hopper_router.routing_servicer import RoutingServicer
 from hopper_router.task_servicer import TaskServicer
 from hopper_router.work_servicer import WorkServicer
 
-DATABASE: Final = "router.db"
-
 
 @asynccontextmanager
 async def open_router(context: HostContext) -> AsyncIterator[Running]:
     """Open the database and the channels; what runs beside the server is started by the host."""
     db = await Database.open(
-        context.data_dir / DATABASE,
+        context.database("router"),
         metadata=tables.metadata,
         migrations="hopper_router.migrations",
         service="router",

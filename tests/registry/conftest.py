@@ -1,15 +1,44 @@
+"""The registry, on each engine in turn: what it promises on one, it promises on the other."""
+
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from hopper_common.database import Database
+from hopper_registry.tables import METADATA, MIGRATIONS
 from hopper_testing.clock import ManualClock
+from hopper_testing.database import FaultyDatabase
+from hopper_testing.postgres import postgres_server
 from tests.registry.harness import RunningRegistry
 
 
+async def _open(url: str) -> Database:
+    return await Database.open(url, metadata=METADATA, migrations=MIGRATIONS, service="registry")
+
+
+async def _migrate(url: str) -> None:
+    await (await _open(url)).close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where the registry's database is, or can be made; empty."""
+    if request.param == "sqlite":
+        return str(tmp_path / "registry.db")
+    return postgres_server().create_database(made_by=_migrate)
+
+
 @pytest.fixture
-async def registry(tmp_path: Path) -> AsyncIterator[RunningRegistry]:
-    running = RunningRegistry(tmp_path / "hopper", ManualClock())
+async def db(database_url: str) -> AsyncIterator[FaultyDatabase]:
+    db = FaultyDatabase(await _open(database_url))
+    yield db
+    await db.close()
+
+
+@pytest.fixture
+async def registry(tmp_path: Path, database_url: str) -> AsyncIterator[RunningRegistry]:
+    running = RunningRegistry(tmp_path / "hopper", ManualClock(), database_url)
     await running.start()
     yield running
     await running.stop()

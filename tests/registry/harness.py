@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import grpc.aio
 import pytest
+from pydantic import SecretStr
 
 from hopper.registry.v1.instance_service_pb2_grpc import InstanceServiceStub
 from hopper.registry.v1.project_service_pb2_grpc import ProjectServiceStub
@@ -32,18 +33,17 @@ class RunningRegistry:
     `start` and `stop` may alternate: the data directory stays.
     """
 
-    def __init__(self, directory: Path, clock: ManualClock) -> None:
+    def __init__(self, directory: Path, clock: ManualClock, database_url: str) -> None:
         self.clock = clock
-        self._directory = directory
+        self._settings = HostSettings(data_dir=directory, registry_database=SecretStr(database_url))
         self._stack = AsyncExitStack()
         self.projects: ProjectServiceAsyncStub
         self.instances: InstanceServiceAsyncStub
 
     async def start(self) -> None:
-        settings = HostSettings(data_dir=self._directory)
         # Opened first, so that it is closed last: clients see the server go.
-        channel = await self._stack.enter_async_context(open_channel(f"unix:{settings.socket_path}"))
-        await self._stack.enter_async_context(_served(settings, self.clock))
+        channel = await self._stack.enter_async_context(open_channel(f"unix:{self._settings.socket_path}"))
+        await self._stack.enter_async_context(_served(self._settings, self.clock))
         self.projects = ProjectServiceStub(channel)
         self.instances = InstanceServiceStub(channel)
 

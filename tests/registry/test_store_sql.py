@@ -1,7 +1,6 @@
 """The store and its tables, on a real database."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import pytest
@@ -24,13 +23,7 @@ from hopper_registry.model import (
 from hopper_registry.store_sql import Registry, SqlStore
 from hopper_registry.tables import EVENTS, METADATA, MIGRATIONS
 from hopper_testing.clock import ManualClock
-from hopper_testing.database import FaultyDatabase, differences, temporary_database
-
-
-@pytest.fixture
-async def db() -> AsyncIterator[FaultyDatabase]:
-    async with temporary_database(metadata=METADATA, migrations=MIGRATIONS, service="registry") as db:
-        yield db
+from hopper_testing.database import FaultyDatabase, differences
 
 
 @pytest.fixture
@@ -38,8 +31,9 @@ def registry(db: FaultyDatabase) -> Registry:
     return Registry(db, ManualClock())
 
 
-async def test_the_migrations_make_the_tables() -> None:
-    assert await differences(metadata=METADATA, migrations=MIGRATIONS, service="registry") == []
+async def test_the_migrations_make_the_tables(database_url: str) -> None:
+    found = await differences(metadata=METADATA, migrations=MIGRATIONS, service="registry", url=database_url)
+    assert found == []
 
 
 async def test_a_project_comes_back_as_it_was_saved(registry: Registry) -> None:

@@ -1,6 +1,6 @@
 """What the registry does by itself, on a real database and with the clock in the test's hand."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import aclosing
 from datetime import timedelta
 from uuid import uuid4
@@ -12,14 +12,15 @@ from sqlalchemy import func, insert, select
 from hopper.registry.v1.project_pb2 import Project
 from hopper.registry.v1.project_service_pb2 import RegisterProjectRequest, RegisterProjectResponse
 from hopper_common.errors import ResumeTooOld, StorageFull, StorageUnavailable
+from hopper_common.eventlog import EventLog
 from hopper_common.timestamps import to_micros
 from hopper_registry import projects
 from hopper_registry.model import Presence, ProjectSpec, Worker
 from hopper_registry.store_sql import KEEP_EVENTS, PROJECT_CHANGED, Registry
 from hopper_registry.sweep import Sweeper
-from hopper_registry.tables import EVENTS, METADATA, MIGRATIONS, REQUESTS
+from hopper_registry.tables import EVENTS, REQUESTS
 from hopper_testing.clock import ManualClock
-from hopper_testing.database import FaultyDatabase, temporary_database
+from hopper_testing.database import FaultyDatabase
 
 SECOND = timedelta(seconds=1)
 
@@ -27,12 +28,6 @@ SECOND = timedelta(seconds=1)
 @pytest.fixture
 def clock() -> ManualClock:
     return ManualClock()
-
-
-@pytest.fixture
-async def db() -> AsyncIterator[FaultyDatabase]:
-    async with temporary_database(metadata=METADATA, migrations=MIGRATIONS, service="registry") as db:
-        yield db
 
 
 @pytest.fixture
@@ -163,7 +158,7 @@ async def test_first_answers_are_kept_for_a_day(
 
 
 async def oldest(db: FaultyDatabase) -> int:
-    return await db.read(lambda conn: conn.scalar(select(func.min(EVENTS.c.version))) or 0)
+    return await db.read(EventLog(EVENTS).oldest)
 
 
 async def head(db: FaultyDatabase) -> int:

@@ -95,6 +95,7 @@ _AWAY_CLASSES: Final = {"08", "53", "57", "58"}  # connection, resources, operat
 _REFUSED_CLASSES: Final = {"28", "3D"}  # name or password, no such database
 _TROUBLE: Final = _REPEATABLE | {"25006", "25P03", "55P03"}  # read only, idle in transaction, lock not had
 _FORBIDDEN: Final = "42501"
+_NO_TEXT: Final = "22021"  # a NUL character, the only one that cannot be stored
 # Another process has changed the tables: on a new connection, statements are prepared anew.
 _OUTDATED: Final = (asyncpg.InvalidCachedStatementError, asyncpg.OutdatedSchemaCacheError)
 
@@ -376,6 +377,8 @@ def storage_error(error: BaseException | None, service: str) -> HopperError | No
         return DatabaseCorrupt(
             "the database is damaged: stop the service and restore a backup", service=service
         )
+    if state == _NO_TEXT:
+        return InvalidArgument("a text has a NUL character in it, which cannot be stored: leave it out")
     if is_lost(error) or state[:2] in _AWAY_CLASSES | _REFUSED_CLASSES or state in _TROUBLE:
         return StorageUnavailable(
             f"the database does not answer ({reason(error)}); nothing was done", service=service

@@ -170,6 +170,7 @@ def test_a_clock_that_was_set_back_makes_no_negative_lengths() -> None:
 
 def test_memory_hears_of_decisions_and_ends() -> None:
     assert {
+        "SUBMIT",
         "DECIDE",
         "COMPLETE",
         "FAIL",

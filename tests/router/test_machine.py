@@ -41,9 +41,10 @@ from hopper.router.v1 import task_service_pb2 as task_svc
 from hopper.router.v1 import work_service_pb2 as work_svc
 from hopper.router.v1.delegation_pb2 import Delegation as DelegationMessage
 from hopper.router.v1.delegation_pb2 import Subtask
+from hopper.router.v1.task_service_pb2 import TaskEvent
 from hopper_common.errors import LostRace, NotFound, WrongState
-from hopper_router import tables
-from hopper_router.convert import event_from_bytes
+from hopper_common.eventlog import Event as LogEvent
+from hopper_router import recall, tables
 from hopper_router.delegation_servicer import DelegationServicer
 from hopper_router.errors import StaleToken
 from hopper_router.model import (
@@ -477,17 +478,21 @@ class Machine(RuleBasedStateMachine):
             assert task.state not in HOLDING or not waiting[name]
 
     def events_are_moves(self, world: World) -> None:
-        events = self.run(
-            self.router.engine.read(lambda unit: EVENTS.read(unit.store.conn, after=self.seen, limit=5000))
-        )
-        assert [event.version for event in events] == list(range(self.seen + 1, world.head + 1))
+        def look(unit: Unit) -> tuple[list[LogEvent], list[TaskEvent]]:
+            events = EVENTS.read(unit.store.conn, after=self.seen, limit=5000)
+            return events, recall.told(unit, events)
+
+        events, all_told = self.run(self.router.engine.read(look))
+        versions = [event.version for event in events]
+        assert versions == sorted(set(versions))
+        assert not versions or versions[-1] == world.head
         states = {name: task.state for name, task in self.before.items()}
-        for event in events:
-            told = event_from_bytes(event.body, event.version)
+        for event, told in zip(events, all_told, strict=True):
             to = TaskState(pb.Task.State.Name(told.task.state).removeprefix("STATE_"))
             if told.kind in ("SUBMIT", "OFFER"):
                 assert event.key not in states
-                assert to is TaskState.SUBMITTED
+                assert to in (TaskState.SUBMITTED, TaskState.QUEUED)
+                assert to is TaskState.SUBMITTED or told.kind == "SUBMIT"
             else:
                 assert TABLE[states[event.key], Event(told.kind)] is to
             states[event.key] = to

@@ -71,6 +71,7 @@ EXPECTED: dict[str, dict[str, str]] = {
         "INPUT_REQUIRED": "FAILED",
         "DELEGATED": "FAILED",
     },
+    "REPLAY": {"FAILED": "SUBMITTED", "REJECTED": "SUBMITTED"},
 }
 PAIRS = [(state, event) for state in TaskState for event in Event]
 FINAL = {"SUCCEEDED", "FAILED", "REJECTED", "CANCELLED"}
@@ -132,15 +133,22 @@ def test_every_pair_of_state_and_event(state: TaskState, event: Event) -> None:
     assert before == copy
 
 
-def test_final_states_have_no_way_out() -> None:
+def test_the_only_way_out_of_a_final_state_is_to_be_replayed() -> None:
     assert {state.value for state in TaskState if state.final} == FINAL
-    assert not [pair for pair in transitions.TABLE if pair[0].final]
+    assert {pair for pair in transitions.TABLE if pair[0].final} == {
+        (TaskState.FAILED, Event.REPLAY),
+        (TaskState.REJECTED, Event.REPLAY),
+    }
 
 
 def test_every_state_can_be_reached_and_every_open_one_left() -> None:
     reached = set(transitions.TABLE.values()) | {TaskState.SUBMITTED}
     assert reached == set(TaskState)
-    left = {state for (state, _), to in transitions.TABLE.items() if to is not state}
+    left = {
+        state
+        for (state, event), to in transitions.TABLE.items()
+        if to is not state and event is not Event.REPLAY
+    }
     assert left == {state for state in TaskState if not state.final}
 
 

@@ -81,7 +81,7 @@ async def test_a_snapshot_and_then_every_change(router: Router) -> None:
         await router.submit("new")
         submitted = await watch.change()
         assert (submitted.kind, submitted.from_state) == ("SUBMIT", State.STATE_UNSPECIFIED)
-        assert [(await watch.change()).kind for _ in range(2)] == ["DECIDE", "QUEUE"]
+        assert submitted.task.state == State.STATE_QUEUED  # placed as it was taken in: one change
 
 
 async def test_an_empty_snapshot_is_complete(router: Router) -> None:
@@ -174,8 +174,8 @@ async def test_a_slow_watcher_gets_everything(router: Router) -> None:
         await watch.snapshot()
         items = [svc.SubmitTasksItem(spec=pb.TaskSpec(title="x", description="y" * 500))] * 300
         await router.tasks.SubmitTasks(svc.SubmitTasksRequest(parent=ROOT, items=items))
-        generations = [(await watch.next()).generation for _ in range(900)]
-    assert generations == list(range(1, 901))
+        generations = [(await watch.next()).generation for _ in range(300)]
+    assert generations == list(range(1, 301))
 
 
 # ---------------------------------------------------------------- under fire

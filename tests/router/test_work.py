@@ -633,6 +633,7 @@ async def test_a_wake_up_is_not_lost_with_the_worker_that_got_it(live_router: Ro
     router = live_router
     web = router.registry.project("web")
     await router.submit("first")
+    assert isinstance(router.db, SqliteDatabase)
     writer, busy, gate = router.db._writer, threading.Event(), threading.Event()
 
     def block(_: Any) -> bool:
@@ -645,7 +646,7 @@ async def test_a_wake_up_is_not_lost_with_the_worker_that_got_it(live_router: Ro
     for worker in ("ann", "bob", ""):
         call = router.claim(web, worker, wait=seconds(20)) if worker else router.submit("second")
         calls.append(asyncio.ensure_future(call))
-        while writer._queue.qsize() < len(calls):  # noqa: ASYNC110 - a queue of threads; in this order
+        while writer._queue.qsize() + len(router.engine.hot._claims) < len(calls):  # noqa: ASYNC110 - a queue of threads; in this order
             await asyncio.sleep(0)
     gate.set()
     started = time.perf_counter()

@@ -38,7 +38,7 @@ from hopper_router.model import Task, TaskState
 from hopper_router.policies import Policies
 from hopper_router.ports import Registry
 from hopper_router.store_sql import OpenCounts, Store
-from hopper_router.transitions import claimable
+from hopper_router.transitions import Event, claimable
 from hopper_router.unit import Change, Unit, World, count_load
 from hopper_router.waiting import Facts, why_waiting
 from hopper_router.words_index import WordIndex
@@ -169,7 +169,7 @@ class Engine:
                 request_id = cast("Any", request).request_id
                 repeat = unit.store.repeat(request_id)
                 if repeat is not None:
-                    require_same(repeat, request_id, digest_of(method, request))
+                    require_same(repeat, method, request_id, digest_of(method, request))
                     return recall.answer(unit, method, repeat, response_type)
             return self.requests.once(unit.store.conn, method, request, response_type, lambda: effect(unit))
 
@@ -244,7 +244,7 @@ class Engine:
 
         def work(conn: Connection) -> tuple[list[tuple[str, str]], datetime | None]:
             store = Store(conn)
-            return store.promote(now), store.next_ready_time()
+            return store.promote(now, self._turns), store.next_ready_time()
 
         promoted, upcoming = await self.db.write(work)
         self._next_ready = None
@@ -362,4 +362,6 @@ def _queues(task: Task) -> list[str]:
 
 
 def _stopped_running(change: Change) -> bool:
-    return change.before is not None and change.before.state is TaskState.RUNNING is not change.after.state
+    return change.before is not None and (
+        change.event is Event.COMPLETE or change.before.state is TaskState.RUNNING is not change.after.state
+    )

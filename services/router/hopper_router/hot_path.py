@@ -39,6 +39,7 @@ class Taken(NamedTuple):
 class Call:
     """Tasks of one call that are to be taken in together."""
 
+    method: str
     parent: str
     specs: Sequence[TaskSpec]
     request_id: str
@@ -86,14 +87,14 @@ class HotPath:
         """
         outcome = await self._submits.add(call)
         if isinstance(outcome, Repeat):
-            require_same(outcome, call.request_id, call.digest)
+            require_same(outcome, call.method, call.request_id, call.digest)
         return outcome
 
     async def claim(self, want: Want) -> list[Task] | Repeat:
         """Claim what is next in a queue without limits."""
         outcome = await self._claims.add(want)
         if isinstance(outcome, Repeat):
-            require_same(outcome, want.request_id, want.digest)
+            require_same(outcome, "ClaimTasks", want.request_id, want.digest)
         return outcome
 
     async def renew(self, keeps: Sequence[Keep]) -> list[Task | Left]:
@@ -234,7 +235,7 @@ def count(world: World, task: Task, step: int) -> None:
     world.load.by_instance[task.instance] += step
 
 
-def require_same(repeat: Repeat, request_id: str, digest: bytes) -> None:
+def require_same(repeat: Repeat, method: str, request_id: str, digest: bytes) -> None:
     """Refuse a request id that stood for something else."""
     if repeat.digest != digest:
-        raise IdempotencyConflict(request_id=request_id)
+        raise IdempotencyConflict(request_id=request_id, method=method)

@@ -33,6 +33,7 @@ from hopper_common.eventlog import Event, EventLog
 from hopper_common.timestamps import from_micros, to_micros
 from hopper_router import tables
 from hopper_router.convert import decision_from_bytes
+from hopper_router.fairness import Turns
 from hopper_router.hot import Repeat
 from hopper_router.model import (
     OPEN_STATES,
@@ -204,9 +205,21 @@ class Store:
         statement = _ready_where(query).order_by(_T.c.priority.desc(), _T.c.rank, _T.c.id)
         return [_task(row) for row in self.conn.execute(statement.limit(limit))]
 
-    def promote(self, now: datetime) -> list[tuple[str, str]]:
-        """Put those whose time has come into their queues; returns project and instance of each."""
-        rows = self.conn.execute(_PROMOTE, {"now": to_micros(now)})
+    def promote(self, now: datetime, turns: Turns) -> list[tuple[str, str]]:
+        """
+        Put those whose time has come into their queues, behind who was ready before; returns project and instance of
+        each, at most 1,000.
+        """
+        rows = self.conn.execute(_DUE_TO_BE_READY, {"now": to_micros(now)}).all()
+        if rows:
+            ranked = [
+                {
+                    "id": row.id,
+                    "rank": turns.take(row.project or row.instance, row.fairness_key, 1.0, row.slots),
+                }
+                for row in rows
+            ]
+            self.conn.execute(_PROMOTE, ranked)
         return [(row.project, row.instance) for row in rows]
 
     def next_ready_time(self) -> datetime | None:
@@ -489,10 +502,14 @@ _FIND_REPEAT: Final = select(
 _INSERT_DECISION: Final = insert(tables.decisions)
 _PROMOTE: Final = text(
     f"""
-    UPDATE tasks SET ready = true, wake_time = {_earlier("finish_by", "CASE WHEN attempt = 0 THEN start_by END")}
-    WHERE wake_time <= :now AND ready_time <= :now AND state = 'QUEUED' AND NOT ready AND blockers = 0 AND NOT held
-    RETURNING project, instance
+    UPDATE tasks SET ready = true, rank = :rank,
+        wake_time = {_earlier("finish_by", "CASE WHEN attempt = 0 THEN start_by END")}
+    WHERE id = :id
     """
+)
+_DUE_TO_BE_READY: Final = text(
+    "SELECT id, project, instance, fairness_key, slots FROM tasks WHERE wake_time <= :now AND ready_time <= :now "
+    "AND state = 'QUEUED' AND NOT ready AND blockers = 0 AND NOT held ORDER BY ready_time, id LIMIT 1000"
 )
 _NEXT_READY_TIME: Final = text(
     "SELECT min(ready_time) FROM tasks "

@@ -58,6 +58,7 @@ class TaskServicer(TaskServiceServicer):
         spec = spec_from_proto(request.spec)
         taken = await self._engine.hot.submit(
             Call(
+                "SubmitTask",
                 request.parent,
                 (spec,),
                 request.request_id,
@@ -112,7 +113,7 @@ class TaskServicer(TaskServiceServicer):
         if any(item.after for item in request.items):
             return None
         digest = digest_of("SubmitTasks", request) if request.request_id else b""
-        call = Call(request.parent, specs, request.request_id, digest, _names_of_many)
+        call = Call("SubmitTasks", request.parent, specs, request.request_id, digest, _names_of_many)
         taken = await self._engine.hot.submit(call)
         if isinstance(taken, Repeat):
             return await self._engine.told_again("SubmitTasks", taken, svc.SubmitTasksResponse)

@@ -501,8 +501,8 @@ class Machine(RuleBasedStateMachine):
 
 
 def quiet(task: Task) -> Task:
-    """A task without what may change with no event: its lease, and what deciding left it waiting for."""
-    return replace(task, claim=None, wait=None)
+    """A task without what may change with no event: its lease, its turn, and what deciding left it waiting for."""
+    return replace(task, claim=None, wait=None, rank=0)
 
 
 def owns(task: Task, token: int, now: datetime) -> bool:

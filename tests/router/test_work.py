@@ -17,6 +17,7 @@ from google.protobuf.duration_pb2 import Duration
 from hopper.router.v1 import task_pb2 as pb
 from hopper.router.v1 import task_service_pb2 as task_svc
 from hopper.router.v1 import work_service_pb2 as svc
+from hopper_common.sqlite import SqliteDatabase
 from hopper_router.hub import Hub
 from hopper_router.model import InstanceState, Project, Scope
 from tests.router.harness import (

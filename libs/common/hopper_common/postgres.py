@@ -400,8 +400,8 @@ class _Writer:
                 return  # nothing was changed, so nothing can be lost
             raise _UnansweredError(xid, link.run, outcomes) from error
         if status != "COMMIT":
-            # The server has rolled back and calls that a success: a statement of the lone unit had failed.
-            raise _spoilt()
+            # What a server calls a success after it has rolled back.
+            raise _TransactionLostError(f"COMMIT came to {status}")
 
     async def _was_committed(self, xid: str, run: str) -> bool:
         """
@@ -516,6 +516,8 @@ class _Writer:
     def _group_error(self, error: Exception) -> BaseException:
         if isinstance(error, HopperError):
             return type(error)(error.message, **error.metadata)
+        if sqlstate(error) == "25P02":  # a lone unit: nobody else can have spoilt it
+            return _spoilt()
         known = storage_error(error, self._server.service)
         return known or StorageUnavailable(
             f"the transaction was lost ({reason(error)}); nothing was done", service=self._server.service

@@ -84,7 +84,7 @@ _COMMAND_SECONDS: Final[dict[Role, float | None]] = {
 }
 
 # A value of the statement in asyncpg's own words.
-_QUOTED_ARGUMENT: Final = re.compile(r"^(invalid input for query argument \$\d+).*$", re.DOTALL)
+_QUOTED_ARGUMENT: Final = re.compile(r"(invalid input for query argument \$\d+).*", re.DOTALL)
 
 # The server's codes: www.postgresql.org/docs/current/errcodes-appendix.html
 _DISK_FULL: Final = "53100"
@@ -250,7 +250,7 @@ class Outage:
                     await asyncio.sleep(pause)
                     pause = min(2 * pause, _LONGEST_PAUSE)
                     continue
-                known = storage_error(error, self._server.service)
+                known = storage_error(error, self._server.service, name=self._server.name)
                 if known is None:
                     raise
                 raise known from error
@@ -337,8 +337,11 @@ def sqlstate(error: BaseException | None) -> str:
 def reason(error: BaseException) -> str:
     """The error in one line without anybody's values."""
     driver_error = error.orig if isinstance(error, DBAPIError) and error.orig else error
-    text = str(driver_error.args[0]) if driver_error.args else type(driver_error).__name__
-    return _QUOTED_ARGUMENT.sub(r"\1", text).splitlines()[0] if text else type(driver_error).__name__
+    if isinstance(driver_error, OSError):
+        text = driver_error.strerror or ""
+    else:
+        text = str(driver_error.args[0]) if driver_error.args else ""
+    return _QUOTED_ARGUMENT.sub(r"\1", text).partition("\n")[0] or type(driver_error).__name__
 
 
 def is_lost(error: BaseException) -> bool:
@@ -360,9 +363,14 @@ def is_repeatable(error: BaseException | None) -> bool:
     return any(sqlstate(cause) in _REPEATABLE or isinstance(cause, _OUTDATED) for cause in _causes(error))
 
 
-def storage_error(error: BaseException | None, service: str) -> HopperError | None:
+def storage_error(
+    error: BaseException | None, service: str, *, name: str = "the database"
+) -> HopperError | None:
     """
     What a driver's error means to the caller, in Hopper's words.
+
+    Args:
+        name: What to call the database.
 
     Returns:
         None if it is not the storage's fault: a broken constraint, which is the store's to translate, or
@@ -381,7 +389,7 @@ def storage_error(error: BaseException | None, service: str) -> HopperError | No
         return InvalidArgument("a text has a NUL character in it, which cannot be stored: leave it out")
     if is_lost(error) or state[:2] in _AWAY_CLASSES | _REFUSED_CLASSES or state in _TROUBLE:
         return StorageUnavailable(
-            f"the database does not answer ({reason(error)}); nothing was done", service=service
+            f"{name} does not answer ({reason(error)}); nothing was done", service=service
         )
     return None
 
@@ -395,8 +403,9 @@ def _causes(error: BaseException | None) -> list[BaseException]:
 
 
 def _take_out_values(context: ExceptionContext) -> None:
-    for error in _causes(context.original_exception):
-        take_out_values(error)
+    for error in (*_causes(context.original_exception), context.sqlalchemy_exception):
+        if error is not None:
+            take_out_values(error)
 
 
 def _refuse_commit(_connection: Connection) -> None:

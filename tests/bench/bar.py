@@ -1,4 +1,4 @@
-"""What a bar is, and how its result is kept."""
+"""What a bar is, how it is judged, and how its result is kept."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from tests.bench.rig import Rig
 
 RESULTS: Final = Path(".bench/results.jsonl")
 
@@ -21,9 +24,12 @@ class Result:
     One bar, measured.
 
     Attributes:
-        target: In words, e.g. `<= 10 ms`; empty for a figure that is only reported.
-        ok: Whether the target was met; None where there is none.
+        must: The bar itself, in words, e.g. `>= 0.5`; empty for a figure that is only reported.
+        target: What is aimed at, in words.
+        ok: Whether the bar was met; None where there is none, or it means nothing on a machine this busy.
+        verdict: In words: `target`, `must`, `missed`, or why it was not judged.
         sides: The figures it was made from: Hopper's, and the floor's or peer's.
+        note: What a reader has to know to understand the figures.
     """
 
     name: str
@@ -32,9 +38,69 @@ class Result:
     target: str = ""
     ok: bool | None = None
     sides: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    must: str = ""
+    verdict: str = ""
+    note: str = ""
 
 
-Measure = Callable[[], Awaitable[Sequence[Result]]]
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A bar and its target. `at_least` says which way is better."""
+
+    must: float
+    target: float
+    at_least: bool
+    unit: str = "x"
+
+    def judge(
+        self,
+        name: str,
+        value: float,
+        sides: Mapping[str, Mapping[str, float]],
+        *,
+        note: str = "",
+        skipped: str = "",
+    ) -> Result:
+        """
+        A figure with what is to be said of it.
+
+        Args:
+            skipped: Why it is not judged; "" to judge it.
+        """
+        met = self._meets(value, self.must)
+        verdict = skipped or (
+            "missed" if not met else "target" if self._meets(value, self.target) else "must"
+        )
+        return Result(
+            name=name,
+            value=round(value, 3),
+            unit=self.unit,
+            target=self._words(self.target),
+            ok=None if skipped else met,
+            sides=sides,
+            must=self._words(self.must),
+            verdict=verdict,
+            note=note,
+        )
+
+    def _meets(self, value: float, limit: float) -> bool:
+        return value >= limit if self.at_least else value <= limit
+
+    def _words(self, limit: float) -> str:
+        return f"{'>=' if self.at_least else '<='} {limit:g} {self.unit}"
+
+
+def at_least(must: float, target: float, unit: str = "x") -> Limit:
+    """A bar that the value has to reach."""
+    return Limit(must, target, at_least=True, unit=unit)
+
+
+def at_most(must: float, target: float, unit: str = "x") -> Limit:
+    """A bar that the value must not pass."""
+    return Limit(must, target, at_least=False, unit=unit)
+
+
+Measure = Callable[["Rig"], Awaitable[Sequence[Result]]]
 BARS: Final[dict[str, Measure]] = {}
 
 

@@ -17,6 +17,7 @@ from hopper_memory.tables import METADATA
 from hopper_testing.clock import ManualClock
 from hopper_testing.database import temporary_database
 from tests.bench.bar import Result, bar, quantiles
+from tests.bench.rig import Rig
 from tests.memory.samples import episode, outcome
 
 VOCABULARY = [
@@ -78,7 +79,7 @@ async def searched(store: SqlEpisodeStore, writer: Writer, words: int, **only: s
 
 
 @bar
-async def memory() -> Sequence[Result]:
+async def memory(_: Rig) -> Sequence[Result]:
     """Searching, recording and scoring 50,000 episodes, through the store, one at a time."""
     writer = Writer(seed=1)
     async with temporary_database(metadata=METADATA, migrations=MIGRATIONS, service="memory") as database:

@@ -10,6 +10,7 @@ from hopper_router.model import Basis, Project, TaskSpec
 from hopper_router.policy_yaml import load_policy
 from hopper_router.routing import Candidates, decide
 from tests.bench.bar import Result, bar, quantiles
+from tests.bench.rig import Rig
 
 _WORDS = [f"{a}{b}" for a in ("log", "pay", "user", "ship", "mail", "auth", "cart", "tax") for b in range(40)]
 
@@ -59,7 +60,7 @@ def _timed(projects: int, decisions: int) -> list[float]:
 
 
 @bar
-async def rules_decision() -> Sequence[Result]:
+async def rules_decision(_: Rig) -> Sequence[Result]:
     """A rules decision among 1,000 projects with 2,000 rules, whole record included; and among 10."""
     many, few = quantiles(_timed(1000, 1000)), quantiles(_timed(10, 1000))
     ratio = many["p50_ms"] / few["p50_ms"]

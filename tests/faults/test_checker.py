@@ -229,8 +229,9 @@ def cancelled_by_nobody(chance: random.Random, history: History, dump: Dump) -> 
 
 
 def back_too_late(chance: random.Random, history: History, dump: Dump) -> None:
-    expired = some(chance, events(dump, "EXPIRE"))
-    change_event(dump, expired, time=expired.time + 3 * SECOND + 15 * SECOND)
+    unsure = {one.task for one in operations(history, Kind.RENEW, Outcome.UNKNOWN)}
+    expired = some(chance, [event for event in events(dump, "EXPIRE") if event.task not in unsure])
+    change_event(dump, expired, time=expired.time + 18 * SECOND)
 
 
 def never_back(chance: random.Random, history: History, dump: Dump) -> None:

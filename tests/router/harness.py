@@ -9,8 +9,8 @@ test wants them, and time is a `ManualClock`.
 import asyncio
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -43,6 +43,7 @@ from hopper_router.engine import Engine
 from hopper_router.model import Instance, InstanceState, Project, Scope
 from hopper_router.ports import RunReport
 from hopper_testing.clock import ManualClock
+from hopper_testing.postgres import postgres_server
 
 if TYPE_CHECKING:  # they are in the type stubs only
     from hopper.router.v1.delegation_service_pb2_grpc import DelegationServiceAsyncStub
@@ -150,8 +151,9 @@ class Router:
     engine: Engine
     clockwork: Clockwork
 
-    def __init__(self, directory: Path, clock: Clock) -> None:
+    def __init__(self, directory: Path, clock: Clock, url: str = "") -> None:
         self.registry = FakeRegistry()
+        self.url = url or str(directory / "router.db")
         self._clock = clock
         self._directory = directory
         self._stack = AsyncExitStack()
@@ -173,7 +175,7 @@ class Router:
     async def open(self) -> None:
         """Only the engine, without a server."""
         self.db = await Database.open(
-            self._directory / "router.db",
+            self.url,
             metadata=tables.metadata,
             migrations="hopper_router.migrations",
             service="router",
@@ -300,16 +302,41 @@ def ref(claimed: pb.Task) -> work_svc.ClaimRef:
 
 
 @asynccontextmanager
-async def a_router(template: Path, clock: Clock, *, serve: bool = True) -> AsyncIterator[Router]:
-    """A router on a copy of an empty database, which is quicker than making one."""
-    with tempfile.TemporaryDirectory(prefix="hopper-") as directory:
-        shutil.copy(template, Path(directory) / "router.db")
-        router = Router(Path(directory), clock)
+async def a_router(
+    template: Path, clock: Clock, *, serve: bool = True, engine: str = "sqlite"
+) -> AsyncIterator[Router]:
+    """A router on a copy of an empty database, which is quicker than making one; *engine*: sqlite or postgresql."""
+    with tempfile.TemporaryDirectory(prefix="hopper-") as directory, a_database(engine, template) as url:
+        if engine == "sqlite":
+            shutil.copy(template, Path(directory) / "router.db")
+        router = Router(Path(directory), clock, url)
         await (router.start() if serve else router.open())
         try:
             yield router
         finally:
             await router.stop()
+
+
+@contextmanager
+def a_database(engine: str, template: Path | None = None) -> Iterator[str]:
+    """The address of an empty PostgreSQL database with the router's tables; of SQLite: none."""
+    if engine == "sqlite":
+        yield ""
+        return
+    server = postgres_server()
+    url = server.create_database(made_by=make_tables)
+    try:
+        yield url
+    finally:
+        server.drop(url)
+
+
+async def make_tables(url: str) -> None:
+    """Make the router's tables in an empty database."""
+    db = await Database.open(
+        url, metadata=tables.metadata, migrations="hopper_router.migrations", service="router"
+    )
+    await db.close()
 
 
 async def refusal(call: Awaitable[Any], code: grpc.StatusCode, reason: str, **metadata: str) -> HopperError:

@@ -57,11 +57,12 @@ async def open_router(context: HostContext) -> AsyncIterator[Running]:
             registered=_registered(engine),
             tasks=[
                 registry.run,
-                episodes.run,
-                clockwork.sweep_forever,
-                clockwork.follow_forever,
-                clockwork.housekeep_forever,
-                engine.words.run,
+                # Of several routers on one database one does each of these; all of them are right whoever does them.
+                lambda: db.lead("episodes", episodes.run),
+                lambda: db.lead("sweep", clockwork.sweep_forever),
+                lambda: db.lead("follow", clockwork.follow_forever),
+                lambda: db.lead("housekeep", clockwork.housekeep_forever),
+                lambda: db.lead("words", engine.words.run),
                 stop_waiting,
             ],
         )

@@ -46,6 +46,7 @@ from hopper_router.model import (
     Outcome,
     Progress,
     Project,
+    RateLimit,
     RetryPolicy,
     Scope,
     Task,
@@ -653,6 +654,9 @@ def project_from_registry(project: project_pb2.Project) -> Project:
         sla=duration_field(project, "sla"),
         max_running=project.capacity.max_running,
         max_open=project.capacity.max_open,
+        max_running_per_key=project.capacity.max_running_per_key,
+        start_rate=_rate_limit(project.capacity, "start_rate"),
+        start_rate_per_key=_rate_limit(project.capacity, "start_rate_per_key"),
         cost=project.cost_per_task,
         # Unspecified means WORKERS, and so does a kind that only a newer registry knows.
         executor=EXECUTOR_FROM_PROTO.get(project.executor.type, ExecutorType.WORKERS),
@@ -661,6 +665,14 @@ def project_from_registry(project: project_pb2.Project) -> Project:
         paused=project.state == project_pb2.Project.STATE_PAUSED,
         live_workers=min(1, project.presence.live_workers),
     )
+
+
+def _rate_limit(capacity: project_pb2.Capacity, field: str) -> RateLimit | None:
+    limit: project_pb2.RateLimit = getattr(capacity, field)
+    # A count of 0 is no limit that a registry lets in: better none than one that stops everything.
+    if not capacity.HasField(field) or limit.count < 1:  # type: ignore[arg-type]  # one of two names
+        return None
+    return RateLimit(limit.count, duration_field(limit, "period") or _RATE_PERIOD)
 
 
 def instance_from_registry(instance: instance_pb2.Instance) -> Instance:
@@ -691,6 +703,7 @@ def instance_from_registry(instance: instance_pb2.Instance) -> Instance:
     )
 
 
+_RATE_PERIOD: Final = timedelta(seconds=1)
 _COMPLEX_EFFORT: Final = timedelta(hours=4)
 _OFFER_TIMEOUT: Final = timedelta(hours=24)
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+import secrets
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar, cast
 
@@ -23,7 +24,7 @@ from sqlalchemy import Connection
 from hopper.router.v1 import task_pb2 as pb
 from hopper.router.v1.task_pb2 import TaskView
 from hopper_common.clock import Clock
-from hopper_common.database import Database, Signal
+from hopper_common.database import Database, Signal, notify
 from hopper_common.errors import HopperError
 from hopper_common.idempotency import Requests, digest_of
 from hopper_common.ids import Ids
@@ -36,7 +37,9 @@ from hopper_router.hot_sqlite import SqliteHotStore
 from hopper_router.hub import SAFETY_NET, Hub
 from hopper_router.model import Task, TaskState
 from hopper_router.policies import Policies
+from hopper_router.policy_yaml import load_policy
 from hopper_router.ports import Registry
+from hopper_router.replicas import News, news_of
 from hopper_router.store_sql import OpenCounts, Store
 from hopper_router.transitions import Event, claimable
 from hopper_router.unit import Change, Unit, World, count_load
@@ -46,6 +49,7 @@ from hopper_router.working import ClaimRequest
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
+MOST_WOKEN: Final = 1000
 HOT: Final = frozenset({"SubmitTask", "SubmitTasks", "ClaimTasks"})
 """Methods whose answers may be kept the short way; see recall."""
 
@@ -94,8 +98,11 @@ class Engine:
         self._load_is_doubtful = False
         self._ids = Ids()
         self._turns = turns
+        self._beside: set[asyncio.Task[None]] = set()
         self._next_ready: datetime | None = None
-        self.hot = HotPath(hot_store(db), lambda: self._world(self._load), clock, self._follow)
+        self._origin = secrets.token_hex(4)
+        db.on_notify(self._heard)
+        self.hot = HotPath(hot_store(db), lambda: self._world(self._load), clock, self._follow, self._origin)
 
     def stop(self) -> None:
         """Let long polls answer."""
@@ -136,7 +143,11 @@ class Engine:
             if unit.unplaced:  # a defect, and better refused than stored
                 raise RuntimeError("a unit left tasks undecided: whoever hands over must settle")
             unit.flush()
+            if counted:  # it runs again, after a transaction that was lost
+                self._count(conn)
             counted = True
+            if self.db.dialect == "postgresql" and unit.changes:
+                notify(conn, news_of(unit.changes, unit.now).line(self._origin))
             count_load(self._load, unit.changes)
             return result, unit.changes
 
@@ -209,6 +220,51 @@ class Engine:
         """The first answer to a call that the hot path has answered before."""
         return await self.read(lambda unit: recall.answer(unit, method, repeat, response_type))
 
+    # ------------------------------------------------------------ other routers on the same database
+
+    def _heard(self, line: str) -> None:
+        if not line:  # something was missed, or was too much to tell
+            self._load_is_doubtful = True
+            self.hub.wake_all()
+            self._start(self.refresh_policies())
+            return
+        news = News.heard(line, self._origin)
+        if news is None:
+            return
+        for project, step in news.projects.items():
+            self._load.by_project[project] += step
+        for instance, step in news.instances.items():
+            self._load.by_instance[instance] += step
+        for queue, rank in news.served.items():
+            self._turns.served(queue, rank)
+        if any(step < 0 for step in news.instances.values()):
+            self.room_made.fire()
+        if news.policies:
+            self._start(self.refresh_policies())
+        self.hub.wake(queue for queue, ready in news.ready.items() for _ in range(min(ready, MOST_WOKEN)))
+
+    async def tell_of_policies(self) -> None:
+        """Let other routers look at the policies again."""
+        if self.db.dialect == "postgresql":
+            line = News(policies=True).line(self._origin)
+            await self.db.write(lambda conn: notify(conn, line))
+
+    async def refresh_policies(self) -> None:
+        """Put the stored policies in force; those that are known already change nothing."""
+        for row in await self.db.read(lambda conn: Store(conn).policies()):
+            self.policies.put(row.instance, row.version, load_policy(row.source) if row.source else None)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something beside; storage trouble in it is made good by the next who does it."""
+
+        async def run() -> None:
+            with contextlib.suppress(HopperError):
+                await work
+
+        task = asyncio.ensure_future(run())
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
+
     # ------------------------------------------------------------ after the commit
 
     def _follow(self, changes: Sequence[Change]) -> None:
@@ -263,11 +319,7 @@ class Engine:
     def _time_has_come(self) -> None:
         due = self._next_ready is not None and self._next_ready <= self.clock.now()
         if due and not self.stopping.is_set():
-            self._promoting = asyncio.ensure_future(self._promote_or_leave_it())
-
-    async def _promote_or_leave_it(self) -> None:
-        with contextlib.suppress(HopperError):  # the sweep does it a little later
-            await self.promote()
+            self._start(self.promote())
 
     async def promote_due(self) -> None:
         """Promote, if anything is known to be due."""

@@ -107,13 +107,17 @@ def submitted_body(task: Task) -> bytes:
 
 
 class HotStore(Protocol):
-    """The statements; each answers item by item, in order, when all of it is durable."""
+    """
+    The statements; each answers item by item, in order, when all of it is durable.
 
-    async def admit(self, calls: Sequence[Admission]) -> Sequence[int | Repeat]:
+    *origin* says who tells other routers on the same database (see replicas).
+    """
+
+    async def admit(self, calls: Sequence[Admission], origin: str) -> Sequence[int | Repeat]:
         """Store tasks, decisions and events; the generation of each call's first task, or its repeat."""
         ...
 
-    async def claim(self, wants: Sequence[Want], now: datetime) -> Sequence[list[Row] | Repeat]:
+    async def claim(self, wants: Sequence[Want], now: datetime, origin: str) -> Sequence[list[Row] | Repeat]:
         """Claim what is next; the rows after it, whole."""
         ...
 
@@ -121,7 +125,7 @@ class HotStore(Protocol):
         """Extend leases; the rows after it, or None where the claim is not live."""
         ...
 
-    async def complete(self, ends: Sequence[End], now: datetime) -> Sequence[Row | None]:
+    async def complete(self, ends: Sequence[End], now: datetime, origin: str) -> Sequence[Row | None]:
         """End claims; the rows after it, or None where a unit must look."""
         ...
 

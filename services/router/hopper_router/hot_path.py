@@ -62,6 +62,7 @@ class HotPath:
         world: Callable[[], World],
         clock: Clock,
         follow: Callable[[Sequence[Change]], None],
+        origin: str,
         *,
         group: int = GROUP,
     ) -> None:
@@ -69,6 +70,7 @@ class HotPath:
         self._world = world
         self._clock = clock
         self._follow = follow
+        self._origin = origin
         self._submits: Gatherer[Call, list[Taken] | Repeat | Left] = Gatherer(
             self._admit, limit=max(group, 1), weigh=lambda call: len(call.specs)
         )
@@ -173,7 +175,7 @@ class HotPath:
         outcomes: list[list[Taken] | Repeat | Left | BaseException],
     ) -> None:
         try:
-            stored = await self._store.admit([planned.admission for _, planned in fresh])
+            stored = await self._store.admit([planned.admission for _, planned in fresh], self._origin)
         except BaseException:
             for _, planned in fresh:
                 self._uncount(world, planned)
@@ -200,7 +202,7 @@ class HotPath:
 
     async def _claim(self, wants: Sequence[Want]) -> list[list[Task] | Repeat | BaseException]:
         now = self._clock.now()
-        found = await self._store.claim(wants, now)
+        found = await self._store.claim(wants, now, self._origin)
         answers: list[list[Task] | Repeat | BaseException] = []
         turns = self._world().turns
         for want, rows in zip(wants, found, strict=True):
@@ -217,7 +219,9 @@ class HotPath:
         return [_task_or_left(row) for row in await self._store.renew(keeps, self._clock.now())]
 
     async def _complete(self, ends: Sequence[End]) -> list[Task | Left | BaseException]:
-        answers = [_task_or_left(row) for row in await self._store.complete(ends, self._clock.now())]
+        answers = [
+            _task_or_left(row) for row in await self._store.complete(ends, self._clock.now(), self._origin)
+        ]
         world, done = self._world(), [task for task in answers if isinstance(task, Task)]
         for task in done:
             count(world, task, -1)
@@ -231,8 +235,7 @@ def _task_or_left(row: Row | None) -> Task | Left:
 
 def count(world: World, task: Task, step: int) -> None:
     """Count a task in, or out, of the open work."""
-    world.load.by_project[task.project] += step
-    world.load.by_instance[task.instance] += step
+    world.load.add(task.project, task.instance, step)
 
 
 def require_same(repeat: Repeat, method: str, request_id: str, digest: bytes) -> None:

@@ -17,6 +17,7 @@ from sqlalchemy import BigInteger, Boolean, Integer, LargeBinary
 from hopper_common.timestamps import to_micros
 from hopper_router import tables
 from hopper_router.hot import CLAIMED, Admission, End, Keep, Repeat, Row, Want, by_queue, submitted_body
+from hopper_router.replicas import news_of_admitted
 from hopper_router.rows import length, task_to_row
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ decided AS (
     INSERT INTO routing_decisions (id, task, instance, project, body)
     SELECT substr(decision, 11), instance || '/tasks/' || id, instance, project, record FROM fresh
 )
-SELECT generation, ARRAY(SELECT request_id FROM remembered) AS remembered FROM base
+SELECT generation, ARRAY(SELECT request_id FROM remembered) AS remembered,
+    pg_notify(${11 + len(_COLUMNS)}, ${12 + len(_COLUMNS)}) FROM base
 """
 
 _REPEATS: Final = (
@@ -79,6 +81,28 @@ _REPEATS: Final = (
 )
 
 _LEASE: Final = "LEAST(i.lease, t.heartbeat)"
+
+
+_SERVED: Final = """
+    SELECT json_object_agg(queue, rank) AS served
+    FROM (SELECT {column} AS queue, max(rank) AS rank FROM claimed GROUP BY {column}) s"""
+_LEFT: Final = """
+    SELECT
+        (SELECT json_object_agg(project, -n) FROM (SELECT project, count(*) n FROM done GROUP BY 1) p) AS projects,
+        (SELECT json_object_agg(instance, -n) FROM (SELECT instance, count(*) n FROM done GROUP BY 1) i) AS instances
+"""
+
+
+def _tell(source: str, line: str, facts: str) -> str:
+    """
+    Tells other routers, once a statement and only if it changed something: the channel and the prefix of a message are
+    the two parameters before the origin. A line that is too long for NOTIFY is left empty: look for yourself.
+    """
+    channel, prefix = ("$13", "$14") if source == "claimed" else ("$7", "$8")
+    return f"""(
+    SELECT pg_notify({channel}, {prefix} || CASE WHEN octet_length(line) < 7000 THEN line ELSE '' END)
+    FROM (SELECT ({line})::text AS line FROM ({facts}) facts) told
+) AS told"""
 
 
 def _claim_statement(column: str) -> str:
@@ -124,7 +148,8 @@ remembered AS (
     SELECT w.request_id, w.digest, convert_to(count(*)::text, 'UTF8'), $3, min(c.generation)
     FROM claimed c JOIN wants w USING (want) WHERE w.request_id <> '' GROUP BY w.request_id, w.digest
 )
-SELECT * FROM claimed ORDER BY generation
+SELECT c.*, {_tell("claimed", "json_build_object('o', $15::text, 'v', served)", _SERVED.format(column=column))}
+FROM claimed c ORDER BY c.generation
 """
 
 
@@ -157,7 +182,7 @@ logged AS (
     INSERT INTO task_events (version, topic, key, body, create_time)
     SELECT generation, 'COMPLETE', instance || '/tasks/' || id, '[]'::bytea, $3 FROM done
 )
-SELECT * FROM done
+SELECT d.*, {_tell("done", "json_build_object('o', $9::text, 'p', projects, 'i', instances)", _LEFT)} FROM done d
 """
 
 
@@ -167,9 +192,10 @@ class PostgresHotStore:
     def __init__(self, db: PostgresDatabase) -> None:
         self._db = db
 
-    async def admit(self, calls: Sequence[Admission]) -> Sequence[int | Repeat]:
+    async def admit(self, calls: Sequence[Admission], origin: str) -> Sequence[int | Repeat]:
         """See HotStore."""
-        values = self._admission(calls)
+        news = news_of_admitted([task for call in calls for task in call.tasks], calls[0].now)
+        values = [*self._admission(calls), self._db.channel, self._db.message([news.line(origin)])]
         row = (await self._db.statement(lambda conn: conn.fetch(_ADMIT, *values)))[0]
         remembered = set(row["remembered"])
         repeated = [
@@ -207,10 +233,12 @@ class PostgresHotStore:
         ]
 
     async def _repeats(self, request_ids: Sequence[str]) -> dict[str, Repeat]:
-        rows = await self._db.statement(lambda conn: conn.fetch(_REPEATS, request_ids))
+        rows = await self._db.statement(
+            lambda conn: conn.fetch(_REPEATS, request_ids), changed=lambda _: False
+        )
         return {row["request_id"]: Repeat(row["digest"], row["response"], row["generation"]) for row in rows}
 
-    async def claim(self, wants: Sequence[Want], now: datetime) -> Sequence[list[Row] | Repeat]:
+    async def claim(self, wants: Sequence[Want], now: datetime, origin: str) -> Sequence[list[Row] | Repeat]:
         """See HotStore."""
         known = [want.request_id for want in wants if want.request_id]
         repeats = await self._repeats(known) if known else {}
@@ -222,7 +250,7 @@ class PostgresHotStore:
                 if want.column == column and want.request_id not in repeats
             ]
             if mine:
-                await self._claim(column, [wants[position] for position in mine], mine, answers, now)
+                await self._claim(column, [wants[position] for position in mine], mine, answers, now, origin)
         return answers
 
     async def _claim(
@@ -232,6 +260,7 @@ class PostgresHotStore:
         positions: Sequence[int],
         answers: list[list[Row] | Repeat],
         now: datetime,
+        origin: str,
     ) -> None:
         low = [0] * len(wants)
         high = [0] * len(wants)
@@ -256,8 +285,12 @@ class PostgresHotStore:
             [want.digest for want in wants],
             [queue for _, queue in queues],
             most,
+            self._db.channel,
+            self._db.message([""]),
+            origin,
         ]
-        for row in await self._db.statement(lambda conn: conn.fetch(_CLAIM[column], *values)):
+        rows = await self._db.statement(lambda conn: conn.fetch(_CLAIM[column], *values), changed=bool)
+        for row in rows:
             answer = answers[positions[row["want"] - 1]]
             if isinstance(answer, list):
                 answer.append(row)
@@ -271,10 +304,10 @@ class PostgresHotStore:
             [length(keep.lease) for keep in keeps],
             self._db.lock_key,
         ]
-        rows = await self._db.statement(lambda conn: conn.fetch(_RENEW, *values))
+        rows = await self._db.statement(lambda conn: conn.fetch(_RENEW, *values), changed=lambda _: False)
         return _by_position(rows, len(keeps))
 
-    async def complete(self, ends: Sequence[End], now: datetime) -> Sequence[Row | None]:
+    async def complete(self, ends: Sequence[End], now: datetime, origin: str) -> Sequence[Row | None]:
         """See HotStore."""
         values = [
             self._db.lock_key,
@@ -283,8 +316,11 @@ class PostgresHotStore:
             [end.id for end in ends],
             [end.token for end in ends],
             [end.result for end in ends],
+            self._db.channel,
+            self._db.message([""]),
+            origin,
         ]
-        rows = await self._db.statement(lambda conn: conn.fetch(_COMPLETE, *values))
+        rows = await self._db.statement(lambda conn: conn.fetch(_COMPLETE, *values), changed=bool)
         return _by_position(rows, len(ends))
 
 

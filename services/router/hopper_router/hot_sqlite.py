@@ -73,11 +73,11 @@ class SqliteHotStore:
     def __init__(self, db: Database) -> None:
         self._db = db
 
-    async def admit(self, calls: Sequence[Admission]) -> Sequence[int | Repeat]:
+    async def admit(self, calls: Sequence[Admission], origin: str) -> Sequence[int | Repeat]:
         """See HotStore."""
         return await self._write(lambda driver: [_admit(driver, call) for call in calls])
 
-    async def claim(self, wants: Sequence[Want], now: datetime) -> Sequence[list[Row] | Repeat]:
+    async def claim(self, wants: Sequence[Want], now: datetime, origin: str) -> Sequence[list[Row] | Repeat]:
         """See HotStore."""
         return await self._write(lambda driver: [_claim(driver, want, to_micros(now)) for want in wants])
 
@@ -96,7 +96,7 @@ class SqliteHotStore:
 
         return await self._write(work)
 
-    async def complete(self, ends: Sequence[End], now: datetime) -> Sequence[Row | None]:
+    async def complete(self, ends: Sequence[End], now: datetime, origin: str) -> Sequence[Row | None]:
         """See HotStore."""
         return await self._write(lambda driver: _complete(driver, ends, to_micros(now)))
 

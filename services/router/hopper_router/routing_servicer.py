@@ -110,6 +110,7 @@ class RoutingServicer(RoutingServiceServicer):
         self._engine.policies.put(
             instance, response.policy.version, policy
         )  # in force only once it is durable
+        await self._engine.tell_of_policies()
         return response
 
     async def ValidatePolicy(

@@ -9,6 +9,7 @@ It decides nothing, and speaks both dialects. What runs once a task on the busie
 from __future__ import annotations
 
 import json
+import threading
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -111,6 +112,14 @@ class OpenCounts:
 
     by_project: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     by_instance: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, project: str, instance: str, step: int) -> None:
+        """Count open tasks in, or out. From any thread."""
+        with self._lock:
+            self.by_project[project] += step
+            self.by_instance[instance] += step
 
     def copy(self) -> OpenCounts:
         """The same counts, to go on with."""

@@ -286,5 +286,4 @@ def count_load(load: OpenCounts, changes: Collection[Change]) -> None:
     for change in changes:
         for task, step in ((change.before, -1), (change.after, 1)):
             if task is not None and task.state in WORKABLE:
-                load.by_project[task.project] += step
-                load.by_instance[task.instance] += step
+                load.add(task.project, task.instance, step)

@@ -2,7 +2,8 @@
 What surrounds every call, whatever its shape, from the outside in:
 
 1. A call id and the method are bound to the log context of the call; when it fails in a way nobody foresaw,
-that id is the *incident* the caller is told, and finds the trace in the log. 2. The request is parsed here,
+that id is the *incident* the caller is told, and finds the trace in the log. Most calls neither fail nor log, so
+the id is made when somebody looks at it. 2. The request is parsed here,
 not by grpc, so that broken bytes get a typed answer like everything else. 3. The request is checked against
 its limits (`hopper_common.rpc.limits`). 4. The handler runs; a unary call that came without a deadline gets
 one. 5. What it raises is answered through the one table (`hopper_common.rpc.errors`). What nobody foresaw
@@ -16,10 +17,12 @@ generator is closed with its call, and not whenever the garbage collector finds 
 import asyncio
 import contextlib
 import inspect
+import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeAlias, cast
@@ -117,7 +120,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         methods = (Method.of(method) for service in services for method in service.methods)
         self._methods: Mapping[str, Method] = {method.path: method for method in methods}
         self._unary_cap = unary_cap
-        self._wrapped: dict[str, tuple[_Handler, _Handler]] = {}
+        self._wrapped: dict[str, _Handler] = {}
         self._streams: dict[asyncio.Task[Any], _OpenStream] = {}
         self._draining = False
 
@@ -126,14 +129,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]]",
         handler_call_details: grpc.HandlerCallDetails,
     ) -> _Handler:
+        # What is offered does not change once the server runs.
+        wrapped = self._wrapped.get(handler_call_details.method)
+        if wrapped is not None:
+            return wrapped
         handler = await continuation(handler_call_details)
         method = self._methods.get(handler_call_details.method)
         if handler is None or method is None:
             return _not_offered(handler_call_details.method)
-        known, wrapped = self._wrapped.get(method.path, (None, None))
-        if wrapped is None or known is not handler:
-            wrapped = self._wrap(handler, method)
-            self._wrapped[method.path] = (handler, wrapped)
+        wrapped = self._wrapped[method.path] = self._wrap(handler, method)
         return wrapped
 
     def drain(self) -> None:
@@ -165,16 +169,26 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 make = grpc.unary_unary_rpc_method_handler
             surrounded = self._single(behaviour, method, streams_in=handler.request_streaming)
         # No deserializer: the wrapped behaviour is handed the raw bytes.
-        return make(surrounded, response_serializer=handler.response_serializer)
+        return make(surrounded, response_serializer=_serializer(handler))
 
     def _single(self, behaviour: Callable[..., Any], method: Method, *, streams_in: bool) -> Any:
         """The shapes with one response."""
+        parse = method.parse
 
         async def unary_unary(raw: bytes, context: _Context) -> Any:
-            async def work() -> Any:
-                return await self._capped(behaviour(method.parse(raw), context), context, method)
-
-            return await self._surround(work, context, method)
+            call = _Call(method)
+            try:
+                self._refuse_when_draining(method)
+                request = parse(raw)
+                if cast("float | None", context.time_remaining()) is None:
+                    return await self._capped(behaviour(request, context), method)
+                # grpc cancels the call when the client's own deadline passes
+                return await behaviour(request, context)
+            except BaseException as error:
+                await self._settle(error, call, context)
+                raise
+            finally:
+                call.finish()
 
         async def stream_unary(raws: AsyncIterator[bytes], context: _Context) -> Any:
             async def work() -> Any:
@@ -221,9 +235,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if self._draining and not method.outlives_drain:
             raise ShuttingDown(service=method.service)
 
-    async def _capped(self, response: Awaitable[Any], context: _Context, method: Method) -> Any:
-        if cast("float | None", context.time_remaining()) is not None:
-            return await response  # grpc cancels the call when the client's own deadline passes
+    async def _capped(self, response: Awaitable[Any], method: Method) -> Any:
         cap = self._unary_cap.total_seconds()
         try:
             async with asyncio.timeout(cap) as timer:
@@ -236,38 +248,99 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     # Around the handler.
 
     async def _surround(self, work: _Work, context: _Context, method: Method) -> Any:
-        call = secrets.token_hex(8)
-        structlog.contextvars.bind_contextvars(call=call, method=method.path)
-        started = time.perf_counter()
-        code = "OK"
+        call = _Call(method)
         try:
             self._refuse_when_draining(method)
             # Who may call is decided here, before anything is parsed: `method.access` says who, the
             # interceptor that learns identities will say who calls. Until then the host only listens to
             # this machine.
             return await work()
-        except grpc.aio.AbortError:
-            code = "ABORT"  # the handler has answered by itself
+        except BaseException as error:
+            await self._settle(error, call, context)
             raise
-        except asyncio.CancelledError:
-            code = "CANCELLED"
+        finally:
+            call.finish()
+
+    async def _settle(self, error: BaseException, call: "_Call", context: _Context) -> None:
+        """Answer what a call raised; returns where that is the caller's to raise again."""
+        if isinstance(error, grpc.aio.AbortError):
+            call.code = "ABORT"  # the handler has answered by itself
+        elif isinstance(error, asyncio.CancelledError):
+            call.code = "CANCELLED"
             task = cast("asyncio.Task[Any]", asyncio.current_task())
             stream = self._streams.get(task)
-            if not self._draining or stream is None or stream.writing:
-                raise
-            code = "UNAVAILABLE"
-            task.uncancel()
-            await context.abort_with_status(to_status(ShuttingDown(service=method.service)))
-        except grpc.aio.BaseError:
-            code = "BROKEN"  # the connection: there is nobody to answer
-            raise
-        except Exception as error:
-            answer = _foreseen(error) or _unforeseen(error, call)
-            code = code_of(answer).name
+            if self._draining and stream is not None and not stream.writing:
+                call.code = "UNAVAILABLE"
+                task.uncancel()
+                await context.abort_with_status(to_status(ShuttingDown(service=call.method.service)))
+        elif isinstance(error, grpc.aio.BaseError):
+            call.code = "BROKEN"  # the connection: there is nobody to answer
+        elif isinstance(error, Exception):
+            answer = _foreseen(error) or _unforeseen(error, str(call.id))
+            call.code = code_of(answer).name
             await context.abort_with_status(to_status(answer))
-        finally:
-            milliseconds = round((time.perf_counter() - started) * 1000, 3)
-            log.debug("call finished", code=code, milliseconds=milliseconds)
+
+
+class _CallId:
+    """What a call is known by in the log: 16 hexadecimal digits, made when they are first looked at."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self) -> None:
+        self._text = ""
+
+    def __str__(self) -> str:
+        self._text = self._text or secrets.token_hex(8)
+        return self._text
+
+    __repr__ = __str__
+
+
+class _Call:
+    """A call under way: its id, which is bound to the log context, and what came of it."""
+
+    __slots__ = ("_started", "code", "id", "method")
+
+    def __init__(self, method: Method) -> None:
+        self.id = _CallId()
+        self.method = method
+        self.code = "OK"
+        self._started = time.perf_counter()
+        _CALL.set(self.id)
+        _METHOD.set(method.path)
+
+    def finish(self) -> None:
+        """Log it, if such things are logged."""
+        if _debugging():
+            milliseconds = round((time.perf_counter() - self._started) * 1000, 3)
+            log.debug("call finished", code=self.code, milliseconds=milliseconds)
+
+
+def _log_variables() -> Iterator[ContextVar[Any]]:
+    """The variables of the log context that calls bind; setting them is what `bind_contextvars` does, slower."""
+    tokens = structlog.contextvars.bind_contextvars(call="", method="")
+    structlog.contextvars.reset_contextvars(**tokens)
+    return (tokens[name].var for name in ("call", "method"))
+
+
+_CALL, _METHOD = _log_variables()
+_shows_debug: dict[type, bool] = {}
+
+
+def _debugging() -> bool:
+    """Whether debug entries are logged, as structlog is configured now."""
+    wrapper = structlog.get_config()["wrapper_class"]
+    shows = _shows_debug.get(wrapper)
+    if shows is None:
+        enabled = getattr(log.bind(), "is_enabled_for", None)
+        shows = _shows_debug[wrapper] = enabled is None or enabled(logging.DEBUG)
+    return shows
+
+
+def _serializer(handler: _Handler) -> Callable[[Any], bytes]:
+    """Handlers may answer with the bytes of their message: what was stored as bytes need not be parsed."""
+    serialize = cast("Callable[[Any], bytes]", handler.response_serializer)
+    return lambda response: response if type(response) is bytes else serialize(response)
 
 
 def _behaviour(handler: _Handler) -> Callable[..., Any]:

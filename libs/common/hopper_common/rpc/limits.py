@@ -6,6 +6,10 @@ list. Each message type is compiled once, into closures over its fields, and a r
 the fields that are *set*: an upb message gives them in one call, so the cost follows the size of the
 request, not of the schema.
 
+Nearly every request keeps to its limits, and then nobody needs to know where what was found. So each type is compiled
+twice: into a quick look that says yes, or that it cannot say so; and into the walk with paths and descriptions, which
+alone decides what is wrong, after a quick look that did not say yes.
+
 Two outcomes:
 
 - `UnknownField` at once, at whatever depth. A server that drops what it does not know would do less than it
@@ -86,6 +90,7 @@ FORMATS: Mapping[int, Form] = {
     Format.FORMAT_QUEUE_NAME: _pattern(
         "must be projects/{project} or instances/{instance}", rf"(?:projects|instances)/{_ID}"
     ),
+    Format.FORMAT_SCHEDULE_NAME: _pattern("must be schedules/{schedule}", rf"schedules/{_ID}"),
 }
 
 
@@ -101,9 +106,12 @@ def compile_limits(descriptor: Descriptor) -> Callable[[Message], None]:
             Meant for start: a limit that would never be enforced must not look as if it were.
     """
     walk = _message_check(descriptor)
+    fine = _message_look(descriptor)
     partial = "update_mask" in descriptor.fields_by_name
 
     def check(message: Message) -> None:
+        if fine(message):
+            return
         found = _Found(partial=partial)
         with contextlib.suppress(_Enough):  # plenty to repair; the rest shows up next time
             walk(message, "", found)
@@ -145,6 +153,102 @@ class _Found(list[FieldViolation]):
 
 # value, path of the value, where to put violations
 _Check = Callable[[Any, str, _Found], None]
+
+
+# The quick look. Where it says True, the walk finds nothing; where it says False, the walk may still find nothing.
+
+_Look = Callable[[Any], bool]
+
+_looks: dict[Descriptor, _Look] = {}
+
+
+def _message_look(descriptor: Descriptor) -> _Look:
+    if descriptor in _looks:
+        return _looks[descriptor]
+    looks: dict[FieldDescriptor, _Look] = {}
+    required: list[FieldDescriptor] = []
+
+    def look(message: Message) -> bool:
+        if len(UnknownFieldSet(message)):
+            return False
+        missing = len(required)
+        for field, value in message.ListFields():
+            if not looks[field](value):
+                return False
+            if field in required:
+                missing -= 1
+        return not missing
+
+    _looks[descriptor] = look  # a message may contain itself
+    for field in descriptor.fields:
+        limits = _limits_of(field)
+        looks[field] = _field_look(field, limits)
+        if limits.required:
+            required.append(field)
+    return look
+
+
+def _field_look(field: FieldDescriptor, limits: FieldLimits) -> _Look:
+    most = limits.max_items or DEFAULT_MAX_ITEMS
+    if _is_map(field):
+        entry = _type_of(field).fields_by_name
+        return _map_look(
+            most,
+            _value_look(entry["key"], FieldLimits(max_bytes=limits.max_bytes), item=True),
+            _value_look(entry["value"], limits, item=True),
+        )
+    look = _value_look(field, limits, item=field.is_repeated)
+    if field.is_repeated:
+        return lambda items: len(items) <= most and all(map(look, items))
+    return look
+
+
+def _map_look(most: int, key_look: _Look, value_look: _Look) -> _Look:
+    def look(items: Any) -> bool:
+        if len(items) > most:
+            return False
+        for key in items:  # noqa: SIM110 -- a generator costs more than the entries
+            if not (key_look(key) and value_look(items[key])):
+                return False
+        return True
+
+    return look
+
+
+def _value_look(field: FieldDescriptor, limits: FieldLimits, *, item: bool) -> _Look:
+    kind = field.cpp_type
+    if kind == FieldDescriptor.CPPTYPE_STRING:
+        most = limits.max_bytes or DEFAULT_MAX_BYTES
+        if field.type == FieldDescriptor.TYPE_BYTES:
+            return lambda value: 0 < len(value) <= most
+        return _text_look(0 if item else 1, most, FORMATS.get(limits.format))
+    if kind == FieldDescriptor.CPPTYPE_MESSAGE:
+        if _type_of(field).full_name not in _WELL_KNOWN:
+            return _message_look(_type_of(field))
+    elif kind == FieldDescriptor.CPPTYPE_BOOL:
+        return lambda value: True
+    # The rest costs no more when it is walked: numbers, enums, well-known types.
+    check = _value_check(field, limits, item=True)
+    return lambda value: _finds_nothing(check, value)
+
+
+def _finds_nothing(check: _Check, value: Any) -> bool:
+    found = _Found(partial=False)
+    check(value, "", found)
+    return not found
+
+
+def _text_look(least: int, most: int, form: Form | None) -> _Look:
+    accepts = form.accepts if form else None
+
+    def look(value: str) -> bool:
+        if not least <= len(value) <= most or "\0" in value:
+            return False
+        if not (value.isascii() or len(value.encode()) <= most):
+            return False
+        return accepts is None or bool(accepts(value))
+
+    return look
 
 
 # Messages.

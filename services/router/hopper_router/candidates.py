@@ -13,7 +13,7 @@ the median of those that are known, so that saying nothing is neither a virtue n
 from __future__ import annotations
 
 import hashlib
-import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Self, TypeVar, cast
@@ -54,6 +54,8 @@ class Candidates:
         text: The words of the projects.
         capabilities, tags: Rows that have it; tags are case-folded.
         labels: Rows that have the label with that value.
+        tag_runs: The same rows, as the bytes of an array, by tag.
+        folded_tags: Of each row, its tags, case-folded.
         boosted, boosts: Rows that boost the (case-folded) tag; by how much, in the same order.
         capability_counts: How many capabilities each has, at least 1.
         paused, unattended: Takes no tasks; needs a live worker and has none.
@@ -70,6 +72,8 @@ class Candidates:
     text: TextIndex
     capabilities: Postings
     tags: Postings
+    tag_runs: Mapping[str, bytes]
+    folded_tags: Sequence[frozenset[str]]
     labels: Mapping[tuple[str, str], IntArray]
     boosted: Postings
     boosts: Mapping[str, FloatArray]
@@ -99,6 +103,8 @@ class Candidates:
         names = tuple(project.name for project in ordered)
         if len(set(names)) != len(names):
             raise ValueError("two projects have the same name")
+        folded_tags = [frozenset(map(str.casefold, project.tags)) for project in ordered]
+        tags = _postings(folded_tags)
         boosts = _boosts(ordered)
         limits = _column(ordered, lambda project: project.max_open or np.inf)
         return cls(
@@ -107,7 +113,9 @@ class Candidates:
             rows={name: row for row, name in enumerate(names)},
             text=TextIndex.of(ordered, previous.text if previous else None),
             capabilities=_postings(project.capabilities for project in ordered),
-            tags=_postings({tag.casefold() for tag in project.tags} for project in ordered),
+            tags=tags,
+            tag_runs={tag: rows.tobytes() for tag, rows in tags.items()},
+            folded_tags=folded_tags,
             labels=_postings(project.labels.items() for project in ordered),
             boosted={tag: np.array(list(by_row), dtype=np.intp) for tag, by_row in boosts.items()},
             boosts={tag: np.array(list(by_row.values())) for tag, by_row in boosts.items()},
@@ -148,25 +156,27 @@ class TextIndex:
     """
     Which words the projects' names, descriptions and examples have, and what each says about a project.
 
-    Words are numbered. For word i, `owners[i]` are the rows that have it and `weights[i]` what it weighs there: its idf
-    times the weight of the place it stands in; both as the bytes of an array, because bytes are put together quicker
-    than anything else. The idf of a word is 1 if one project has it and 0 if all do.
+    A word leads to its *run*: the bytes of pairs of floats, one object and one piece of memory for each word, because
+    what a decision costs is mostly the memory that it touches. The pairs of a run are, for n projects:
+
+    - (n, idf of the word): 1 if one project has the word and 0 if all do;
+    - (n + 1, number of the word), so that no two runs are equal;
+    - (row, weight) for each project that has it: its idf times the weight of the place it stands in.
+
+    Idfs are multiples of 2**-32, so that sums are exact, whatever their order: sets of words have none.
 
     Attributes:
-        forms: From a word as tasks write it, plurals included, to its number; stop words have none.
-        spellings: The words, by number, in all forms that `forms` has.
+        words: The words with their numbers.
+        runs: The run of a word, from any way a task may write it; stop words have none.
     """
 
     texts: tuple[_Texts, ...]
     profiles: tuple[_Profile, ...]
-    ids: Mapping[str, int]
-    forms: Mapping[str, int]
-    spellings: Sequence[tuple[str, ...]]
+    words: Mapping[str, int]
     idf: Sequence[float]
-    owners: Sequence[bytes]
-    weights: Sequence[bytes]
-    _ranked: dict[int, tuple[int, ...]]
-    """By row, the words of a project, what says most first; worked out for those that are recorded."""
+    runs: Mapping[str, bytes]
+    _ranks: dict[int, _Ranks]
+    """By row; worked out for those that are recorded."""
 
     @classmethod
     def of(cls, projects: Sequence[Project], previous: TextIndex | None = None) -> TextIndex:
@@ -177,61 +187,62 @@ class TextIndex:
         known = dict(zip(previous.texts, previous.profiles, strict=True)) if previous else {}
         profiles = tuple(known.get(text) or _profile(*text) for text in texts)
 
-        ids: dict[str, int] = {}
-        entries = [
-            (ids.setdefault(w, len(ids)), row, x) for row, p in enumerate(profiles) for w, x in p.items()
-        ]
-        word, owner, weight = zip(*entries, strict=True) if entries else ((), (), ())
-        word_ids = np.array(word, dtype=np.intp)
-        counts = np.bincount(word_ids, minlength=len(ids)).astype(np.intp)
-        order = np.argsort(word_ids, kind="stable")
-        idf = np.log(len(texts) / counts) / np.log(max(len(texts), 2))
-        spellings = [tuple(_spellings(word)) for word in ids]
-        return cls(
-            texts=texts,
-            profiles=profiles,
-            ids=ids,
-            forms={form: i for i, forms in enumerate(spellings) for form in forms},
-            spellings=spellings,
-            idf=idf.tolist(),
-            owners=_runs(np.array(owner, dtype=np.intp)[order], counts),
-            weights=_runs((np.array(weight, dtype=np.float64) * idf[word_ids])[order], counts),
-            _ranked={},
-        )
-
-    @property
-    def words(self) -> Set[str]:
-        """All the words, as they are compared."""
-        return self.ids.keys()
+        words: dict[str, int] = {}
+        postings: list[list[tuple[int, float]]] = []
+        for row, profile in enumerate(profiles):
+            for word, weight in profile.items():
+                number = words.setdefault(word, len(words))
+                if number == len(postings):
+                    postings.append([])
+                postings[number].append((row, weight))
+        idf = [_idf(len(posting), len(texts)) for posting in postings]
+        runs = {
+            form: run
+            for word, run in zip(words, _runs(len(texts), postings, idf), strict=True)
+            for form in _spellings(word)
+            if form
+        }
+        return cls(texts, profiles, words, idf, runs, {})
 
     def overlap(self, text: Text) -> Overlap | None:
         """What a task's title and description share with the projects; None: nobody shares any word."""
-        title = dict.fromkeys(map(self.forms.get, text.title))
-        head = dict.fromkeys(map(self.forms.get, text.head))
-        title.pop(None, None)
-        head.pop(None, None)
-        # In the order of the text, because sums of floats depend on it, and sets have none; the title counts twice.
-        words = cast("list[int]", [*head, *title, *title])
-        if not words:
+        head = set(map(self.runs.get, text.topic))
+        title = set(map(self.runs.get, text.title))
+        head.discard(None)
+        title.discard(None)
+        if not (head or title):
             return None
-        owners = np.frombuffer(b"".join([self.owners[word] for word in words]), dtype=np.intp)
-        weights = np.frombuffer(b"".join([self.weights[word] for word in words]))
-        known = sum([self.idf[word] for word in words])
-        share: FloatArray = np.bincount(owners, weights, len(self.texts)) / (_DAMPING + known)
-        return Overlap(share, frozenset(words))
+        # The title counts twice.
+        pairs = np.frombuffer(b"".join(cast("list[bytes]", [*head, *title, *title])))
+        size = len(self.texts)
+        sums = np.bincount(pairs[::2].astype(np.intp), pairs[1::2], size + 2)
+        share: FloatArray = np.multiply(sums[:size], 1.0 / (_DAMPING + sums.item(size)))
+        return Overlap(share, cast("set[bytes]", head | title))
 
     def shared_words(self, row: int, overlap: Overlap, text: Text, most: int) -> tuple[str, ...]:
         """The words that a project shares with a task, as the task writes them, what says most first."""
-        ranked = self._ranked.get(row)
-        if ranked is None:
-            ranked = self._ranked[row] = self._rank(row)
-        shared = [word for word in ranked if word in overlap.words]
-        return tuple([text.as_written(self.spellings[word]) for word in shared[:most]])
+        ranks = self._ranks.get(row)
+        if ranks is None:
+            ranks = self._ranks[row] = self._rank(row)
+        shared = ranks.words & overlap.words
+        if not shared:
+            return ()
+        found = []
+        for place in sorted(map(ranks.places.__getitem__, shared))[:most]:
+            singular, plural = ranks.spellings[place]
+            if plural not in text.words:
+                found.append(singular)
+            else:
+                found.append(text.first_of(singular, plural) if singular in text.words else plural)
+        return tuple(found)
 
-    def _rank(self, row: int) -> tuple[int, ...]:
+    def _rank(self, row: int) -> _Ranks:
         profile = self.profiles[row]
-        ranked = sorted(profile, key=lambda word: (-self.idf[self.ids[word]] * profile[word], word))
-        return tuple(self.ids[word] for word in ranked)
+        said = {word: self.idf[self.words[word]] * weight for word, weight in profile.items()}
+        ranked = sorted(profile, key=lambda word: (-said[word], word))
+        spellings = [_spellings(word) for word in ranked]
+        runs = [self.runs[singular or plural] for singular, plural in spellings]
+        return _Ranks(frozenset(runs), {run: place for place, run in enumerate(runs)}, spellings)
 
 
 class Overlap(NamedTuple):
@@ -241,30 +252,50 @@ class Overlap(NamedTuple):
     Attributes:
         share: For each project the weight of the shared words over that of all the task's words that any project
             knows, from 0 to 1; title words count twice.
-        words: The numbers of the task's words that any project knows.
+        words: The runs of the task's words.
     """
 
     share: FloatArray
-    words: frozenset[int]
+    words: Set[bytes]
 
 
-def _spellings(word: str) -> Iterator[str]:
-    """The ways to write a folded word."""
-    for form in (word, f"{word}s"):
-        if fold(form) == word and form not in STOP_WORDS:
-            yield form
+class _Ranks(NamedTuple):
+    """A project's words by their runs, with their places, what says most first; and by place as tasks write them."""
+
+    words: frozenset[bytes]
+    places: Mapping[bytes, int]
+    spellings: Sequence[tuple[str, str]]
 
 
-def _runs(values: NDArray[Any], counts: IntArray) -> list[bytes]:
-    """An array cut into pieces of those lengths, as bytes."""
-    raw = values.tobytes()
-    ends = (np.cumsum(counts) * values.itemsize).tolist()
-    return [raw[start:end] for start, end in itertools.pairwise([0, *ends])]
+def _idf(owners: int, size: int) -> float:
+    return round(math.log(size / owners) / math.log(max(size, 2)) * _EXACTLY) / _EXACTLY
+
+
+def _runs(
+    size: int, postings: Iterable[Sequence[tuple[int, float]]], idfs: Iterable[float]
+) -> Iterator[bytes]:
+    for number, (posting, idf) in enumerate(zip(postings, idfs, strict=True)):
+        pairs = [(size, idf), (size + 1, number), *((row, weight * idf) for row, weight in posting)]
+        yield np.array(pairs, dtype=np.float64).tobytes()
+
+
+_EXACTLY: Final = 2.0**32
+
+
+def _spellings(word: str) -> tuple[str, str]:
+    """The two ways to write a folded word, singular and plural; "" for one that is another word."""
+    plural = f"{word}s"
+    return word if _topic(word) == word else "", plural if _topic(plural) == word else ""
+
+
+def _topic(word: str) -> str:
+    """A word as it is compared; "" if it says nothing about a topic."""
+    return "" if word in STOP_WORDS else fold(word)
 
 
 def _topical(text: str) -> Iterator[str]:
     """The words that may say something about a topic, as they are compared."""
-    return (fold(word) for word in tokens(text) if word not in STOP_WORDS)
+    return filter(None, map(_topic, tokens(text)))
 
 
 def _profile(project_id: str, display_name: str, description: str, examples: Sequence[str]) -> _Profile:

@@ -43,7 +43,6 @@ from hopper_router.model import (
     InputRequest,
     Instance,
     InstanceState,
-    Outcome,
     Progress,
     Project,
     RateLimit,
@@ -55,6 +54,7 @@ from hopper_router.model import (
     Wait,
     WaitReason,
 )
+from hopper_router.wire import OUTCOME_NUMBERS, decision_wire
 
 BASIC: Final = pb.TASK_VIEW_BASIC
 FULL: Final = pb.TASK_VIEW_FULL
@@ -77,9 +77,7 @@ STATE_TO_PROTO: Final = {state: pb.Task.State.Value(f"STATE_{state.name}") for s
 STATE_FROM_PROTO: Final = _inverted(STATE_TO_PROTO)
 REASON_TO_PROTO: Final = {reason: pb.Wait.Reason.Value(f"REASON_{reason.name}") for reason in WaitReason}
 REASON_FROM_PROTO: Final = _inverted(REASON_TO_PROTO)
-OUTCOME_TO_PROTO: Final = {
-    outcome: decision_pb2.Decision.Outcome.Value(f"OUTCOME_{outcome.name}") for outcome in Outcome
-}
+OUTCOME_TO_PROTO: Final = OUTCOME_NUMBERS
 OUTCOME_FROM_PROTO: Final = _inverted(OUTCOME_TO_PROTO)
 KIND_TO_PROTO: Final = {
     kind: delegation_pb2.Delegation.Kind.Value(f"KIND_{kind.name}") for kind in DelegationKind
@@ -514,26 +512,7 @@ def decision_from_proto(decision: decision_pb2.Decision) -> Decision:
 
 def decision_to_proto(decision: Decision) -> decision_pb2.Decision:
     """The same as a message."""
-    out = decision_pb2.Decision(
-        name=decision.name,
-        task=decision.task,
-        instance=decision.instance,
-        outcome=OUTCOME_TO_PROTO[decision.outcome],
-        project=decision.project,
-        confidence=decision.confidence,
-        strategy=decision.strategy,
-        reasoning=decision.reasoning,
-        eligible_count=decision.eligible_count,
-    )
-    for candidate in decision.candidates:
-        _put_candidate(out.candidates.add(), candidate)
-    for exclusion in decision.exclusions:
-        _put_exclusion(out.exclusions.add(), exclusion)
-    _put_basis(out.basis, decision.basis)
-    _put_length(out.elapsed, decision.elapsed)
-    if decision.create_time is not None:
-        _put_time(out.create_time, decision.create_time)
-    return out
+    return decision_pb2.Decision.FromString(decision_wire(decision))
 
 
 def decision_from_bytes(body: bytes) -> Decision:
@@ -543,7 +522,7 @@ def decision_from_bytes(body: bytes) -> Decision:
 
 def decision_to_bytes(decision: Decision) -> bytes:
     """A decision as the store keeps it: the serialized message."""
-    return decision_to_proto(decision).SerializeToString()
+    return decision_wire(decision)
 
 
 def candidate_from_proto(candidate: decision_pb2.Candidate) -> Candidate:
@@ -591,22 +570,8 @@ def _exclusion_from_proto(exclusion: decision_pb2.Exclusion) -> Exclusion:
     return Exclusion(exclusion.filter, exclusion.count, tuple(exclusion.projects), exclusion.detail)
 
 
-def _put_exclusion(out: decision_pb2.Exclusion, exclusion: Exclusion) -> None:
-    out.filter = exclusion.filter
-    out.count = exclusion.count
-    out.projects.extend(exclusion.projects)
-    out.detail = exclusion.detail
-
-
 def _basis_from_proto(basis: decision_pb2.Basis) -> Basis:
     return Basis(basis.projects_version, basis.instances_version, basis.policy, basis.policy_version)
-
-
-def _put_basis(out: decision_pb2.Basis, basis: Basis) -> None:
-    out.projects_version = basis.projects_version
-    out.instances_version = basis.instances_version
-    out.policy = basis.policy
-    out.policy_version = basis.policy_version
 
 
 # ---------------------------------------------------------------- delegations

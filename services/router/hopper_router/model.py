@@ -371,19 +371,21 @@ class Outcome(enum.Enum):
     QUEUED = "QUEUED"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Factor:
-    """One part of a score: `value * weight`."""
+    """One part of a score: `value * weight`. Never changed; freezing it would double what making one costs."""
 
     name: str
     value: float
     weight: float
     evidence: tuple[str, ...] = ()
+    wire: bytes = field(default=b"", init=False, compare=False, repr=False)
+    """What `convert` made of it, if it did: many decisions share the same one."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Candidate:
-    """A project that could have the task, with what its score is made of."""
+    """A project that could have the task, with what its score is made of. Never changed, as Factor."""
 
     project: str
     score: float
@@ -391,14 +393,15 @@ class Candidate:
     factors: tuple[Factor, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Exclusion:
-    """A filter, how many it ruled out, and the first 20 of them by name."""
+    """A filter, how many it ruled out, and the first 20 of them by name. Never changed, as Factor."""
 
     filter: str
     count: int
     projects: tuple[str, ...] = ()
     detail: str = ""
+    wire: bytes = field(default=b"", init=False, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,9 +414,13 @@ class Basis:
     policy_version: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Decision:
-    """Where a task goes, and why; `name`, `task`, `instance` and the times are filled in by the recorder."""
+    """
+    Where a task goes, and why; `name`, `task`, `instance` and the times are filled in by the recorder.
+
+    Never changed, as Factor.
+    """
 
     outcome: Outcome
     project: str = ""

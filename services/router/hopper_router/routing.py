@@ -193,12 +193,13 @@ class _Field:
         self.verdict = verdict
         self.best = self._best_first()
         self._made: dict[int, Candidate] = {}
+        self._make(self.best)
 
     def name(self, position: int) -> str:
         return self.question.candidates.names[self.eligible.item(position)]
 
     def confidence(self, position: int) -> float:
-        return self.verdict.shares.item(position)
+        return self.verdict.masses.item(position) / self.verdict.mass
 
     def position(self, project: str) -> int | None:
         """Where a project stands among the eligible; None if it is none of them."""
@@ -211,9 +212,14 @@ class _Field:
     def candidate(self, position: int) -> Candidate:
         """One of them with all it is made of; made once."""
         if position not in self._made:
-            score, factors = self.verdict.scores.item(position), self.verdict.factors(position)
-            self._made[position] = Candidate(self.name(position), score, self.confidence(position), factors)
+            self._make([position])
         return self._made[position]
+
+    def _make(self, positions: list[int]) -> None:
+        names, scores, masses = self.question.candidates.names, self.verdict.scores, self.verdict.masses
+        for at, factors in zip(positions, self.verdict.factors(positions), strict=True):
+            name, share = names[self.eligible.item(at)], masses.item(at) / self.verdict.mass
+            self._made[at] = Candidate(name, scores.item(at), share, factors)
 
     def record(self, chosen: int) -> tuple[Candidate, ...]:
         """The best, and in any case the one chosen."""
@@ -233,22 +239,28 @@ class _Field:
         rest = self.verdict.scores.copy()
         best: list[int] = []
         scores: list[float] = []
-        # Quicker than sorting: finding the greatest of a thousand takes less than a call.
+        # Quicker than sorting: finding the greatest of a thousand takes less time than a call.
         for _ in range(min(MAX_RECORDED, len(rest))):
             at = int(rest.argmax())
             best.append(at)
             scores.append(rest.item(at))
             rest[at] = -np.inf
-        if len(rest) > MAX_RECORDED and rest.max() == scores[-1]:
+        if rest.item(rest.argmax()) == scores[-1]:
             better = [at for at, score in zip(best, scores, strict=True) if score > scores[-1]]
-            return [*self._by_ties(better), *self._least_ties(scores[-1], MAX_RECORDED - len(better))]
+            return [*self._by_ties(better), *self._least_ties(scores[-1], len(best) - len(better))]
         return best if len(set(scores)) == len(scores) else self._by_ties(best)
 
     def _by_ties(self, positions: list[int]) -> list[int]:
         """Those few in order of score, equal ones of ties."""
-        scores = self.verdict.scores
-        ties = self._ties(np.array(positions, dtype=np.intp)).tolist()
-        return [at for _, _, at in sorted(zip((-scores[positions]).tolist(), ties, positions, strict=True))]
+        if len(positions) < 2:
+            return positions
+        title, salts, scores = (
+            stable_hash(self.question.task.title),
+            self.question.candidates.salts,
+            self.verdict.scores,
+        )
+        keys = {at: (-scores.item(at), _mix(salts.item(self.eligible.item(at)), title)) for at in positions}
+        return sorted(positions, key=keys.__getitem__)
 
     def _least_ties(self, score: float, count: int) -> list[int]:
         """Of all that have that very score, the first."""
@@ -262,14 +274,22 @@ class _Field:
         return first
 
     def _ties(self, positions: IntArray) -> HashArray:
-        return _mix(self.question.candidates.salts[self.eligible[positions]], self.question.task.title)
+        return _mix_all(self.question.candidates.salts[self.eligible[positions]], self.question.task.title)
 
 
 _LAST: Final = np.uint64(2**64 - 1)
 
 
-def _mix(salts: HashArray, title: str) -> HashArray:
-    """One number for each project and this title, all alike in being unlike: the finalizer of splitmix64."""
+def _mix(salt: int, title: int) -> int:
+    """One number for each project and title, all alike in being unlike: the finalizer of splitmix64."""
+    mixed = salt ^ title
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    return mixed ^ (mixed >> 31)
+
+
+def _mix_all(salts: HashArray, title: str) -> HashArray:
+    """The same for many projects at once."""
     mixed = salts ^ np.uint64(stable_hash(title))
     mixed ^= mixed >> _30
     mixed *= _FIRST
@@ -334,16 +354,22 @@ def _because(field: _Field, best: int) -> str:
     )
 
 
+_NOUNS: Final = {
+    "rules": "rule",
+    "tags": "tag",
+    "capability": "capability",
+    "text": "word",
+    "boost": "boost for",
+}
+
+
 def _speaks(factor: Factor) -> bool:
-    return factor.name in EVIDENCE and bool(factor.evidence) and factor.value * factor.weight > 0
+    return bool(factor.evidence) and factor.value * factor.weight > 0 and factor.name in EVIDENCE
 
 
 def _spoken(factor: Factor) -> str:
-    noun = {"rules": "rule", "tags": "tag", "capability": "capability", "text": "word", "boost": "boost for"}[
-        factor.name
-    ]
     plural = "s" if len(factor.evidence) > 1 and factor.name != "boost" else ""
-    return f"the {noun}{plural} {', '.join(factor.evidence[:3])}"
+    return f"the {_NOUNS[factor.name]}{plural} {', '.join(factor.evidence[:3])}"
 
 
 def _nobody(task: TaskSpec, candidates: Candidates, exclusions: Sequence[Exclusion]) -> str:

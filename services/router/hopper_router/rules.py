@@ -225,7 +225,6 @@ class _RuleIndex:
 
     size: int
     by_word: Mapping[str, bytes]
-    words: frozenset[str]
     anchors: Mapping[str, tuple[tuple[str, str], ...]]
     anchor_words: frozenset[str]
     known: frozenset[str]
@@ -262,7 +261,6 @@ class _RuleIndex:
         return cls(
             size=len(rules),
             by_word={word: np.array(found, dtype=np.intp).tobytes() for word, found in by_word.items()},
-            words=frozenset(by_word),
             anchors={word: tuple(sorted(phrases)) for word, phrases in anchors.items()},
             anchor_words=frozenset(anchors),
             known=frozenset(known),
@@ -277,11 +275,12 @@ class _RuleIndex:
 
     def simple(self, text: Text) -> BoolArray | None:
         """A mask over all rules, with those that a word of the text is enough for; None: there is no such word."""
-        words = text.words & self.words
-        if not words:
+        words = text.words.union(text.tail) if text.tail else text.words
+        found = b"".join(filter(None, map(self.by_word.get, words)))
+        if not found:
             return None
         firing = np.zeros(self.size, dtype=np.bool_)
-        firing[np.frombuffer(b"".join([self.by_word[word] for word in words]), dtype=np.intp)] = True
+        firing[np.frombuffer(found, dtype=np.intp)] = True
         return firing
 
     def atoms(self, text: Text, tags: Iterable[str], capabilities: Iterable[str]) -> frozenset[str]:
@@ -289,7 +288,7 @@ class _RuleIndex:
         found = [_atom(Kind.TAG, tag.casefold()) for tag in tags]
         found += [_atom(Kind.CAPABILITY, capability) for capability in capabilities]
         spelled = ""
-        for word in text.words & self.anchor_words:
+        for word in self.anchor_words.intersection(text.words.union(text.tail)):
             for phrase, atom in self.anchors[word]:
                 if phrase and not spelled:
                     spelled = text.spelled()

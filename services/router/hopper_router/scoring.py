@@ -14,11 +14,10 @@ eligible, and for the lines of the five that are recorded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
 from types import MappingProxyType
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 
@@ -26,8 +25,8 @@ from hopper_router.candidates import BoolArray, Candidates, FloatArray, IntArray
 from hopper_router.filters import Sieve
 from hopper_router.kept import Kept
 from hopper_router.load import LoadColumn
-from hopper_router.model import Factor, Project, TaskSpec
-from hopper_router.rules import FACTORS, Policy
+from hopper_router.model import Factor, TaskSpec
+from hopper_router.rules import FACTORS, Policy, Rule
 from hopper_router.words import Text
 
 MAX_EVIDENCE: Final = 10
@@ -39,12 +38,12 @@ BUSY: Final = 10
 EVIDENCE: Final = frozenset({"rules", "tags", "capability", "text", "boost"})
 
 _HIGHEST_LEAD: Final = 500.0
+_MOST_WORKLOADS: Final = 4096
 _FEW: Final = 16
-"""Up to so many rows are quicker one by one than all at once."""
+"""Up to so many changes of load are taken in one by one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(NamedTuple):
     """A task to place, read once, and all it may be judged by."""
 
     task: TaskSpec
@@ -54,22 +53,22 @@ class Question:
     load: LoadColumn
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """
     A strategy's answer about the eligible rows, aligned with them.
 
     Attributes:
         scores: The greater the better.
-        shares: How likely each is the right one; they sum to 1 and order as the scores do.
+        masses: How likely each is the right one, in shares of `mass`, which is their sum; they order as the scores do.
         informed: Whether anything in the task speaks for anybody.
-        factors: What the score of the n-th eligible row is made of; asked for those that are recorded only.
+        factors: What the scores of some, by position, are made of; asked for those that are recorded only.
     """
 
     scores: FloatArray
-    shares: FloatArray
+    masses: FloatArray
+    mass: float
     informed: bool
-    factors: Callable[[int], tuple[Factor, ...]]
+    factors: Callable[[Sequence[int]], Sequence[tuple[Factor, ...]]]
 
 
 class Strategy(Protocol):
@@ -86,34 +85,43 @@ class RulesStrategy:
         """Weigh the nine factors."""
         sheet = _Sheet(question, sieve)
         evidence, standing = sheet.evidence(), sheet.standing
-        scores = evidence + standing.total
-        # Sums that differ only in the last bits are ties, and are broken as ties. np.round does the same, slower.
-        scores *= 1e9
-        np.rint(scores, scores)
-        scores /= 1e9
-        return Verdict(
-            scores=scores,
-            shares=_shares(scores, standing.best),
-            informed=evidence.max() >= LEAST_EVIDENCE,
-            factors=sheet.factors,
-        )
+        informed = evidence.item(evidence.argmax()) >= LEAST_EVIDENCE
+        scores = _rounded(np.add(evidence, standing.total, evidence))
+        masses = _masses(scores, standing.best)
+        return Verdict(scores, masses, float(np.add.reduce(masses)), informed, sheet.factors)
 
 
 STRATEGIES: Final[Mapping[str, Strategy]] = MappingProxyType({"rules": RulesStrategy()})
 
 
-def _shares(scores: FloatArray, base: float) -> FloatArray:
-    """The confidence in each, as `routing` has it; the exponents are bounded where e^x overflows."""
-    lead = scores - base
-    lead /= SHARPNESS
-    np.minimum(lead, _HIGHEST_LEAD, out=lead)
-    mass = np.minimum(lead, 0.0)
-    np.exp(mass, out=mass)
-    mass /= len(scores)
-    np.maximum(lead, 0.0, out=lead)
-    mass += np.expm1(lead, out=lead)
-    mass /= np.add.reduce(mass)
-    return mass
+def _rounded(scores: FloatArray) -> FloatArray:
+    """Sums that differ only in the last bits are ties, and are broken as ties. In place; np.round does it slower."""
+    np.multiply(scores, _BILLION, scores)
+    np.rint(scores, scores)
+    np.divide(scores, _BILLION, scores)
+    return scores
+
+
+def _masses(scores: FloatArray, base: float) -> FloatArray:
+    """The mass of each, as `routing` has it; the exponents are bounded where e^x overflows."""
+    lead = np.subtract(scores, base)
+    np.divide(lead, _SHARPNESS, lead)
+    masses: FloatArray = np.minimum(lead, _ZERO)
+    np.exp(masses, masses)
+    np.divide(masses, len(scores), masses)
+    highest = lead.item(lead.argmax())
+    if highest > 0:
+        np.maximum(lead, _ZERO, out=lead)
+        if highest > _HIGHEST_LEAD:
+            np.minimum(lead, _HIGHEST_LEAD, out=lead)
+        np.add(masses, np.expm1(lead, lead), masses)
+    return masses
+
+
+# Arrays without dimensions: a Python float is made into one for every call that it is an argument of.
+_ZERO: Final = np.array(0.0)
+_BILLION: Final = np.array(1e9)
+_SHARPNESS: Final = np.array(SHARPNESS)
 
 
 def urgency(task: TaskSpec) -> float:
@@ -125,6 +133,20 @@ def urgency(task: TaskSpec) -> float:
 # ---------------------------------------------------------------- what is kept
 
 
+class Lines(NamedTuple):
+    """The factors of one candidate, in the order of the policy's weights."""
+
+    rules: Factor
+    tags: Factor
+    capability: Factor
+    text: Factor
+    workload: Factor
+    velocity: Factor
+    cost: Factor
+    sla: Factor
+    boost: Factor
+
+
 class Plan:
     """
     A policy as columns of one set of candidates.
@@ -132,7 +154,7 @@ class Plan:
     Attributes:
         rows: Of each rule, the row of its project; -1 if that is not registered.
         strengths, ranks: Of each rule, its weight and its priority; `ranks` is None where all have the same.
-        nothing: The lines of the factors that are 0, by name.
+        nothing: The lines of the factors that are 0.
     """
 
     def __init__(self, policy: Policy, candidates: Candidates) -> None:
@@ -145,11 +167,10 @@ class Plan:
         self.strengths: FloatArray = np.array([rule.weight for rule in rules], dtype=np.float64)
         ranks = np.array([rule.priority for rule in rules], dtype=np.intp)
         self.ranks: IntArray | None = ranks if len({rule.priority for rule in rules}) > 1 else None
-        self.nothing: Mapping[str, Factor] = {
-            name: Factor(name, 0.0, getattr(policy.weights, name)) for name in FACTORS
-        }
+        self.nothing = Lines(*(Factor(name, 0.0, getattr(policy.weights, name)) for name in FACTORS))
         self._paces: Kept[float, Pace] = Kept(64)
         self._able: Kept[Sieve, BoolArray] = Kept(64)
+        self._workloads: dict[tuple[float, float, float], Factor] = {}
 
     @classmethod
     def of(cls, policy: Policy, candidates: Candidates) -> Plan:
@@ -160,6 +181,17 @@ class Plan:
     def pace(self, urgency: float) -> Pace:
         """What depends on nothing but how urgent a task is."""
         return self._paces.get(urgency, lambda: Pace(self, urgency))
+
+    def workload(self, circumstance: tuple[float, float, float]) -> Factor:
+        """The factor's line, from its value, the open tasks and their limit: the same object for the same three."""
+        line = self._workloads.get(circumstance)
+        if line is None:
+            if len(self._workloads) >= _MOST_WORKLOADS:
+                self._workloads.clear()
+            value, count, limit = circumstance
+            line = Factor("workload", value, self.policy.weights.workload, (_open_tasks(count, limit),))
+            self._workloads[circumstance] = line
+        return line
 
     def able(self, sieve: Sieve) -> BoolArray:
         """Which rules are for a project that is eligible."""
@@ -281,7 +313,7 @@ class _Sheet:
         self.rules: IntArray | None = self._rules_that_count()
         self.overlap: Overlap | None = candidates.text.overlap(question.text)
         tags = {tag.casefold() for tag in task.tags}
-        self.tags = candidates.tags.keys() & tags
+        self.tags = tags.intersection(candidates.tags)
         self.boosts = sorted(candidates.boosted.keys() & tags) if candidates.boosted else []
         self.required = len(set(task.required_capabilities)) if task.required_capabilities else 0
 
@@ -307,15 +339,16 @@ class _Sheet:
         return greatest
 
     def evidence(self) -> FloatArray:
-        """The weighted sum of what speaks for each of the eligible because of what the task is."""
+        """The weighted sum of what speaks for each of the eligible because of what the task is; the caller's own."""
         candidates, weights = self.question.candidates, self.question.policy.weights
-        total = np.zeros(len(candidates)) if self.overlap is None else weights.text * self.overlap.share
+        total = np.zeros(len(candidates)) if self.overlap is None else self.overlap.share * weights.text
         if self.rules is not None:
-            self._add_rules(total, weights.rules)
+            rows = self.plan.rows[self.rules]
+            np.add.at(total, rows, self.plan.strengths[self.rules] * weights.rules)
         if self.tags:
-            share = weights.tags / len(self.tags)
-            for tag in self.tags:  # in any order: they all add the same
-                total[candidates.tags[tag]] += share
+            # In any order: they all add the same.
+            holders = b"".join([candidates.tag_runs[tag] for tag in self.tags])
+            np.add.at(total, np.frombuffer(holders, dtype=np.intp), weights.tags / len(self.tags))
         for tag in self.boosts:
             total[candidates.boosted[tag]] += weights.boost * candidates.boosts[tag]
         if self.required:
@@ -323,99 +356,91 @@ class _Sheet:
             total += weights.capability * (self.required / candidates.capability_counts)
         return total if self.sieve.everybody else total[self.sieve.eligible]
 
-    def _add_rules(self, total: FloatArray, weight: float) -> None:
-        rules, plan = self.rules, self.plan
-        if rules is None:
-            return
-        if len(rules) > _FEW:
-            total += weight * np.bincount(plan.rows[rules], plan.strengths[rules], len(total))
-            return
-        for rule in rules.tolist():
-            total[plan.rows[rule]] += weight * plan.strengths[rule]
+    # What the scores are made of.
 
-    # What the score of one of them is made of.
-
-    def factors(self, position: int) -> tuple[Factor, ...]:
-        """All nine, in the order of the policy's weights; those that are not this task's own are shared objects."""
-        row = int(self.sieve.eligible[position])
-        velocity, cost, sla = self.pace.lines(row)
-        return (
-            self._rules(row),
-            self._tags(row),
-            self._capability(row),
-            self._text(row),
-            self._workload(position, row),
-            velocity,
-            cost,
-            sla,
-            self._boost(row),
+    def factors(self, positions: Sequence[int]) -> list[Lines]:
+        """All nine of some of the eligible; those that are not this task's own are shared objects."""
+        chosen = np.array(positions)
+        places = self.sieve.eligible[chosen]
+        rows = places.tolist()
+        nothing, candidates, standing = self.plan.nothing, self.question.candidates, self.standing
+        rules = self._rules(rows)
+        circumstances = zip(
+            standing.workload[chosen].tolist(),
+            self.question.load.open[places].tolist(),
+            candidates.limits[places].tolist(),
+            strict=True,
         )
+        lines = []
+        for row, own, circumstance in zip(rows, rules, circumstances, strict=True):
+            velocity, cost, sla = self.pace.lines(row)
+            lines.append(
+                Lines(
+                    own,
+                    self._tags(row) if self.tags else nothing.tags,
+                    self._capability(row) if self.required else nothing.capability,
+                    nothing.text if self.overlap is None else self._text(row, self.overlap),
+                    self.plan.workload(circumstance),
+                    velocity,
+                    cost,
+                    sla,
+                    self._boost(row) if self.boosts else nothing.boost,
+                )
+            )
+        return lines
 
-    def _rules(self, row: int) -> Factor:
-        plan, rules = self.plan, self.rules
+    def _rules(self, rows: Sequence[int]) -> list[Factor]:
+        plan, rules, nothing = self.plan, self.rules, self.plan.nothing.rules
         if rules is None:
-            return plan.nothing["rules"]
-        own = rules[plan.rows[rules] == row].tolist()
-        if not own:
-            return plan.nothing["rules"]
-        names = tuple(plan.policy.rules[rule].name for rule in own[:MAX_EVIDENCE])
-        value = sum(plan.strengths[own].tolist())
-        return Factor("rules", value, plan.policy.weights.rules, names)
+            return [nothing] * len(rows)
+        wanted = np.zeros(len(plan.candidates), dtype=np.bool_)
+        wanted[rows] = True
+        fired: dict[int, list[Rule]] = {row: [] for row in rows}
+        for rule in rules[wanted[plan.rows[rules]]].tolist():
+            fired[plan.rows.item(rule)].append(plan.policy.rules[rule])
+        return [
+            Factor("rules", sum([rule.weight for rule in own]), nothing.weight, _first([r.name for r in own]))
+            if own
+            else nothing
+            for own in map(fired.__getitem__, rows)
+        ]
 
-    def _tags(self, row: int) -> Factor:
-        nothing = self.plan.nothing["tags"]
-        if not self.tags:
-            return nothing
-        held = {tag.casefold() for tag in self._project(row).tags}
-        shared = self.tags & held
-        if not shared:
-            return nothing
-        return Factor("tags", len(shared) / len(self.tags), nothing.weight, self._tags_among(held))
-
-    def _capability(self, row: int) -> Factor:
-        nothing = self.plan.nothing["capability"]
-        if not self.required:
-            return nothing
-        value = self.required / self.question.candidates.capability_counts.item(row)
-        names = tuple(dict.fromkeys(self.question.task.required_capabilities))[:MAX_EVIDENCE]
-        return Factor("capability", value, nothing.weight, names)
-
-    def _text(self, row: int) -> Factor:
-        nothing, overlap = self.plan.nothing["text"], self.overlap
-        if overlap is None:
-            return nothing
-        shared = self.question.candidates.text.shared_words(row, overlap, self.question.text, MAX_EVIDENCE)
+    def _text(self, row: int, overlap: Overlap) -> Factor:
+        question, nothing = self.question, self.plan.nothing.text
+        shared = question.candidates.text.shared_words(row, overlap, question.text, MAX_EVIDENCE)
         return Factor("text", overlap.share.item(row), nothing.weight, shared) if shared else nothing
 
-    def _workload(self, position: int, row: int) -> Factor:
-        weight = self.plan.nothing["workload"].weight
-        count = _open_tasks(int(self.question.load.open[row]), self._project(row).max_open)
-        return Factor("workload", self.standing.workload.item(position), weight, (count,))
+    def _tags(self, row: int) -> Factor:
+        nothing = self.plan.nothing.tags
+        shared = self.tags.intersection(self.question.candidates.folded_tags[row])
+        if not shared:
+            return nothing
+        return Factor("tags", len(shared) / len(self.tags), nothing.weight, self._tags_among(shared))
+
+    def _capability(self, row: int) -> Factor:
+        value = self.required / self.question.candidates.capability_counts.item(row)
+        names = _first(dict.fromkeys(self.question.task.required_capabilities))
+        return Factor("capability", value, self.plan.nothing.capability.weight, names)
 
     def _boost(self, row: int) -> Factor:
-        nothing = self.plan.nothing["boost"]
-        if not self.boosts:
-            return nothing
-        candidates = self.question.candidates
+        candidates, nothing = self.question.candidates, self.plan.nothing.boost
         value = 0.0
         for tag in self.boosts:
             value += float(candidates.boosts[tag][candidates.boosted[tag] == row].sum())
-        held = {tag.casefold() for tag in self._project(row).boosts}
+        held = {tag.casefold() for tag in candidates.projects[row].boosts}
         return Factor("boost", value, nothing.weight, self._tags_among(held))
 
-    def _project(self, row: int) -> Project:
-        return self.question.candidates.projects[row]
-
-    def _tags_among(self, held: Iterable[str]) -> tuple[str, ...]:
+    def _tags_among(self, held: Collection[str]) -> tuple[str, ...]:
         """The task's tags that are among those, in any case."""
-        found: Sequence[str] = [
-            tag for tag in dict.fromkeys(self.question.task.tags) if tag.casefold() in held
-        ]
-        return tuple(found[:MAX_EVIDENCE])
+        return _first([tag for tag in dict.fromkeys(self.question.task.tags) if tag.casefold() in held])
 
 
-def _open_tasks(load: int, limit: int) -> str:
-    return f"{load} open of {limit}" if limit else f"{load} open"
+def _first(things: Iterable[str]) -> tuple[str, ...]:
+    return tuple(things)[:MAX_EVIDENCE]
+
+
+def _open_tasks(count: float, limit: float) -> str:
+    return f"{count:.0f} open" if limit == np.inf else f"{count:.0f} open of {limit:.0f}"
 
 
 def _duration(length: timedelta) -> str:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 SCORED_CHARACTERS: Final = 1_500
 """How much of a description is compared with projects; what follows is mostly logs. Rules read all of it."""
@@ -54,33 +53,35 @@ def fold(word: str) -> str:
     return word
 
 
-@dataclass(frozen=True, slots=True)
-class Text:
+class Text(NamedTuple):
     """
     A task's text, read once.
 
-    `head` is the part of the description that is compared with projects, `tail` the rest; `words` all words of all
-    three, once each.
+    `head` is the part of the description that is compared with projects, `tail` the rest; `topic` has the words of the
+    head, once each, and `words` those of the title and the head.
     """
 
     title: tuple[str, ...]
     head: tuple[str, ...]
     tail: tuple[str, ...]
+    topic: frozenset[str]
     words: frozenset[str]
 
     @classmethod
     def of(cls, title: str, description: str) -> Text:
         """Read a task."""
-        cut = _cut(description)
-        first, head, tail = tokens(title), tokens(description[:cut]), tokens(description[cut:])
-        return cls(tuple(first), tuple(head), tuple(tail), frozenset(head).union(first, tail))
+        if len(description) <= SCORED_CHARACTERS:
+            head, tail = tokens(description), []
+        else:
+            cut = _cut(description)
+            head, tail = tokens(description[:cut]), tokens(description[cut:])
+        first = tokens(title)
+        topic = frozenset(head)
+        return cls(tuple(first), tuple(head), tuple(tail), topic, topic.union(first))
 
-    def as_written(self, forms: tuple[str, ...]) -> str:
-        """Which of several forms of a word comes first, in the title or else in the head; one of them must be there."""
-        present = [form for form in forms if form in self.words]
-        if len(present) == 1:
-            return present[0]
-        return next(word for part in (self.title, self.head) for word in part if word in forms)
+    def first_of(self, one: str, other: str) -> str:
+        """Which of two words comes first in the title, or else in the head, where one of them must be."""
+        return next(word for part in (self.title, self.head) for word in part if word in (one, other))
 
     def spelled(self) -> str:
         """All words in order, one space around each; no phrase reaches from the title into the description."""
@@ -88,7 +89,5 @@ class Text:
 
 
 def _cut(description: str) -> int:
-    if len(description) <= SCORED_CHARACTERS:
-        return len(description)
     # Between words, so that none is read as two.
     return len(description[:SCORED_CHARACTERS].rsplit(None, 1)[0])

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from hopper.registry.v1.project_pb2 import Executor
+from hopper.registry.v1.project_pb2 import Executor, RateLimit
 from hopper_cli.parts import read_parts
 from hopper_cli.problems import UsageProblem
 from hopper_cli.project_specs import read_projects
@@ -64,13 +64,23 @@ def test_words_stay_words() -> None:
     assert (part.spec.title, list(part.spec.tags)) == ("no", ["1.0", "yes"])
 
 
+def rate(limit: RateLimit) -> tuple[int, timedelta]:
+    return limit.count, from_proto(limit.period)
+
+
 def test_projects() -> None:
     """A list, or a list under `projects`, as the demo's."""
-    entry = "id: a, capabilities: [x], sla: 2d, max_running: 3, executor: agent, requires_live_worker: true"
+    entry = (
+        "id: a, capabilities: [x], sla: 2d, max_running: 3, executor: agent, requires_live_worker: true, "
+        "max_running_per_key: 2, start_rate: 100/min, start_rate_per_key: 5/30s"
+    )
     for text in (f"- {{{entry}}}", f"projects:\n  - {{{entry}}}"):
         ((project_id, project),) = read_projects(text, "f")
         assert project_id == "a"
         assert (list(project.capabilities), project.capacity.max_running) == (["x"], 3)
+        assert project.capacity.max_running_per_key == 2
+        assert rate(project.capacity.start_rate) == (100, timedelta(minutes=1))
+        assert rate(project.capacity.start_rate_per_key) == (5, timedelta(seconds=30))
         assert from_proto(project.sla) == timedelta(days=2)
         assert project.executor == Executor(type=Executor.TYPE_AGENT, requires_live_worker=True)
 
@@ -82,6 +92,7 @@ def test_projects() -> None:
         ("- {}", "project 1 has no id"),
         ("- {id: a}\n- {id: b, speed: 3}", "project 2 has speed"),
         ("- {id: a, executor: robot}", "project 1: .*robot"),
+        ("- {id: a, start_rate: 5}", "project 1: '5' is no rate"),
         ("- {id: a, velocity_per_day: fast}", "velocity_per_day is no number"),
         ("- {id: a, requires_live_worker: maybe}", "true or false"),
     ],

@@ -35,18 +35,33 @@ def test_a_project_from_birth_to_end(hopper: Terminal) -> None:
             "a=b",
         ),
         *("--example", "Fix it", "--boost", "x=1.5", "--velocity", "3", "--sla", "2d", "--max-running", "4"),
+        *("--max-per-key", "2", "--start-rate", "10/s", "--start-rate-per-key", "5/1m30s"),
         *("--max-open", "9", "--cost", "0.5", "--executor", "agent", "--requires-live-worker"),
         stdin="checks things",
     )["project"]
     assert made["description"] == "checks things"
-    assert made["capacity"] == {"max_running": 4, "max_open": 9}
+    assert made["capacity"] == {
+        "max_running": 4,
+        "max_open": 9,
+        "max_running_per_key": 2,
+        "start_rate": {"count": 10, "period": "1s"},
+        "start_rate_per_key": {"count": 5, "period": "90s"},
+    }
+    assert "5 in 1 min 30 s" in hopper.ok("project", "show", name).out
     assert made["executor"]["type"] == "TYPE_AGENT"
     assert made["sla"] == "172800s"
-    changed = hopper.json("project", "edit", name, "--can", "sql", "--cannot", "java", "--max-open", "0")[
-        "project"
-    ]
+    changed = hopper.json(
+        *("project", "edit", name, "--can", "sql", "--cannot", "java", "--max-open", "0"),
+        *("--max-per-key", "0", "--start-rate", "none"),
+    )["project"]
     assert changed["capabilities"] == ["sql"]
-    assert changed["capacity"] == {"max_running": 4, "max_open": 0}
+    assert changed["capacity"] == {
+        "max_running": 4,
+        "max_open": 0,
+        "max_running_per_key": 0,
+        "start_rate_per_key": {"count": 5, "period": "90s"},
+    }
+    assert "10/s" in hopper("project", "edit", name, "--start-rate", "often").err
     assert changed["tags"] == ["x"]
     assert hopper.json("project", "pause", name)["project"]["state"] == "STATE_PAUSED"
     assert hopper.json("project", "resume", name)["project"]["state"] == "STATE_ACTIVE"

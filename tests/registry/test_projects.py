@@ -11,7 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.struct_pb2 import Struct
 
-from hopper.registry.v1.project_pb2 import Capacity, Executor, Presence, Project, Worker
+from hopper.registry.v1.project_pb2 import Capacity, Executor, Presence, Project, RateLimit, Worker
 from hopper.registry.v1.project_service_pb2 import (
     GetProjectRequest,
     HeartbeatRequest,
@@ -61,7 +61,13 @@ FULL: dict[str, Any] = {
     "examples": ["Fix the header"],
     "velocity_per_day": 2.5,
     "sla": Duration(seconds=3600),
-    "capacity": Capacity(max_running=3, max_open=30),
+    "capacity": Capacity(
+        max_running=3,
+        max_open=30,
+        max_running_per_key=2,
+        start_rate=RateLimit(count=100, period=Duration(seconds=60)),
+        start_rate_per_key=RateLimit(count=5, period=Duration(seconds=1)),
+    ),
     "cost_per_task": 0.25,
     "executor": Executor(type=Executor.TYPE_AGENT, requires_live_worker=True),
     "priority_boosts": {"urgent": 2.0},
@@ -83,6 +89,13 @@ async def test_defaults_are_filled_in(registry: RunningRegistry) -> None:
     stored = await register(registry)
     assert (stored.display_name, stored.state) == ("web", Project.STATE_ACTIVE)
     assert stored.executor.type == Executor.TYPE_WORKERS
+
+
+async def test_a_rate_without_a_period_is_of_a_second(registry: RunningRegistry) -> None:
+    stored = await register(registry, capacity=Capacity(start_rate=RateLimit(count=7)))
+    assert stored.capacity.start_rate == RateLimit(count=7, period=Duration(seconds=1))
+    change = Project(name="projects/web")
+    assert not (await update(registry, change, "capacity.start_rate")).capacity.HasField("start_rate")
 
 
 async def test_output_only_fields_are_ignored_at_registration(registry: RunningRegistry) -> None:
@@ -226,7 +239,10 @@ async def test_a_mask_changes_and_clears_what_it_names(registry: RunningRegistry
     await register(registry, **FULL)
     change = Project(name="projects/web", capacity=Capacity(max_open=7), description="not asked for")
     after = await update(registry, change, "capacity.max_open", "tags", "display_name", "sla")
-    assert after.capacity == Capacity(max_running=3, max_open=7)
+    expected = Capacity()
+    expected.CopyFrom(FULL["capacity"])
+    expected.max_open = 7
+    assert after.capacity == expected
     assert (list(after.tags), after.display_name, after.HasField("sla")) == ([], "web", False)
     assert after.description == FULL["description"]
 

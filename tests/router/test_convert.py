@@ -34,6 +34,7 @@ from hopper_router.model import (
     InstanceState,
     Outcome,
     Progress,
+    RateLimit,
     RetryPolicy,
     Scope,
     Task,
@@ -452,7 +453,13 @@ def test_a_project_is_read_whole() -> None:
             examples=["mend it"],
             velocity_per_day=4,
             sla=Duration(seconds=60),
-            capacity=project_pb2.Capacity(max_running=2, max_open=9),
+            capacity=project_pb2.Capacity(
+                max_running=2,
+                max_open=9,
+                max_running_per_key=1,
+                start_rate=project_pb2.RateLimit(count=7),
+                start_rate_per_key=project_pb2.RateLimit(count=5, period=Duration(seconds=30)),
+            ),
             cost_per_task=1.5,
             executor=project_pb2.Executor(type=project_pb2.Executor.TYPE_AGENT, requires_live_worker=True),
             priority_boosts={"urgent": 2},
@@ -468,7 +475,10 @@ def test_a_project_is_read_whole() -> None:
     assert project.labels == {"region": "eu"}
     assert project.examples == ("mend it",)
     assert (project.velocity, project.sla, project.cost) == (4, timedelta(minutes=1), 1.5)
-    assert (project.max_running, project.max_open) == (2, 9)
+    assert (project.max_running, project.max_open, project.max_running_per_key) == (2, 9, 1)
+    assert project.start_rate == RateLimit(7, timedelta(seconds=1))
+    assert project.start_rate_per_key == RateLimit(5, timedelta(seconds=30))
+    assert project.has_limits
     assert (project.executor, project.requires_live_worker) == (ExecutorType.AGENT, True)
     assert project.boosts == {"urgent": 2}
     assert (project.paused, project.live_workers) == (True, 1)

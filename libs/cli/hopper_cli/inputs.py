@@ -5,10 +5,12 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
 from hopper_cli.problems import UsageProblem
+from hopper_cli.times import parse_duration
 
 PRIORITIES: Final[Mapping[str, int]] = {"low": 25, "normal": 50, "high": 75, "urgent": 95}
 _NOT_OF_A_WORKER_ID: Final = re.compile(r"[^A-Za-z0-9._@+-]")
@@ -44,6 +46,22 @@ def parse_boosts(items: Iterable[str]) -> dict[str, float]:
         except ValueError:
             raise UsageProblem(f"--boost {tag}={number}: {number!r} is no number") from None
     return boosts
+
+
+def parse_rate(text: str) -> tuple[int, timedelta] | None:
+    """
+    How many in which time, of `10/s`, `100/min` or `5/30s`; None for `none`.
+
+    Raises:
+        UsageProblem: It is no rate.
+    """
+    if text.strip().lower() == "none":
+        return None
+    count, _, period = text.partition("/")
+    if not re.fullmatch(r"\d+", count.strip(), re.ASCII) or not period.strip():
+        raise UsageProblem(f"{text!r} is no rate", remedy="write it like 10/s, 100/min, 5/30s, or none")
+    period = period.strip()
+    return int(count), parse_duration(period if period[0].isdigit() else f"1{period}")
 
 
 def read_text(value: str) -> str:

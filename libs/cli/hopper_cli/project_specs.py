@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
-from hopper.registry.v1.project_pb2 import Executor, Project
+from hopper.registry.v1.project_pb2 import Capacity, Executor, Project, RateLimit
 from hopper_cli import inputs
 from hopper_cli.problems import UsageProblem
 from hopper_cli.times import parse_duration
@@ -25,6 +25,9 @@ _KNOWN: Final = frozenset(
         "sla",
         "max_running",
         "max_open",
+        "max_running_per_key",
+        "start_rate",
+        "start_rate_per_key",
         "cost_per_task",
         "executor",
         "requires_live_worker",
@@ -50,6 +53,9 @@ class ProjectOptions:
     sla: str | None = None
     max_running: int | None = None
     max_open: int | None = None
+    max_per_key: int | None = None
+    start_rate: str | None = None
+    start_rate_per_key: str | None = None
     cost: float | None = None
     executor: str | None = None
     requires_live_worker: bool | None = None
@@ -62,7 +68,12 @@ def apply(options: ProjectOptions, project: Project) -> list[str]:
     Returns:
         The paths that were changed, as `UpdateProject` takes them.
     """
-    return [*_words(options, project), *_lists(options, project), *_numbers(options, project)]
+    return [
+        *_words(options, project),
+        *_lists(options, project),
+        *_numbers(options, project),
+        *_capacity(options, project.capacity),
+    ]
 
 
 def _words(options: ProjectOptions, project: Project) -> list[str]:
@@ -119,13 +130,36 @@ def _numbers(options: ProjectOptions, project: Project) -> list[str]:
     if options.sla is not None:
         project.sla.CopyFrom(to_proto(parse_duration(options.sla)))
         changed.append("sla")
+    return changed
+
+
+def _capacity(options: ProjectOptions, capacity: Capacity) -> list[str]:
+    changed = []
     if options.max_running is not None:
-        project.capacity.max_running = options.max_running
+        capacity.max_running = options.max_running
         changed.append("capacity.max_running")
     if options.max_open is not None:
-        project.capacity.max_open = options.max_open
+        capacity.max_open = options.max_open
         changed.append("capacity.max_open")
+    if options.max_per_key is not None:
+        capacity.max_running_per_key = options.max_per_key
+        changed.append("capacity.max_running_per_key")
+    if options.start_rate is not None:
+        _set_rate(capacity, "start_rate", options.start_rate)
+        changed.append("capacity.start_rate")
+    if options.start_rate_per_key is not None:
+        _set_rate(capacity, "start_rate_per_key", options.start_rate_per_key)
+        changed.append("capacity.start_rate_per_key")
     return changed
+
+
+def _set_rate(capacity: Capacity, field: Literal["start_rate", "start_rate_per_key"], text: str) -> None:
+    limit = inputs.parse_rate(text)
+    if limit is None:
+        capacity.ClearField(field)
+    else:
+        rate: RateLimit = getattr(capacity, field)
+        rate.CopyFrom(RateLimit(count=limit[0], period=to_proto(limit[1])))
 
 
 def read_projects(text: str, file: str) -> list[tuple[str, Project]]:
@@ -150,7 +184,6 @@ def _project(entry: Entry) -> tuple[str, Project]:
     if not project_id:
         raise UsageProblem(f"{entry.at} has no id")
     project = Project(labels=entry.pairs("labels"))
-    max_running, max_open = entry.number("max_running"), entry.number("max_open")
     options = ProjectOptions(
         display_name=entry.text("display_name"),
         can=entry.texts("capabilities"),
@@ -158,8 +191,11 @@ def _project(entry: Entry) -> tuple[str, Project]:
         examples=entry.texts("examples"),
         velocity=entry.number("velocity_per_day"),
         sla=entry.text("sla"),
-        max_running=None if max_running is None else int(max_running),
-        max_open=None if max_open is None else int(max_open),
+        max_running=_whole(entry, "max_running"),
+        max_open=_whole(entry, "max_open"),
+        max_per_key=_whole(entry, "max_running_per_key"),
+        start_rate=entry.text("start_rate"),
+        start_rate_per_key=entry.text("start_rate_per_key"),
         cost=entry.number("cost_per_task"),
         executor=entry.text("executor"),
         requires_live_worker=entry.flag("requires_live_worker") or None,
@@ -168,3 +204,8 @@ def _project(entry: Entry) -> tuple[str, Project]:
         apply(options, project)
     project.description = (entry.text("description") or "").strip()
     return project_id, project
+
+
+def _whole(entry: Entry, name: str) -> int | None:
+    value = entry.number(name)
+    return None if value is None else int(value)

@@ -14,6 +14,7 @@ from hopper.registry.v1 import project_pb2 as ppb
 from hopper_common.errors import FieldViolation, InvalidArgument
 from hopper_common.timestamps import duration_field, from_proto, time_field, to_proto
 from hopper_registry.model import (
+    DEFAULT_PERIOD,
     DEFAULT_TIME_TO_LIVE,
     Capacity,
     Executor,
@@ -25,6 +26,7 @@ from hopper_registry.model import (
     Project,
     ProjectSpec,
     ProjectState,
+    RateLimit,
     RunSummary,
     Scope,
     State,
@@ -58,7 +60,7 @@ def project_spec_from_proto(proto: ppb.Project) -> ProjectSpec:
         examples=tuple(proto.examples),
         velocity_per_day=proto.velocity_per_day,
         sla=duration_field(proto, "sla"),
-        capacity=Capacity(proto.capacity.max_running, proto.capacity.max_open),
+        capacity=_capacity_from_proto(proto.capacity),
         cost_per_task=proto.cost_per_task,
         executor=_executor_from_proto(proto.executor),
         priority_boosts=dict(proto.priority_boosts),
@@ -79,12 +81,42 @@ def project_spec_to_proto(spec: ProjectSpec) -> ppb.Project:
         examples=spec.examples,
         velocity_per_day=spec.velocity_per_day,
         sla=to_proto(spec.sla),
-        capacity=ppb.Capacity(max_running=spec.capacity.max_running, max_open=spec.capacity.max_open),
+        capacity=_capacity_to_proto(spec.capacity),
         cost_per_task=spec.cost_per_task,
         executor=_executor_to_proto(spec.executor),
         priority_boosts=spec.priority_boosts,
         state=_to_enum(ppb.Project.State, "STATE_", spec.state),
     )
+
+
+def _capacity_from_proto(proto: ppb.Capacity) -> Capacity:
+    return Capacity(
+        max_running=proto.max_running,
+        max_open=proto.max_open,
+        max_running_per_key=proto.max_running_per_key,
+        start_rate=_rate_from_proto(proto.start_rate) if proto.HasField("start_rate") else None,
+        start_rate_per_key=_rate_from_proto(proto.start_rate_per_key)
+        if proto.HasField("start_rate_per_key")
+        else None,
+    )
+
+
+def _capacity_to_proto(capacity: Capacity) -> ppb.Capacity:
+    return ppb.Capacity(
+        max_running=capacity.max_running,
+        max_open=capacity.max_open,
+        max_running_per_key=capacity.max_running_per_key,
+        start_rate=_rate_to_proto(capacity.start_rate),
+        start_rate_per_key=_rate_to_proto(capacity.start_rate_per_key),
+    )
+
+
+def _rate_from_proto(proto: ppb.RateLimit) -> RateLimit:
+    return RateLimit(proto.count, duration_field(proto, "period") or DEFAULT_PERIOD)
+
+
+def _rate_to_proto(limit: RateLimit | None) -> ppb.RateLimit | None:
+    return None if limit is None else ppb.RateLimit(count=limit.count, period=to_proto(limit.period))
 
 
 def _executor_from_proto(proto: ppb.Executor) -> Executor:

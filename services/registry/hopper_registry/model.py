@@ -27,6 +27,7 @@ ROOT = "instances/global"
 ARCHIVE_LIMIT = 100
 TREE_LIMIT = 10_000
 DEFAULT_TIME_TO_LIVE = timedelta(seconds=30)
+DEFAULT_PERIOD = timedelta(seconds=1)
 
 
 def etag_of(name: str, create_time: datetime, revision: int) -> str:
@@ -58,11 +59,22 @@ class ExecutorType(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class RateLimit:
+    """So many in a period."""
+
+    count: int
+    period: timedelta = DEFAULT_PERIOD
+
+
+@dataclass(frozen=True, slots=True)
 class Capacity:
-    """How much a project can hold and do at once; 0 is no limit."""
+    """How much a project can hold, do at once, and start in a period; 0 and None are no limit."""
 
     max_running: int = 0
     max_open: int = 0
+    max_running_per_key: int = 0
+    start_rate: RateLimit | None = None
+    start_rate_per_key: RateLimit | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from hopper_cli.commands.options import SET_UP, ProjectArgument
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from hopper.registry.v1.project_pb2 import Project, Worker
+    from hopper.registry.v1.project_pb2 import Project, RateLimit, Worker
 
 Name = Annotated[str | None, typer.Option("--name", metavar="TEXT", help="What people call it.")]
 Description = Annotated[
@@ -53,6 +53,17 @@ MaxRunning = Annotated[
 ]
 MaxOpen = Annotated[
     int | None, typer.Option("--max-open", metavar="N", min=0, help="Most queued and running; 0: no limit.")
+]
+MaxPerKey = Annotated[
+    int | None,
+    typer.Option("--max-per-key", metavar="N", min=0, help="Most at once with one concurrency key."),
+]
+StartRate = Annotated[
+    str | None, typer.Option("--start-rate", metavar="RATE", help="Most started, such as 10/s, or none.")
+]
+StartRatePerKey = Annotated[
+    str | None,
+    typer.Option("--start-rate-per-key", metavar="RATE", help="The same with one concurrency key."),
 ]
 Cost = Annotated[float | None, typer.Option("--cost", metavar="N", min=0, help="What one task costs.")]
 ExecutorKind = Annotated[
@@ -111,6 +122,9 @@ def add(  # noqa: PLR0913, PLR0917 - each option is an argument
     sla: Sla = None,
     max_running: MaxRunning = None,
     max_open: MaxOpen = None,
+    max_per_key: MaxPerKey = None,
+    start_rate: StartRate = None,
+    start_rate_per_key: StartRatePerKey = None,
     cost: Cost = None,
     executor: ExecutorKind = None,
     live_worker: LiveWorker = None,
@@ -138,6 +152,9 @@ def add(  # noqa: PLR0913, PLR0917 - each option is an argument
         sla=sla,
         max_running=max_running,
         max_open=max_open,
+        max_per_key=max_per_key,
+        start_rate=start_rate,
+        start_rate_per_key=start_rate_per_key,
         cost=cost,
         executor=executor,
         requires_live_worker=live_worker,
@@ -299,9 +316,20 @@ def _limits(project: "Project", cli: Cli) -> "list[tuple[str, str | Text]]":
         ("sla", format_duration(sla) if sla is not None else ""),
         ("most running", str(project.capacity.max_running or "")),
         ("most open", str(project.capacity.max_open or "")),
+        ("most per key", str(project.capacity.max_running_per_key or "")),
+        ("starts", _rate(project.capacity.start_rate)),
+        ("starts per key", _rate(project.capacity.start_rate_per_key)),
         ("cost", f"{project.cost_per_task:g} a task" if project.cost_per_task else ""),
         ("changed", format_time(from_proto(project.update_time), cli.now)),
     ]
+
+
+def _rate(limit: "RateLimit") -> str:
+    from hopper_cli.times import format_duration
+    from hopper_common.timestamps import duration_field
+
+    period = duration_field(limit, "period")
+    return f"{limit.count} in {format_duration(period)}" if limit.count and period else ""
 
 
 def edit(  # noqa: PLR0913, PLR0917 - each option is an argument
@@ -325,6 +353,9 @@ def edit(  # noqa: PLR0913, PLR0917 - each option is an argument
     sla: Sla = None,
     max_running: MaxRunning = None,
     max_open: MaxOpen = None,
+    max_per_key: MaxPerKey = None,
+    start_rate: StartRate = None,
+    start_rate_per_key: StartRatePerKey = None,
     cost: Cost = None,
     executor: ExecutorKind = None,
     live_worker: LiveWorker = None,
@@ -347,6 +378,9 @@ def edit(  # noqa: PLR0913, PLR0917 - each option is an argument
         sla=sla,
         max_running=max_running,
         max_open=max_open,
+        max_per_key=max_per_key,
+        start_rate=start_rate,
+        start_rate_per_key=start_rate_per_key,
         cost=cost,
         executor=executor,
         requires_live_worker=live_worker,

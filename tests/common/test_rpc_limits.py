@@ -219,6 +219,7 @@ ID63 = "a" * 63
         ("decision_name", ["decisions/01jx"], ["decisions/", "decision/1"]),
         ("delegation_name", ["delegations/01jx"], ["delegations/", "decisions/1"]),
         ("queue_name", ["projects/a", "instances/a"], ["tasks/a", "projects/", "projectsinstances/a"]),
+        ("schedule_name", ["schedules/nightly"], ["schedules/", "schedule/a", "schedules/A"]),
     ],
 )
 def test_formats(field: str, good: list[str], bad: list[str]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from hopper_common.errors import (
+    AlreadyExists,
     FieldViolation,
     InvalidArgument,
     LostRace,
@@ -51,6 +52,18 @@ class DelegationNotFound(NotFound):
     """There is no such delegation."""
 
     reason = "DELEGATION_NOT_FOUND"
+
+
+class ScheduleNotFound(NotFound):
+    """There is no such schedule."""
+
+    reason = "SCHEDULE_NOT_FOUND"
+
+
+class ScheduleExists(AlreadyExists):
+    """There is a schedule of that name."""
+
+    reason = "SCHEDULE_EXISTS"
 
 
 class TaskWrongState(WrongState):

@@ -66,6 +66,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ALREADY_EXISTS. Metadata: `project`."""
     ERROR_REASON_INSTANCE_EXISTS: _ErrorReason.ValueType  # 29
     """ALREADY_EXISTS. Metadata: `instance`."""
+    ERROR_REASON_SCHEDULE_NOT_FOUND: _ErrorReason.ValueType  # 30
+    """NOT_FOUND. Metadata: `schedule`."""
+    ERROR_REASON_SCHEDULE_EXISTS: _ErrorReason.ValueType  # 31
+    """ALREADY_EXISTS. Metadata: `schedule`."""
     ERROR_REASON_INSTANCE_WRONG_STATE: _ErrorReason.ValueType  # 40
     """FAILED_PRECONDITION. The instance's state does not allow the move. Metadata: `instance`, `state`, `verb`."""
     ERROR_REASON_INSTANCE_PARENT_INVALID: _ErrorReason.ValueType  # 41
@@ -188,6 +192,10 @@ ERROR_REASON_PROJECT_EXISTS: ErrorReason.ValueType  # 28
 """ALREADY_EXISTS. Metadata: `project`."""
 ERROR_REASON_INSTANCE_EXISTS: ErrorReason.ValueType  # 29
 """ALREADY_EXISTS. Metadata: `instance`."""
+ERROR_REASON_SCHEDULE_NOT_FOUND: ErrorReason.ValueType  # 30
+"""NOT_FOUND. Metadata: `schedule`."""
+ERROR_REASON_SCHEDULE_EXISTS: ErrorReason.ValueType  # 31
+"""ALREADY_EXISTS. Metadata: `schedule`."""
 ERROR_REASON_INSTANCE_WRONG_STATE: ErrorReason.ValueType  # 40
 """FAILED_PRECONDITION. The instance's state does not allow the move. Metadata: `instance`, `state`, `verb`."""
 ERROR_REASON_INSTANCE_PARENT_INVALID: ErrorReason.ValueType  # 41

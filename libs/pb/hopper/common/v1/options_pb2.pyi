@@ -175,6 +175,8 @@ class _FormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Format.ValueTy
     """`delegations/{delegation}`."""
     FORMAT_QUEUE_NAME: _Format.ValueType  # 11
     """`projects/{project}` or `instances/{instance}`: a place tasks are claimed from."""
+    FORMAT_SCHEDULE_NAME: _Format.ValueType  # 12
+    """`schedules/{schedule}`."""
 
 class Format(_Format, metaclass=_FormatEnumTypeWrapper):
     """The form of a string field, of each item of a repeated one, or of each value of a map."""
@@ -203,6 +205,8 @@ FORMAT_DELEGATION_NAME: Format.ValueType  # 10
 """`delegations/{delegation}`."""
 FORMAT_QUEUE_NAME: Format.ValueType  # 11
 """`projects/{project}` or `instances/{instance}`: a place tasks are claimed from."""
+FORMAT_SCHEDULE_NAME: Format.ValueType  # 12
+"""`schedules/{schedule}`."""
 Global___Format: _TypeAlias = Format  # noqa: Y015
 
 @_typing.final

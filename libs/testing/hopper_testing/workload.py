@@ -545,7 +545,15 @@ class Watcher:
         self._watches = 0
 
     async def step(self) -> None:
-        """Watch until the end."""
+        """Watch for as long as it goes; the SDK gives up only where it never reached anybody."""
+        try:
+            await self._watch()
+        except HopperError as error:
+            if not _is_unknown(error):
+                raise
+            await self._caller.pause(self._caller.chance.uniform(*_PAUSE))
+
+    async def _watch(self) -> None:
         ledger, watch = self._caller.ledger, self._watches
         async for response in self._caller.hopper.watch_tasks():
             if response.HasField("snapshot_complete"):
@@ -678,7 +686,7 @@ async def _main(arguments: argparse.Namespace) -> None:
             roles,
             seed=arguments.seed,
             seconds=arguments.seconds,
-            habits=Habits(lease=arguments.lease, pause=arguments.pause),
+            habits=Habits(lease=arguments.lease, pause=arguments.pause, batch=arguments.batch),
             names=arguments.name,
             over=over,
         )
@@ -695,6 +703,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--lease", type=float, default=usual.lease)
     parser.add_argument("--pause", type=float, default=usual.pause)
+    parser.add_argument("--batch", type=int, default=usual.batch)
     parser.add_argument("--name", action="append", default=[], help="of the workers, in turn")
     asyncio.run(_main(parser.parse_args()))
     return 0

@@ -319,13 +319,17 @@ class _Writer:
         notifications: list[str] = []
         try:
             outcomes = await self._committed_group(group, notifications)
-            await self._reach("commit.after")
         except asyncio.CancelledError:
             for unit in group:
                 unit.future.cancel()
             raise
         except Exception as error:  # each caller its own: they add their own tracebacks
             outcomes = [Outcome(unit.future, None, self._group_error(error)) for unit in group]
+        try:
+            await self._reach("commit.after")
+        except failpoints.FailpointError:
+            unknown = StorageUnavailable(_UNKNOWN, service=self._server.service)
+            outcomes = [Outcome(unit.future, None, unknown) for unit in group]
         if answer(outcomes):
             self._committed(notifications)
 

@@ -62,12 +62,14 @@ _SETTINGS: Final = {
     "checkpoint_completion_target": "0.1",
 }
 
-# Starts the server, reads until its starter is gone, stops what is left, and cleans up.
+# Starts the server, reads until its starter has stopped it or is gone, and in the latter case leaves nothing behind.
 _KEEPER: Final = """
+directory=$1; shift
 "$@" </dev/null & server=$!
-read -r _
+read -r stopped
 kill -QUIT $server 2>/dev/null
 wait $server
+test -n "$stopped" || rm -rf "$directory"
 """
 
 
@@ -138,27 +140,37 @@ class OwnServer(PostgresServer):
     """A server in a temporary directory, which can be stopped, crashed and started again."""
 
     def __init__(self, programs: Path, *, settings: Mapping[str, str] | None = None) -> None:
+        self._keeper: subprocess.Popen[bytes] | None = None
         self._user = _unprivileged_user() if os.geteuid() == 0 else None
         self._directory = _reachable_directory()
+        try:
+            self._make(programs, settings or {})
+        except BaseException:
+            self.remove()
+            raise
+
+    def _make(self, programs: Path, settings: Mapping[str, str]) -> None:
         self._programs = self._reachable(programs)
+        self._give(self._directory)
         self._data = self._directory / "data"
         self._settings = {
             **_SETTINGS,
-            **(settings or {}),
+            **settings,
             "unix_socket_directories": str(self._directory),
         }
-        self._keeper: subprocess.Popen[bytes] | None = None
         self.log_path = self._directory / "log"
         host = urlencode({"host": str(self._directory)})
         super().__init__(f"postgresql://postgres@/postgres?{host}", self._version())
-        if self._user is not None:
-            os.chown(self._directory, self._user.pw_uid, self._user.pw_gid)
         self._run(
             "initdb", "-D", self._data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "-N"
         )
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.remove()
+            raise
         return self
 
     def __exit__(self, *_error: object) -> None:
@@ -177,7 +189,7 @@ class OwnServer(PostgresServer):
         command = [str(self._programs / "postgres"), "-D", str(self._data), *options]
         with self.log_path.open("ab") as output:
             self._keeper = subprocess.Popen(
-                ["/bin/sh", "-c", _KEEPER, "sh", *command],
+                ["/bin/sh", "-c", _KEEPER, "sh", str(self._directory), *command],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -217,6 +229,7 @@ class OwnServer(PostgresServer):
     def _release(self) -> None:
         keeper, self._keeper = self._keeper, None
         if keeper is not None and keeper.stdin is not None:
+            keeper.stdin.write(b"stopped\n")
             keeper.stdin.close()
             keeper.wait(_PATIENCE_SECONDS)
 
@@ -224,7 +237,8 @@ class OwnServer(PostgresServer):
         begun = time.monotonic()
         while not self._answers():
             waited = time.monotonic() - begun
-            if waited > _PATIENCE_SECONDS or (waited > 2 and not _children(keeper)):
+            ended = waited > 2 and not any(map(_running, _children(keeper)))
+            if ended or waited > _PATIENCE_SECONDS:
                 tail = self.log_path.read_text(errors="replace")[-2_000:]
                 raise NoServerError(f"{self.description} does not start:\n{tail}")
             time.sleep(0.02)
@@ -235,6 +249,12 @@ class OwnServer(PostgresServer):
         except (OSError, asyncpg.PostgresError):
             return False
         return True
+
+    def _give(self, path: Path) -> None:
+        """Make it, and all in it, the server's user's."""
+        if self._user is not None:
+            for each in (path, *path.rglob("*")):
+                os.chown(each, self._user.pw_uid, self._user.pw_gid, follow_symlinks=False)
 
     def _version(self) -> str:
         return f"{self._run('postgres', '--version').strip()} from {self._programs}"

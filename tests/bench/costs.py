@@ -118,10 +118,12 @@ def deciding() -> None:
                     f"decide, {kind}, {projects} projects, {name}",
                     [lambda s=spec, p=policy, w=world: _decide(s, p, w) for spec in specs],  # type: ignore[misc]
                 )
-                decisions = [_decide(spec, policy, world) for spec in specs]
                 say(
-                    "  its message, as bytes",
-                    [lambda d=d: convert.decision_to_bytes(d) for d in decisions],  # type: ignore[misc]
+                    "  and its message, as bytes",
+                    [
+                        lambda s=spec, p=policy, w=world: convert.decision_to_bytes(_decide(s, p, w))  # type: ignore[misc]
+                        for spec in specs
+                    ],
                 )
 
 

@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 import pytest
@@ -57,6 +58,8 @@ def test_a_load_that_is_kept_decides_as_one_that_is_built_anew(seed: int, size: 
             step = rng.choice([1, 1, 1, 25, -1 if counts[name] else 1, -counts[name]])
             counts[name] += step
             kept.add(name, step)
+            if not rng.randrange(10):
+                kept = kept.copy()
         task, refused = rng.choice(tasks), rng.choice([{}, {"projects/p0": "path"}])
 
         fresh, fast = (
@@ -65,7 +68,7 @@ def test_a_load_that_is_kept_decides_as_one_that_is_built_anew(seed: int, size: 
         )
 
         assert fast == fresh
-        assert kept.counts == counts
+        assert all(kept[name] == count for name, count in counts.items())
 
 
 @settings(deadline=None, max_examples=60)
@@ -90,12 +93,30 @@ def test_a_copy_of_a_load_is_its_own() -> None:
     load = Load({"projects/a": 1})
     copy = load.copy()
     copy.add("projects/a")
-    load.add("projects/b", 2)
+    load["projects/b"] += 2
 
-    assert (dict(load.counts), dict(copy.counts)) == (
+    assert (dict(load), dict(copy)) == (
         {"projects/a": 1, "projects/b": 2},
         {"projects/a": 2},
     )
+
+
+def test_threads_may_share_a_load() -> None:
+    projects = random_projects(random.Random(3), 20)
+    candidates, load = Candidates.compile(projects), Load()
+    tasks = random_tasks(random.Random(4), 10)
+
+    def decide_and_count(_: int) -> None:
+        for task in tasks * 10:
+            decision = routing.decide(task, candidates, BUILT_IN, load=load, refused={}, basis=Basis())
+            for candidate in decision.candidates:
+                parts = sum(factor.value * factor.weight for factor in candidate.factors)
+                assert candidate.score == pytest.approx(parts, abs=1e-8)
+            load.add(decision.project or "projects/p0")
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(decide_and_count, range(4)))
+    assert sum(load.values()) == 4 * 10 * len(tasks)
 
 
 # ---------------------------------------------------------------- the whole record, plainly

@@ -93,7 +93,7 @@ def decide(
     candidates: Candidates,
     policy: Policy,
     *,
-    load: Mapping[str, int] | Load,
+    load: Mapping[str, int],
     refused: Mapping[str, str],
     basis: Basis,
     strategies: Mapping[str, Strategy] | None = None,
@@ -102,7 +102,8 @@ def decide(
     Decide where *task* goes.
 
     Args:
-        load: Open tasks by project name; who is missing has none. As a `Load`, much quicker: see there.
+        load: Open tasks by project name; who is missing has none. A `Load` is much quicker than others,
+            which are made into a column for this once.
         refused: Projects ruled out from outside, by name, with the name of the filter, e.g. `instance-not-running`.
         basis: Recorded as it is.
         strategies: Ways to judge by the name policies call them. Default: the built-in ones.
@@ -111,30 +112,31 @@ def decide(
         The decision, without a name, a task, an instance and times.
     """
     column = column_of(load, candidates)
-    left = sieve(task, candidates, refused, column)
-    if not left.eligible.size:
-        reasoning = _nobody(task, candidates, left.exclusions)
-        strategy = "pin" if task.project else policy.strategy
+    with column.lock:
+        left = sieve(task, candidates, refused, column)
+        if not left.eligible.size:
+            reasoning = _nobody(task, candidates, left.exclusions)
+            strategy = "pin" if task.project else policy.strategy
+            return Decision(
+                Outcome.NO_CANDIDATE,
+                strategy=strategy,
+                reasoning=reasoning,
+                exclusions=left.exclusions,
+                basis=basis,
+            )
+        field = _field(task, candidates, policy, column, left, strategies or STRATEGIES)
+        choice = _choose(field)
         return Decision(
-            Outcome.NO_CANDIDATE,
-            strategy=strategy,
-            reasoning=reasoning,
+            choice.outcome,
+            project=field.name(choice.position) if choice.outcome is Outcome.ROUTED else "",
+            confidence=field.confidence(choice.position),
+            strategy=choice.strategy,
+            reasoning=choice.reasoning,
+            candidates=field.record(choice.position),
             exclusions=left.exclusions,
+            eligible_count=len(left.eligible),
             basis=basis,
         )
-    field = _field(task, candidates, policy, column, left, strategies or STRATEGIES)
-    choice = _choose(field)
-    return Decision(
-        choice.outcome,
-        project=field.name(choice.position) if choice.outcome is Outcome.ROUTED else "",
-        confidence=field.confidence(choice.position),
-        strategy=choice.strategy,
-        reasoning=choice.reasoning,
-        candidates=field.record(choice.position),
-        exclusions=left.exclusions,
-        eligible_count=len(left.eligible),
-        basis=basis,
-    )
 
 
 def why_not(
@@ -143,7 +145,7 @@ def why_not(
     policy: Policy,
     project: str,
     *,
-    load: Mapping[str, int] | Load,
+    load: Mapping[str, int],
     refused: Mapping[str, str],
     strategies: Mapping[str, Strategy] | None = None,
 ) -> WhyNot:
@@ -152,13 +154,16 @@ def why_not(
     if row is None:
         return WhyNot("not-registered", f"{project} is not registered", None, 0)
     column = column_of(load, candidates)
-    left = sieve(task, candidates, refused, column)
-    if not left.left[row]:
-        name = left.catcher(row)
-        return WhyNot(name, detail_of(name, task, candidates.projects[row], int(column.open[row])), None, 0)
-    field = _field(task, candidates, policy, column, left, strategies or STRATEGIES)
-    position = int(np.searchsorted(left.eligible, row))
-    return WhyNot("", "", field.candidate(position), field.rank(position))
+    with column.lock:
+        left = sieve(task, candidates, refused, column)
+        if not left.left[row]:
+            name = left.catcher(row)
+            return WhyNot(
+                name, detail_of(name, task, candidates.projects[row], int(column.open[row])), None, 0
+            )
+        field = _field(task, candidates, policy, column, left, strategies or STRATEGIES)
+        position = int(np.searchsorted(left.eligible, row))
+        return WhyNot("", "", field.candidate(position), field.rank(position))
 
 
 def _field(

@@ -26,6 +26,7 @@ OUTCOME_NUMBERS: Final = {
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _double: Final = struct.Struct("<d").pack
+_two_doubles: Final = struct.Struct("<cdcd").pack
 _SHORT: Final = [bytes([length]) for length in range(128)]
 
 
@@ -53,15 +54,23 @@ def decision_wire(decision: Decision) -> bytes:
 
 def _candidate(candidate: Candidate) -> bytes:
     factors = b"".join([factor.wire or _factor(factor) for factor in candidate.factors])
-    score, confidence = _float(b"\x11", candidate.score), _float(b"\x19", candidate.confidence)
-    return _message(b"\x4a", _text(b"\x0a", candidate.project) + score + confidence + factors)
+    head = _text(b"\x0a", candidate.project) + _floats(candidate.score, candidate.confidence)
+    return _message(b"\x4a", head + factors)
 
 
 def _factor(factor: Factor) -> bytes:
-    numbers = _float(b"\x11", factor.value) + _float(b"\x19", factor.weight)
-    body = _text(b"\x0a", factor.name) + numbers + _texts(b"\x22", factor.evidence)
+    body = _text(b"\x0a", factor.name) + _floats(factor.value, factor.weight)
+    if factor.evidence:
+        body += _texts(b"\x22", factor.evidence)
     factor.wire = wire = _message(b"\x22", body)
     return wire
+
+
+def _floats(second: float, third: float) -> bytes:
+    """The two numbers that candidates and factors have, as fields 2 and 3."""
+    if second and third:
+        return _two_doubles(b"\x11", second, b"\x19", third)
+    return _float(b"\x11", second) + _float(b"\x19", third)
 
 
 def _exclusion(exclusion: Exclusion) -> bytes:

@@ -34,7 +34,7 @@ from hopper_router.fairness import Turns
 from hopper_router.hot import HotStore, Repeat
 from hopper_router.hot_path import HotPath, require_same
 from hopper_router.hot_sqlite import SqliteHotStore
-from hopper_router.hub import SAFETY_NET, Hub
+from hopper_router.hub import Hub
 from hopper_router.model import Task, TaskState
 from hopper_router.policies import Policies
 from hopper_router.policy_yaml import load_policy
@@ -346,29 +346,30 @@ class Engine:
         *,
         wait: timedelta,
         empty: M,
-        give_up: asyncio.Event | None = None,
+        most: int = 1,
     ) -> M:
         """
-        Claim by *attempt* what is ready; if nothing is (None), wait for up to *wait* until something is, or until
-        *give_up* is set.
+        Claim by *attempt* what is ready, at *most* so many; if nothing is (None), wait for up to *wait* until
+        something is.
         """
         end = self.clock.monotonic() + wait.total_seconds()
         while True:
             await self.promote_due()
-            waiter, looks_again = self.hub.waiting(queue), False
+            waiter, looks_again, found = self.hub.waiting(queue, most), False, False
             try:
                 claimed = await attempt()
                 if claimed is not None:
+                    found = True
                     return claimed
                 left = end - self.clock.monotonic()
                 if left <= 0 or self.stopping.is_set():
                     return empty
-                await _either(waiter, give_up, min(left, SAFETY_NET))
-                if give_up is not None and give_up.is_set():
+                await asyncio.wait([waiter], timeout=left)
+                if not waiter.done():
                     return empty
                 looks_again = True
             finally:
-                self.hub.leave(queue, waiter, looks_again=looks_again)
+                self.hub.leave(queue, waiter, looks_again=looks_again, found=found)
 
     async def claim_by_unit(
         self,
@@ -395,18 +396,6 @@ class Engine:
             return await self.mutate(method, request, response_type, effect)
         except _NothingReady:
             return None
-
-
-async def _either(waiter: asyncio.Future[None], give_up: asyncio.Event | None, timeout: float) -> None:
-    """Wait until the waiter is woken, the other is set, or time is up."""
-    waits: list[asyncio.Future[Any]] = [waiter]
-    if give_up is not None:
-        waits.append(asyncio.ensure_future(give_up.wait()))
-    try:
-        await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for other in waits[1:]:
-            other.cancel()
 
 
 def _queues(task: Task) -> list[str]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from contextlib import aclosing, suppress
 from datetime import timedelta
 from functools import partial
-from typing import Final, TypeVar
+from typing import Any, TypeVar
 
+import structlog
+
+from hopper.router.v1 import task_pb2 as pb
 from hopper.router.v1 import work_service_pb2 as svc
 from hopper.router.v1.work_service_pb2_grpc import WorkServiceServicer
 from hopper_common.errors import FieldViolation, HopperError, InvalidArgument
@@ -22,14 +26,11 @@ from hopper_router.servicer import Context, each, lease_of, up_to_date
 from hopper_router.store_sql import task_id
 from hopper_router.unit import Unit, own_savepoint
 from hopper_router.views import BASIC, FULL, task_view, task_views
+from hopper_router.work_stream import WorkStream
 from hopper_router.working import ClaimRequest
 
-_STREAM_POLL: Final = timedelta(seconds=20)
-_STREAM_BATCH: Final = 100
+log = structlog.get_logger(__name__)
 T = TypeVar("T")
-
-
-_Changed = svc.ReportProgressResponse | svc.FailTaskResponse | svc.ReleaseTaskResponse
 
 
 class WorkServicer(WorkServiceServicer):
@@ -37,24 +38,14 @@ class WorkServicer(WorkServiceServicer):
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-
-    @property
-    def stopping(self) -> bool:
-        """Whether the process is about to end: nothing more is handed out."""
-        return self._engine.stopping.is_set()
+        self._beside: set[asyncio.Task[None]] = set()
 
     async def ClaimTasks(self, request: svc.ClaimTasksRequest, context: Context) -> svc.ClaimTasksResponse:
-        return await self.claim(request, give_up=None)
-
-    async def claim(
-        self, request: svc.ClaimTasksRequest, *, give_up: asyncio.Event | None
-    ) -> svc.ClaimTasksResponse:
-        """ClaimTasks, whose wait ends early when *give_up* is set."""
         most = request.max_tasks or 1
         wanted = ClaimRequest(request.queue, request.worker, most, lease_of(request) or DEFAULT_LEASE)
         if request.task:
             return await up_to_date(self._engine, lambda: self._claim_one(request, wanted))
-        return await up_to_date(self._engine, lambda: self._claim(request, wanted, give_up))
+        return await up_to_date(self._engine, lambda: self._claim(request, wanted))
 
     async def _claim_one(
         self, request: svc.ClaimTasksRequest, wanted: ClaimRequest
@@ -64,18 +55,16 @@ class WorkServicer(WorkServiceServicer):
 
         return await self._engine.mutate("ClaimTasks", request, svc.ClaimTasksResponse, effect)
 
-    async def _claim(
-        self, request: svc.ClaimTasksRequest, wanted: ClaimRequest, give_up: asyncio.Event | None
-    ) -> svc.ClaimTasksResponse:
+    async def _claim(self, request: svc.ClaimTasksRequest, wanted: ClaimRequest) -> svc.ClaimTasksResponse:
         return await self._engine.claim(
             wanted.queue,
-            lambda: self._attempt(request, wanted),
+            lambda: self.attempt(request, wanted),
             wait=duration_field(request, "wait") or timedelta(0),
             empty=svc.ClaimTasksResponse(),
-            give_up=give_up,
+            most=wanted.most,
         )
 
-    async def _attempt(
+    async def attempt(
         self, request: svc.ClaimTasksRequest, wanted: ClaimRequest
     ) -> svc.ClaimTasksResponse | None:
         """Claim what is ready now; None: nothing is."""
@@ -107,9 +96,33 @@ class WorkServicer(WorkServiceServicer):
             raise InvalidArgument(
                 violations=[FieldViolation("open", "must be the first message, and is sent once")]
             )
-        stream = _WorkStream(self, first.open, context)
-        async for response in stream.run(request_iterator):
-            yield response
+        stream = WorkStream(self, self._engine, first.open, context)
+        async with aclosing(stream.run(request_iterator)) as responses:
+            async for response in responses:
+                yield response
+
+    async def beside(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something to its end, even if the caller goes away meanwhile."""
+        task = asyncio.ensure_future(work)
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
+        await asyncio.shield(task)
+
+    async def give_back(self, tasks: Sequence[pb.Task]) -> None:
+        """Release claims that did not reach their worker; what cannot be is left to its lease."""
+
+        def effect(unit: Unit) -> None:
+            for task in tasks:
+                change = partial(working.release, unit, task.name, task.claim.fencing_token)
+                with suppress(HopperError):  # its lease may have run out
+                    own_savepoint(unit, change)
+
+        try:
+            await self._engine.run(effect)
+        except HopperError as error:
+            log.warning(
+                "claims of a stream that ended were not released", claims=len(tasks), reason=error.reason
+            )
 
     # ------------------------------------------------------------ keeping
 
@@ -232,98 +245,3 @@ def _result(unit: Unit, ref: svc.ClaimRef, change: Callable[[svc.ClaimRef], Task
         return svc.ClaimResult(task=ref.task, updated=task_view(unit, task))
 
     return each([ref], changed, refused)[0]
-
-
-class _WorkStream:
-    """One worker's stream: what it says is answered in order, and beside that its free slots are kept filled."""
-
-    def __init__(self, servicer: WorkServicer, opened: svc.WorkOpen, context: Context) -> None:
-        self._servicer = servicer
-        self._opened = opened
-        self._context = context
-        self._free = 0
-        self._slots_changed = asyncio.Event()
-        self._out: asyncio.Queue[svc.WorkResponse | Exception | None] = asyncio.Queue(maxsize=16)
-
-    async def run(self, requests: AsyncIterator[svc.WorkRequest]) -> AsyncIterator[svc.WorkResponse]:
-        """Serve the stream until the worker closes its side, or something fails."""
-        tasks = [asyncio.ensure_future(self._listen(requests)), asyncio.ensure_future(self._assign())]
-        try:
-            while True:
-                response = await self._out.get()
-                if response is None:
-                    return
-                if isinstance(response, Exception):
-                    raise response
-                yield response
-        finally:
-            for task in tasks:
-                task.cancel()
-
-    async def _listen(self, requests: AsyncIterator[svc.WorkRequest]) -> None:
-        try:
-            async for request in requests:
-                answer = await self._answer(request)
-                if answer is not None:
-                    await self._out.put(svc.WorkResponse(answer=answer))
-            await self._out.put(None)
-        except Exception as error:  # carried to the stream's own end, which answers it like any other call's
-            await self._out.put(error)
-
-    async def _answer(self, request: svc.WorkRequest) -> svc.WorkAnswer | None:
-        said = request.WhichOneof("message")
-        if said == "slots":
-            self._free = request.slots.free
-            self._slots_changed.set()
-            return None
-        return await self._ended_or_kept(request, said or "")
-
-    async def _ended_or_kept(self, request: svc.WorkRequest, said: str) -> svc.WorkAnswer:
-        service, context = self._servicer, self._context
-        if said == "renew":
-            return svc.WorkAnswer(results=(await service.RenewClaims(request.renew, context)).results)
-        if said == "complete":
-            return svc.WorkAnswer(results=(await service.CompleteTasks(request.complete, context)).results)
-        change: Callable[[], Awaitable[_Changed]]
-        match said:
-            case "progress":
-                name, change = (
-                    request.progress.claim.task,
-                    partial(service.ReportProgress, request.progress, context),
-                )
-            case "fail":
-                name, change = request.fail.claim.task, partial(service.FailTask, request.fail, context)
-            case "release":
-                name, change = (
-                    request.release.claim.task,
-                    partial(service.ReleaseTask, request.release, context),
-                )
-            case _:
-                problem = "must be slots, or end or renew claims"
-                raise InvalidArgument(violations=[FieldViolation("message", problem)])
-        try:
-            return svc.WorkAnswer(results=[svc.ClaimResult(task=name, updated=(await change()).task)])
-        except HopperError as error:
-            return svc.WorkAnswer(results=[svc.ClaimResult(task=name, error=item_error(error))])
-
-    async def _assign(self) -> None:
-        try:
-            while not self._servicer.stopping:
-                self._slots_changed.clear()
-                most = min(self._free, _STREAM_BATCH)
-                if most <= 0:
-                    await self._slots_changed.wait()
-                    continue
-                claimed = await self._servicer.claim(self._wanted(most), give_up=self._slots_changed)
-                if claimed.tasks:
-                    self._free -= len(claimed.tasks)
-                    await self._out.put(svc.WorkResponse(assigned=claimed))
-        except Exception as error:  # as in _listen
-            await self._out.put(error)
-
-    def _wanted(self, most: int) -> svc.ClaimTasksRequest:
-        request = svc.ClaimTasksRequest(queue=self._opened.queue, worker=self._opened.worker, max_tasks=most)
-        request.wait.FromTimedelta(_STREAM_POLL)
-        if self._opened.HasField("lease_duration"):
-            request.lease_duration.CopyFrom(self._opened.lease_duration)
-        return request

@@ -75,14 +75,14 @@ def test_what_is_no_failpoint_is_refused(text: str) -> None:
 
 
 WRITER = """
-import asyncio, sys
+import sys, uvloop
 from tests.common.toy import add_note, open_toy
 async def main():
     db = await open_toy(sys.argv[1])
     for number in range(5):
         await db.write(lambda conn: add_note(conn, str(number)))
         print(number, flush=True)
-asyncio.run(main())
+uvloop.run(main())
 """
 
 
@@ -92,6 +92,7 @@ asyncio.run(main())
         ("sql.after", ["0", "1"]),
         ("unit.after", ["0", "1"]),
         ("commit.before", ["0", "1"]),
+        ("commit.sent", ["0", "1", "2"]),
         ("commit.after", ["0", "1", "2"]),
     ],
 )

@@ -14,6 +14,7 @@ from hopper.router.v1 import task_service_pb2 as svc
 from hopper.router.v1 import work_service_pb2 as work_svc
 from hopper.router.v1.decision_pb2 import Decision
 from hopper_common.errors import StorageFull
+from hopper_common.postgres import PostgresDatabase
 from hopper_router.model import Instance, InstanceState, Project, Scope
 from tests.router.harness import (
     HOUR,
@@ -830,8 +831,14 @@ async def test_load_is_right_again_after_a_commit_that_failed(router: Router) ->
 
         return await write(lost)
 
+    async def refusing(_work: Any, **_options: Any) -> Any:
+        raise StorageFull(service="router")
+
+    if isinstance(router.db, PostgresDatabase):  # it takes simple tasks in by one statement
+        router.db.statement = refusing  # type: ignore[method-assign]
     router.db.write = failing  # type: ignore[method-assign]
     for _ in range(5):
         await refusal(router.submit(), Code.RESOURCE_EXHAUSTED, "STORAGE_FULL", service="router")
     router.db.write = write  # type: ignore[method-assign]
+    vars(router.db).pop("statement", None)
     assert [(await router.submit()).project for _ in range(3)] == [web, web, ""]

@@ -90,8 +90,8 @@ _ADD: Final = {
         "INSERT INTO tasks_fts (id, title, description, tags) VALUES (:id, :title, :description, :tags)"
     ),
     "postgresql": text(
-        "INSERT INTO task_words (id, words) VALUES (:id, setweight(to_tsvector('english', :title), 'A') || "
-        "setweight(to_tsvector('english', :tags), 'B') || to_tsvector('english', :description)) "
+        "INSERT INTO task_words (id, words) VALUES (:id, setweight(to_tsvector('words', :title), 'A') || "
+        "setweight(to_tsvector('words', :tags), 'B') || to_tsvector('words', :description)) "
         "ON CONFLICT (id) DO UPDATE SET words = excluded.words"
     ),
 }

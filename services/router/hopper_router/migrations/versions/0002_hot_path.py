@@ -21,6 +21,7 @@ _OLD_INDEXES = (
     "tasks_ready_by_instance",
     "tasks_ready_by_project",
     "tasks_running_by_instance",
+    "tasks_running_by_project",
 )
 
 
@@ -129,6 +130,7 @@ def _indexes() -> None:
     _index("tasks_ready_by_project", "tasks", ["project", *order], "ready")
     _index("tasks_ready_by_instance", "tasks", ["instance", *order], f"ready AND {_BELOW_ROOT}")
     _index("tasks_ready_for", "tasks", ["affinity"], "ready AND affinity <> ''")
+    _index("tasks_running_by_project", "tasks", ["project", "concurrency_key"], "state = 'RUNNING'")
     _index("tasks_running_by_instance", "tasks", ["instance"], f"state = 'RUNNING' AND {_BELOW_ROOT}")
     _index("routing_decisions_instance", "routing_decisions", ["instance", "id"], _BELOW_ROOT)
 
@@ -146,6 +148,14 @@ def _tables() -> None:
         sa.Column("permanent", sa.Boolean(), nullable=False),
         sa.PrimaryKeyConstraint("task", "attempt", "end_time"),
     )
+    op.create_table(
+        "task_starts",
+        sa.Column("project", sa.Text(), nullable=False),
+        sa.Column("key", sa.Text(), nullable=False),
+        sa.Column("used_until", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("project", "key"),
+    )
+    op.create_index("task_starts_used_until", "task_starts", ["project", "used_until"], unique=False)
     columns = (
         sa.Column("finish_time", sa.BigInteger(), nullable=False),
         sa.Column("id", sa.Text(), nullable=False),
@@ -158,6 +168,10 @@ def _tables() -> None:
     op.create_table("tasks_archive", *columns, postgresql_partition_by="RANGE (finish_time)")
     if op.get_bind().dialect.name == "postgresql":
         op.execute("CREATE TABLE tasks_archive_rest PARTITION OF tasks_archive DEFAULT")
+        # English stems, but every word counts: "sign in" is not "sign".
+        op.execute("CREATE TEXT SEARCH DICTIONARY words_stem (TEMPLATE = snowball, LANGUAGE = english)")
+        op.execute("CREATE TEXT SEARCH CONFIGURATION words (COPY = pg_catalog.english)")
+        op.execute("ALTER TEXT SEARCH CONFIGURATION words ALTER MAPPING REPLACE english_stem WITH words_stem")
         op.execute("CREATE TABLE task_words (id TEXT PRIMARY KEY, words TSVECTOR NOT NULL)")
         op.execute("CREATE INDEX task_words_words ON task_words USING gin (words)")
     op.create_index("tasks_archive_id", "tasks_archive", ["id"], unique=False)

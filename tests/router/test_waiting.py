@@ -31,7 +31,7 @@ QUEUED = Task(
     project="projects/p",
 )
 FACTS = Facts(
-    now=NOW, blockers=(), dead=(), delegations=(), halted_by="", paused=frozenset({"projects/other"}), full=""
+    now=NOW, blockers=(), dead=(), delegations=(), halted_by="", paused=frozenset({"projects/other"})
 )
 
 # What brings each reason about, in the order of the contract: the first that applies is the answer.
@@ -44,7 +44,7 @@ BEFORE_PLACING: list[tuple[WaitReason, dict[str, Any], tuple[str, ...]]] = [
 BEFORE_CLAIMING: list[tuple[WaitReason, dict[str, Any], tuple[str, ...]]] = [
     (WaitReason.INSTANCE, {"halted_by": "instances/up"}, ("instances/up",)),
     (WaitReason.PROJECT, {"paused": {"projects/p"}}, ("projects/p",)),
-    (WaitReason.CAPACITY, {"full": "projects/p"}, ("projects/p",)),
+    (WaitReason.CAPACITY, {"limited": Wait(WaitReason.CAPACITY, ("projects/p",))}, ("projects/p",)),
     (WaitReason.WORKER, {}, ("projects/p",)),
 ]
 

@@ -22,7 +22,7 @@ from sqlalchemy import func, select
 
 from hopper_common.errors import HopperError, ShuttingDown
 from hopper_common.timestamps import to_micros
-from hopper_router import placing, tables, working
+from hopper_router import limits, placing, tables, working
 from hopper_router.directory import Directory
 from hopper_router.engine import Engine
 from hopper_router.model import Instance, InstanceState, Task, TaskState
@@ -160,6 +160,7 @@ class Clockwork:
         """Forget answers and events that have served their time, and count open work anew."""
 
         def forget(unit: Unit) -> None:
+            limits.forget_starts(unit)
             self._engine.requests.forget(unit.store.conn, before=unit.now - KEEP_REQUESTS)
             versions = tables.events.c
             old = select(func.max(versions.version)).where(

@@ -41,6 +41,10 @@ class _Projects:
     def limits(self) -> Mapping[str, int]:
         return {name: project.max_running for name, project in self.by_name.items() if project.max_running}
 
+    @cached_property
+    def limited(self) -> frozenset[str]:
+        return frozenset(name for name, project in self.by_name.items() if project.has_limits)
+
     def become(self, by_name: Mapping[str, Project]) -> _Projects:
         """These projects instead; itself if they are no others."""
         if by_name == self.by_name:
@@ -176,6 +180,11 @@ class Directory:
     def project_limits(self) -> Mapping[str, int]:
         """Most tasks running at once, for the projects that have such a limit."""
         return self._projects.limits
+
+    @property
+    def limited_projects(self) -> frozenset[str]:
+        """The projects that limit what runs or starts, in whatever way."""
+        return self._projects.limited
 
     @property
     def instance_limits(self) -> Mapping[str, int]:

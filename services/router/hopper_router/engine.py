@@ -101,6 +101,7 @@ class Engine:
         self._beside: set[asyncio.Task[None]] = set()
         self._next_ready: datetime | None = None
         self._origin = secrets.token_hex(4)
+        self._wakes: dict[str, datetime] = {}
         db.on_notify(self._heard)
         self.hot = HotPath(hot_store(db), lambda: self._world(self._load), clock, self._follow, self._origin)
 
@@ -211,7 +212,6 @@ class Engine:
                     delegations=(),
                     halted_by=directory.halted_by(task.instance),
                     paused=directory.paused,
-                    full="",
                 ),
             )
         return task_to_proto(task, view=view, wait=wait, show_token=show_token)
@@ -288,9 +288,24 @@ class Engine:
         """The queues of a task that ended, where their limits may have kept others from running."""
         directory = self.registry.current
         project, instance = directory.projects.get(task.project), directory.instances.get(task.instance)
-        if (project and project.max_running) or (instance and instance.max_workers):
+        if (project and project.has_limits) or (instance and instance.max_workers):
             return _queues(task)
         return []
+    def _wake_at(self, queue: str, time: datetime) -> None:
+        """Wake somebody who waits at a queue then, unless that is to be done before anyway."""
+        now = self.clock.now()
+        if now < self._wakes.get(queue, now) <= time:
+            return
+        self._wakes[queue] = time
+
+        def wake() -> None:
+            if self._wakes.get(queue) == time:
+                del self._wakes[queue]
+            self.hub.wake([queue])
+
+        delay = max((time - now).total_seconds(), 0.001)
+        asyncio.get_running_loop().call_later(delay, wake)
+
 
     # ------------------------------------------------------------ what waits for its time
 
@@ -387,12 +402,15 @@ class Engine:
         """
 
         def effect(unit: Unit) -> M:
-            tasks = working.claim_ready(unit, wanted)
+            nonlocal look_again
+            tasks, look_again = working.claim_ready(unit, wanted)
             if not tasks:
                 raise _NothingReady
             return answer(unit, tasks)
 
         try:
+        look_again: datetime | None = None
+
             return await self.mutate(method, request, response_type, effect)
         except _NothingReady:
             return None
@@ -403,6 +421,9 @@ def _queues(task: Task) -> list[str]:
 
 
 def _stopped_running(change: Change) -> bool:
+        finally:
+            if look_again is not None:
+                self._wake_at(wanted.queue, look_again)
     return change.before is not None and (
         change.event is Event.COMPLETE or change.before.state is TaskState.RUNNING is not change.after.state
     )

@@ -199,7 +199,11 @@ def _unblock_dependents(unit: Unit, ended: Task) -> None:
     unit.flush()  # a dependent may have been made in this very unit
     for task in unit.tasks(unit.store.dependents(ended.name)):
         if not task.state.final and task.blockers:
-            unit.log(task, transitions.ready(task, unit.now), Event.READY)
+            freed = transitions.ready(task, unit.now)
+            if not freed.blockers and ended.claim is not None:
+                # What is warm there, files or a conversation, the next step may use.
+                freed = replace(freed, affinity=ended.claim.worker)
+            unit.log(task, freed, Event.READY)
 
 
 def _pass_up(unit: Unit, ended: Task) -> None:

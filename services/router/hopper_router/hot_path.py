@@ -211,7 +211,7 @@ class HotPath:
                 continue
             tasks = [task_from_row(row) for row in rows]
             for task in tasks:
-                turns.served(want.queue, task.rank)
+                turns.served(task.lane, task.rank)
             answers.append(tasks)
         return answers
 

@@ -14,6 +14,8 @@ from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Final
 
+from hopper_router.fairness import lane
+
 ROOT_INSTANCE: Final = "instances/global"
 DEFAULT_PRIORITY: Final = 50
 DEFAULT_LEASE: Final = timedelta(seconds=60)
@@ -66,10 +68,10 @@ class WaitReason(enum.Enum):
     INSTANCE = "INSTANCE"
     PROJECT = "PROJECT"
     CAPACITY = "CAPACITY"
+    RATE_LIMIT = "RATE_LIMIT"
     WORKER = "WORKER"
     DELEGATION = "DELEGATION"
     PEER = "PEER"
-    RATE_LIMIT = "RATE_LIMIT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +255,11 @@ class Task:
 
     @property
     def etag(self) -> str:
+    @property
+    def lane(self) -> str:
+        """Among whom it takes turns."""
+        return lane(self.project or self.instance, self.spec.priority)
+
         """Changes with every change of the spec."""
         return f"s{self.spec_version}"
 

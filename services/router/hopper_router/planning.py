@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from hopper_common.clock import Clock
 from hopper_router import routing
+from hopper_router.fairness import lane
 from hopper_router.intake import ACCEPTING
 from hopper_router.model import Basis, Decision, Instance, Outcome, Scope, Task, TaskSpec, TaskState
 from hopper_router.placing import ruled_out
@@ -109,6 +110,11 @@ def _placed(
         project=decision.project,
         decision=named.name,
         queue_time=now,
-        rank=world.turns.take(decision.project or where.name, spec.turn_of, spec.fairness_weight, spec.slots),
+        rank=world.turns.take(
+            lane(decision.project or where.name, spec.priority),
+            spec.turn_of,
+            spec.fairness_weight,
+            spec.slots,
+        ),
     )
     return Plan(task, named)

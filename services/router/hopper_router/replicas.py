@@ -6,7 +6,7 @@ themselves, and keeps what each router has in memory of the whole (who is how bu
 What is missed is made good by counting anew.
 
     {"o": origin, "r": {queue: tasks that got ready}, "p": {project: open tasks more}, "i": {instance: open tasks more},
-     "v": {queue: rank served last}, "y": 1 if policies have changed}
+     "v": {lane: rank served last}, "y": 1 if policies have changed}
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def news_of(changes: Iterable[Change], now: datetime) -> News:
         if claimable(change.after, now):
             ready.update(queues(change.after))
         if change.event is Event.CLAIM:
-            queue = change.after.project or change.after.instance
-            served[queue] = max(change.after.rank, served.get(queue, 0))
+            lane = change.after.lane
+            served[lane] = max(change.after.rank, served.get(lane, 0))
         for task, step in ((change.before, -1), (change.after, 1)):
             if task is not None and task.state in WORKABLE:
                 projects[task.project] += step

@@ -25,8 +25,11 @@ from sqlalchemy import (
     case,
     func,
     insert,
+    literal,
+    or_,
     select,
     text,
+    tuple_,
     update,
 )
 
@@ -34,7 +37,7 @@ from hopper_common.eventlog import Event, EventLog
 from hopper_common.timestamps import from_micros, to_micros
 from hopper_router import tables
 from hopper_router.convert import decision_from_bytes
-from hopper_router.fairness import Turns
+from hopper_router.fairness import Turns, lane
 from hopper_router.hot import Repeat
 from hopper_router.model import (
     OPEN_STATES,
@@ -80,12 +83,28 @@ class ParkedFilter:
 
 @dataclass(frozen=True, slots=True)
 class ReadyQuery:
-    """Which ready tasks may be claimed: of one project or one instance, without what stands still or is full."""
+    """
+    Which ready tasks may be claimed: of one project or one instance, without what stands still or is full.
+
+    Attributes:
+        without_keys: By project, concurrency keys.
+        most_slots: Tasks that take more are left out.
+        worker: Whose the claim is, if tasks may be left alone for other workers.
+        own: Only tasks that are the worker's by affinity; otherwise only others.
+        left_alone_since: Tasks that are another worker's by affinity, and changed after that, are left out.
+        after: Only what is claimed after a task of that priority, rank and id.
+    """
 
     column: str
     value: str
     without_instances: Collection[str] = ()
     without_projects: Collection[str] = ()
+    without_keys: Mapping[str, Collection[str]] = field(default_factory=dict)
+    most_slots: int = 0
+    worker: str = ""
+    own: bool = False
+    left_alone_since: datetime | None = None
+    after: tuple[int, int, str] | None = None
 
 
 @dataclass(slots=True)
@@ -211,7 +230,7 @@ class Store:
 
     def ready(self, query: ReadyQuery, limit: int) -> list[Task]:
         """The tasks that may be claimed now, in the order of claiming."""
-        statement = _ready_where(query).order_by(_T.c.priority.desc(), _T.c.rank, _T.c.id)
+        statement = _ready_where(query, self.dialect).order_by(_T.c.priority.desc(), _T.c.rank, _T.c.id)
         return [_task(row) for row in self.conn.execute(statement.limit(limit))]
 
     def promote(self, now: datetime, turns: Turns) -> list[tuple[str, str]]:
@@ -224,7 +243,9 @@ class Store:
             ranked = [
                 {
                     "id": row.id,
-                    "rank": turns.take(row.project or row.instance, row.fairness_key, 1.0, row.slots),
+                    "rank": turns.take(
+                        lane(row.project or row.instance, row.priority), row.fairness_key, 1.0, row.slots
+                    ),
                 }
                 for row in rows
             ]
@@ -234,6 +255,43 @@ class Store:
     def next_ready_time(self) -> datetime | None:
         """When the next of those that wait for their time gets ready."""
         return from_micros(self.conn.execute(_NEXT_READY_TIME).scalar())
+
+    def left_alone_until(self, column: str, value: str, since: datetime) -> datetime | None:
+        """When the first of the tasks that are left alone for another worker was last changed; None: there is none."""
+        query = select(func.min(_T.c.update_time)).where(
+            text("tasks.ready AND tasks.affinity <> ''"),
+            _T.c[column] == value,
+            _T.c.attempt == 0,
+            _T.c.update_time > to_micros(since),
+        )
+        return from_micros(self.conn.execute(query).scalar())
+
+    def running_by_key(self, project: str) -> dict[str, int]:
+        """How many tasks of a project run, by their concurrency key."""
+        rows = self.conn.execute(_RUNNING_BY_KEY, {"project": project})
+        return {row[0]: row[1] for row in rows}
+
+    def start(self, project: str, key: str) -> int:
+        """The state of a start rate's bucket: see rates."""
+        column = tables.starts.c
+        query = select(column.used_until).where(column.project == project, column.key == key)
+        return int(self.conn.execute(query).scalar() or 0)
+
+    def starts_after(self, project: str, used_until: int) -> list[str]:
+        """The keys of a project whose buckets' states are greater."""
+        column = tables.starts.c
+        query = select(column.key).where(
+            column.project == project, column.used_until > used_until, column.key != ""
+        )
+        return list(self.conn.execute(query).scalars())
+
+    def put_start(self, project: str, key: str, used_until: int) -> None:
+        """Keep a bucket's state."""
+        self.conn.execute(_PUT_START, {"project": project, "key": key, "used_until": used_until})
+
+    def forget_starts(self, before: int) -> None:
+        """Drop the buckets whose states are not greater."""
+        self.conn.execute(tables.starts.delete().where(tables.starts.c.used_until <= before))
 
     def running(self, column: str, values: Collection[str]) -> dict[str, int]:
         """How many tasks each of those projects, or instances, runs."""
@@ -385,11 +443,12 @@ class Store:
         return EVENTS.between(self.conn, first, first + count - 1)
 
     def waiting_turns(self) -> list[tuple[str, str, int, int]]:
-        """Queue, fairness key, smallest and greatest rank of what waits in each queue."""
+        """Lane, fairness key, smallest and greatest rank of what waits in each queue."""
         queue = case((_T.c.project == "", _T.c.instance), else_=_T.c.project)
-        query = select(queue, _T.c.fairness_key, func.min(_T.c.rank), func.max(_T.c.rank))
-        query = query.where(_T.c.state == text("'QUEUED'")).group_by(queue, _T.c.fairness_key)
-        return [tuple(row) for row in self.conn.execute(query)]
+        among = (queue, _T.c.priority, _T.c.fairness_key)
+        query = select(*among, func.min(_T.c.rank), func.max(_T.c.rank))
+        query = query.where(_T.c.state == text("'QUEUED'")).group_by(*among)
+        return [(lane(row[0], row[1]), row[2], row[3], row[4]) for row in self.conn.execute(query)]
 
     # ------------------------------------------------------------ decisions
 
@@ -517,13 +576,27 @@ _PROMOTE: Final = text(
     """
 )
 _DUE_TO_BE_READY: Final = text(
-    "SELECT id, project, instance, fairness_key, slots FROM tasks WHERE wake_time <= :now AND ready_time <= :now "
+    "SELECT id, project, instance, priority, fairness_key, slots FROM tasks "
+    "WHERE wake_time <= :now AND ready_time <= :now "
     "AND state = 'QUEUED' AND NOT ready AND blockers = 0 AND NOT held ORDER BY ready_time, id LIMIT 1000"
 )
 _NEXT_READY_TIME: Final = text(
     "SELECT min(ready_time) FROM tasks "
     "WHERE wake_time IS NOT NULL AND state = 'QUEUED' AND NOT ready AND blockers = 0 AND NOT held"
 )
+_RUNNING_BY_KEY: Final = text(
+    "SELECT concurrency_key, count(*) FROM tasks "
+    "WHERE state = 'RUNNING' AND project = :project AND concurrency_key <> '' GROUP BY concurrency_key"
+)
+_PUT_START: Final = text(
+    "INSERT INTO task_starts (project, key, used_until) VALUES (:project, :key, :used_until) "
+    "ON CONFLICT (project, key) DO UPDATE SET used_until = excluded.used_until"
+)
+# One parameter however many keys there are, looked up in a hash and not one after the other.
+_KEYS_IN: Final = {
+    "sqlite": "SELECT value FROM json_each(:{name})",
+    "postgresql": "SELECT jsonb_array_elements_text(CAST(:{name} AS jsonb))",
+}
 # Filtered before it is cut to the limit: thousands of finished tasks must not hide an open one.
 _SEARCH: Final = {
     "sqlite": text(
@@ -533,9 +606,9 @@ _SEARCH: Final = {
     ),
     "postgresql": text(
         "SELECT task_words.id FROM task_words JOIN tasks ON tasks.id = task_words.id, "
-        "to_tsquery('english', :match) AS wanted "
+        "to_tsquery('words', :match) AS wanted "
         "WHERE words @@ wanted AND (CAST(:instance AS TEXT) = '' OR tasks.instance = :instance) "
-        "AND (:finished OR tasks.finish_time IS NULL) ORDER BY ts_rank_cd(words, wanted) DESC, tasks.id LIMIT :limit"
+        "AND (:finished OR tasks.finish_time IS NULL) ORDER BY ts_rank(words, wanted, 1) DESC, tasks.id LIMIT :limit"
     ),
 }
 
@@ -546,7 +619,7 @@ def _of_instance(name: str) -> list[ColumnElement[bool]]:
     return [same] if name == ROOT_INSTANCE else [same, text(f"tasks.{tables.BELOW_ROOT}")]  # type: ignore[list-item]
 
 
-def _ready_where(query: ReadyQuery) -> Select[Any]:
+def _ready_where(query: ReadyQuery, dialect: str) -> Select[Any]:
     statement = select(_T).where(
         _T.c[query.column] == query.value,
         text("tasks.ready"),  # as it stands there, so that the partial index serves
@@ -557,7 +630,36 @@ def _ready_where(query: ReadyQuery) -> Select[Any]:
         statement = statement.where(_T.c.instance.not_in(sorted(query.without_instances)))
     if query.without_projects:
         statement = statement.where(_T.c.project.not_in(sorted(query.without_projects)))
+    for number, (project, keys) in enumerate(query.without_keys.items()):
+        among = _KEYS_IN[dialect].format(name=f"keys_{number}")
+        closed = text(f"NOT (tasks.project = :project_{number} AND tasks.concurrency_key IN ({among}))")
+        statement = statement.where(
+            closed.bindparams(**{f"project_{number}": project, f"keys_{number}": json.dumps(sorted(keys))})
+        )
+    if query.most_slots:
+        statement = statement.where(_T.c.slots <= query.most_slots)
+    if query.worker:
+        statement = statement.where(*_affinity(query))
+    if query.after:
+        priority, rank, id_ = query.after
+        # Two conditions that say the same of the priority: the first is one an index serves.
+        statement = statement.where(
+            _T.c.priority <= priority,
+            or_(_T.c.priority < priority, tuple_(_T.c.rank, _T.c.id) > tuple_(literal(rank), literal(id_))),
+        )
     return statement
+
+
+def _affinity(query: ReadyQuery) -> list[ColumnElement[bool]]:
+    if query.own:
+        return [_T.c.affinity == query.worker, text("tasks.affinity <> ''")]  # type: ignore[list-item]
+    others = _T.c.affinity != query.worker
+    if query.left_alone_since is None:
+        return [others]
+    return [
+        others,
+        or_(_T.c.affinity == "", _T.c.attempt > 0, _T.c.update_time <= to_micros(query.left_alone_since)),
+    ]
 
 
 def _filtered(query: Select[Any], wanted: TaskFilter) -> Select[Any]:

@@ -103,7 +103,9 @@ _partial_index(
     where=f"ready AND {BELOW_ROOT}",
 )  # fmt: skip
 _partial_index("tasks_ready_for", tasks.c.affinity, where="ready AND affinity <> ''")
-_partial_index("tasks_running_by_project", tasks.c.project, where="state = 'RUNNING'")
+_partial_index(
+    "tasks_running_by_project", tasks.c.project, tasks.c.concurrency_key, where="state = 'RUNNING'"
+)
 _partial_index("tasks_running_by_instance", tasks.c.instance, where=f"state = 'RUNNING' AND {BELOW_ROOT}")
 
 attempts = Table(
@@ -181,6 +183,15 @@ policies = Table(
     Column("version", Integer, nullable=False),
     Column("source", Text, nullable=False),  # "": removed, the version lives on
     Column("update_time", BigInteger, nullable=False),
+)
+
+starts = Table(
+    "task_starts",  # of projects that limit how many start in a period: see rates
+    metadata,
+    Column("project", Text, primary_key=True),
+    Column("key", Text, primary_key=True),  # the concurrency key; "": the project as a whole
+    Column("used_until", BigInteger, nullable=False),  # nanoseconds since 1970
+    Index("task_starts_used_until", "project", "used_until"),
 )
 
 values = Table(

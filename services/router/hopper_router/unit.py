@@ -147,9 +147,7 @@ class Unit:
     def rank(self, task: Task) -> int:
         """The place of a task that joins its queue now, among its equals."""
         spec = task.spec
-        return self.world.turns.take(
-            task.project or task.instance, spec.turn_of, spec.fairness_weight, spec.slots
-        )
+        return self.world.turns.take(task.lane, spec.turn_of, spec.fairness_weight, spec.slots)
 
     # ------------------------------------------------------------ changing
 
@@ -258,7 +256,6 @@ def _facts(unit: Unit, task: Task) -> Facts:
         delegations=(),
         halted_by=directory.halted_by(task.instance),
         paused=directory.paused,
-        full="",
     )
 
 

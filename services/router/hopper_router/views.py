@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from hopper.router.v1 import task_pb2 as pb
+from hopper_router import limits
 from hopper_router.convert import task_to_proto
 from hopper_router.model import Task, TaskState, Wait
 from hopper_router.store_sql import Blockers
@@ -37,15 +38,21 @@ def waits_of(unit: Unit, tasks: Sequence[Task]) -> dict[str, Wait | None]:
         unit.flush()
     blockers = unit.store.blockers([task.name for task in tasks if task.blockers])
     delegations = _open_delegations(unit, [task.name for task in tasks if task.state is TaskState.DELEGATED])
-    full = _full(unit, [task for task in tasks if task.state is TaskState.QUEUED])
+    limited = limits.waits(unit, tasks)
     return {
-        task.name: why_waiting(task, _facts(unit, task, blockers.get(task.name), delegations, full))
+        task.name: why_waiting(
+            task, _facts(unit, task, blockers.get(task.name), delegations, limited.get(task.name))
+        )
         for task in tasks
     }
 
 
 def _facts(
-    unit: Unit, task: Task, blockers: Blockers | None, delegations: dict[str, list[str]], full: set[str]
+    unit: Unit,
+    task: Task,
+    blockers: Blockers | None,
+    delegations: dict[str, list[str]],
+    limited: Wait | None,
 ) -> Facts:
     directory = unit.world.directory
     waiting_for = blockers or Blockers()
@@ -56,7 +63,7 @@ def _facts(
         delegations=tuple(delegations.get(task.name, ())),
         halted_by=directory.halted_by(task.instance),
         paused=directory.paused,
-        full=next((name for name in (task.instance, task.project) if name in full), ""),
+        limited=limited,
     )
 
 
@@ -67,25 +74,3 @@ def _open_delegations(unit: Unit, names: list[str]) -> dict[str, list[str]]:
             if delegation.state.open:
                 found[delegation.task].append(delegation.name)
     return found
-
-
-def _full(unit: Unit, tasks: list[Task]) -> set[str]:
-    """Those of the tasks' projects and instances that run as many tasks as they may."""
-    directory = unit.world.directory
-    limits = {
-        "project": _limits_of({task.project for task in tasks}, directory.project_limits),
-        "instance": _limits_of({task.instance for task in tasks}, directory.instance_limits),
-    }
-    if not any(limits.values()):
-        return set()
-    unit.flush()
-    return {
-        name
-        for column, wanted in limits.items()
-        for name, running in unit.store.running(column, wanted).items()
-        if running >= wanted[name]
-    }
-
-
-def _limits_of(names: set[str], limits: Mapping[str, int]) -> dict[str, int]:
-    return {name: limits[name] for name in names if name in limits}

@@ -27,7 +27,7 @@ class Facts:
         delegations: Names of the open delegations of a DELEGATED task.
         halted_by: The nearest instance that is not running, of the task's and those above it; "": none.
         paused: The projects that are paused.
-        full: The project or instance that already runs as many tasks as it may; "": none.
+        limited: What a limit keeps it from, where that was looked at: see limits.
     """
 
     now: datetime
@@ -36,7 +36,7 @@ class Facts:
     delegations: tuple[str, ...]
     halted_by: str
     paused: Collection[str]
-    full: str
+    limited: Wait | None = None
 
 
 def why_waiting(task: Task, facts: Facts) -> Wait | None:
@@ -91,7 +91,7 @@ def _before_claiming(task: Task, facts: Facts) -> Wait:
         return Wait(WaitReason.INSTANCE, (facts.halted_by,), message=f"{facts.halted_by} is not running")
     if task.project in facts.paused:
         return Wait(WaitReason.PROJECT, (task.project,), message=f"{task.project} is paused")
-    if facts.full:
-        return Wait(WaitReason.CAPACITY, (facts.full,), message=f"{facts.full} runs as many tasks as it may")
+    if facts.limited is not None:
+        return facts.limited
     queue = task.project or task.instance
     return Wait(WaitReason.WORKER, (queue,), message=f"ready: waits for a worker of {queue}")

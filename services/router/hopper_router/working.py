@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import timedelta
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Final, NamedTuple
 
 from hopper_common.errors import FieldViolation, InvalidArgument
 from hopper_router import handover, placing, transitions
@@ -18,21 +19,45 @@ from hopper_router.errors import (
     TaskNotFound,
     TaskNotReady,
 )
-from hopper_router.model import DelegationState, Failure, InputRequest, Progress, Scope, Task, TaskState
+from hopper_router.limits import Room
+from hopper_router.model import (
+    DelegationState,
+    Failure,
+    InputRequest,
+    Progress,
+    Scope,
+    Task,
+    TaskState,
+    WaitReason,
+)
 from hopper_router.scopes import may_claim
 from hopper_router.store_sql import ReadyQuery
 from hopper_router.transitions import Event
 from hopper_router.unit import Unit
 
+AFFINITY_GRACE: Final = timedelta(seconds=2)
+"""How long a task is left alone for the worker that did what it depended on."""
+RESERVE_AFTER: Final = timedelta(seconds=5)
+"""How long smaller tasks may pass one that needs more slots than a worker has free just now."""
+_MOST_PAGES: Final = 8
+_NEXT_PAGE: Final = 16
+
 
 @dataclass(frozen=True, slots=True)
 class ClaimRequest:
-    """Who wants how much, of which queue (`projects/p` or `instances/i`)."""
+    """
+    Who wants how much, of which queue (`projects/p` or `instances/i`).
+
+    Attributes:
+        most: How many slots there are to fill.
+        slots: How many slots the worker has in all, busy ones too; at least *most*.
+    """
 
     queue: str
     worker: str
     most: int
     lease: timedelta
+    slots: int = 0
 
     @property
     def column(self) -> str:
@@ -43,23 +68,70 @@ class ClaimRequest:
 # ---------------------------------------------------------------- claiming
 
 
-def claim_ready(unit: Unit, wanted: ClaimRequest) -> list[Task]:
+class Picked(NamedTuple):
+    """
+    What was claimed.
+
+    Attributes:
+        look_again: When there may be more, of what waits for nothing but a time; None: that is not known.
+    """
+
+    tasks: list[Task]
+    look_again: datetime | None
+
+
+def claim_ready(unit: Unit, wanted: ClaimRequest) -> Picked:
     """
     Pick the tasks that are next, and claim them. A queue that stands still is empty.
+
+    A task takes as many of the worker's free slots as it says. One that needs more than are free, and no more than the
+    worker has in all, is passed by smaller ones for `RESERVE_AFTER`; then nothing behind it is handed out, so that the
+    worker's slots get free for it.
 
     Raises:
         ProjectNotFound, InstanceNotFound, NotAMember, InvalidArgument: There is no such queue for this worker.
     """
     _require_queue(unit, wanted)
-    room = Room(unit)
+    room = Room(unit, (wanted.queue,) if wanted.column == "project" else None)
+    claimed: list[Task] = []
+    free = wanted.most
+    for task in _candidates(unit, wanted, room):
+        if task.spec.slots > free:
+            if _waited(task, unit.now) >= RESERVE_AFTER:
+                break
+        elif room.take(task):
+            claimed.append(_claim(unit, task, wanted))
+            free -= task.spec.slots
+            if not free:
+                break
+    room.flush()
+    return Picked(claimed, _look_again(unit, wanted, room, claimed))
+
+
+def _candidates(unit: Unit, wanted: ClaimRequest, room: Room) -> Iterator[Task]:
+    """
+    What may be claimed, in the order of claiming: among equal priorities what is the worker's own by affinity first.
+
+    What is full by then is left out of each page, so that a page has at least one task that there is room for.
+    """
     query = ready_query(unit, wanted, room)
     if query is None:
-        return []
-    claimed: list[Task] = []
-    for task in unit.known(unit.store.ready(query, wanted.most)):
-        if room.take(task):
-            claimed.append(_claim(unit, task, wanted))
-    return claimed
+        return
+    own = deque(unit.known(unit.store.ready(replace(query, own=True), wanted.most)))
+    size = wanted.most
+    for _ in range(_MOST_PAGES):
+        page = unit.known(unit.store.ready(query, size))
+        for task in page:
+            while own and own[0].spec.priority >= task.spec.priority:
+                yield own.popleft()
+            yield task
+        following = ready_query(unit, wanted, room)
+        if len(page) < size or following is None:
+            break
+        last = page[-1]
+        query = replace(following, after=(last.spec.priority, last.rank, last.id))
+        size = max(wanted.most, _NEXT_PAGE)
+    yield from own
 
 
 def ready_query(unit: Unit, wanted: ClaimRequest, room: Room) -> ReadyQuery | None:
@@ -69,7 +141,30 @@ def ready_query(unit: Unit, wanted: ClaimRequest, room: Room) -> ReadyQuery | No
     paused = directory.paused | room.full_projects()
     if wanted.queue in closed or wanted.queue in paused:
         return None
-    return ReadyQuery(wanted.column, wanted.queue, closed, paused)
+    return ReadyQuery(
+        wanted.column,
+        wanted.queue,
+        closed,
+        paused if wanted.column == "instance" else (),
+        room.full_keys(),
+        most_slots=max(wanted.slots, wanted.most),
+        worker=wanted.worker,
+        left_alone_since=unit.now - AFFINITY_GRACE,
+    )
+
+
+def _waited(task: Task, now: datetime) -> timedelta:
+    """How long a task has been ready, and no longer than since it was last changed."""
+    return now - max(task.ready_time, task.update_time)
+
+
+def _look_again(unit: Unit, wanted: ClaimRequest, room: Room, claimed: list[Task]) -> datetime | None:
+    if claimed:
+        # A token that comes back wakes one worker, and that one's claim brings the next wake-up.
+        return (room.next_start or unit.now) if room.has_rates else None
+    changed = unit.store.left_alone_until(wanted.column, wanted.queue, unit.now - AFFINITY_GRACE)
+    times = (room.next_start, changed + AFFINITY_GRACE if changed else None)
+    return min((time for time in times if time is not None), default=None)
 
 
 def _not_for(unit: Unit, worker: str) -> set[str]:
@@ -107,8 +202,15 @@ def _require_open(unit: Unit, task: Task, wanted: ClaimRequest) -> None:
         raise ProjectPaused(f"{task.project} is paused", project=task.project, state="PAUSED")
     if task.instance in _not_for(unit, wanted.worker):
         raise NotAMember(instance=task.instance, worker=wanted.worker)
-    if not Room(unit).take(task):
-        raise TaskNotReady("as many tasks run there as may", task=task.name, wait="CAPACITY")
+    room = Room(unit, (task.project,))
+    match room.refusal(task):
+        case WaitReason.CAPACITY:
+            raise TaskNotReady("as many tasks run there as may", task=task.name, wait="CAPACITY")
+        case WaitReason.RATE_LIMIT:
+            raise TaskNotReady("as many tasks have started there as may", task=task.name, wait="RATE_LIMIT")
+    if transitions.claimable(task, unit.now):
+        room.take(task)
+        room.flush()
 
 
 def _require_queue(unit: Unit, wanted: ClaimRequest) -> None:
@@ -132,41 +234,8 @@ def _require_queue(unit: Unit, wanted: ClaimRequest) -> None:
 
 
 def _claim(unit: Unit, task: Task, wanted: ClaimRequest) -> Task:
+    unit.world.turns.served(task.lane, task.rank)
     return unit.log(task, transitions.claim(task, wanted.worker, wanted.lease, unit.now), Event.CLAIM)
-
-
-class Room:
-    """How many more tasks the projects and instances that have a limit may run; counted as it is used up."""
-
-    def __init__(self, unit: Unit) -> None:
-        directory = unit.world.directory
-        projects = {
-            name: project.max_running for name, project in directory.projects.items() if project.max_running
-        }
-        instances = {name: node.max_workers for name, node in directory.instances.items() if node.max_workers}
-        self._projects = _left(projects, unit.store.running("project", projects))
-        self._instances = _left(instances, unit.store.running("instance", instances))
-
-    def full_projects(self) -> set[str]:
-        """Projects that run as many as they may."""
-        return {name for name, left in self._projects.items() if left <= 0}
-
-    def full_instances(self) -> set[str]:
-        """Instances that run as many as they may."""
-        return {name for name, left in self._instances.items() if left <= 0}
-
-    def take(self, task: Task) -> bool:
-        """Use up one place for a task, if there is one."""
-        if self._projects.get(task.project, 1) <= 0 or self._instances.get(task.instance, 1) <= 0:
-            return False
-        for left, name in ((self._projects, task.project), (self._instances, task.instance)):
-            if name in left:
-                left[name] -= 1
-        return True
-
-
-def _left(limits: Mapping[str, int], running: Mapping[str, int]) -> Counter[str]:
-    return Counter({name: limit - running.get(name, 0) for name, limit in limits.items()})
 
 
 # ---------------------------------------------------------------- keeping

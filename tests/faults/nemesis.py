@@ -16,8 +16,8 @@ from tests.faults.stage import Stage
 Fault = Callable[[Stage, random.Random], str]
 """Does it, and returns what it did in a few words."""
 
-_PEACE: Final = (0.1, 1.0)  # seconds before a fault
-_PATIENCE: Final = 2.0  # seconds in which a failpoint should be reached
+_PEACE: Final = 0.5  # seconds in which a fault comes, once callers are at work
+_PATIENCE: Final = 4.0  # seconds in which a failpoint should be reached
 _AROUND_COMMIT: Final = ("unit.after", "commit.before", "commit.sent", "commit.after")
 _AROUND_STATEMENT: Final = ("statement.before", "statement.sent", "statement.after")
 PLACES: Final[dict[str, Sequence[str]]] = {
@@ -39,8 +39,9 @@ def strike(stage: Stage, chance: random.Random) -> str:
 def reach_failpoint(stage: Stage, router: HopperProcess, chance: random.Random) -> str:
     """SIGKILL at a place around a commit; or by hand, while connections are cut there, or commits are slow."""
     failpoints = stage.failpoints(router)
-    seconds = _PATIENCE if "kill" in failpoints else chance.uniform(0.4, 1.2)
-    died = stage.dies(router, seconds)
+    if "kill" not in failpoints:
+        _peace(stage, chance)
+    died = stage.dies(router, _PATIENCE if "kill" in failpoints else 0.01)
     with stage.outage():
         _start_again(stage, router, chance)
     place, _, what = failpoints.partition("=")
@@ -49,27 +50,35 @@ def reach_failpoint(stage: Stage, router: HopperProcess, chance: random.Random) 
     return f"killed with {what.partition('@')[0].partition(':')[0]} at {place.removeprefix('router:')}"
 
 
+def _peace(stage: Stage, chance: random.Random) -> None:
+    stage.wait_for_work()
+    time.sleep(chance.uniform(0, _PEACE))
+
+
 def _start_again(stage: Stage, router: HopperProcess, chance: random.Random) -> None:
     """Start a router; as likely as not with a failpoint for the round that comes."""
     others_armed = any(stage.failpoints(other) for other in stage.routers if other is not router)
     failpoint = ""
     if not others_armed and chance.random() < 0.6:
         place = chance.choice(PLACES[stage.engine])
-        action = chance.choices(("kill", "drop", "sleep"), weights=(8, 2, 1))[0]
-        failpoint = f"router:{place}={_how(action, place, chance)}"
+        failpoint = f"router:{place}={_action(place, chance)}"
     stage.start(router, failpoint)
 
 
-def _how(action: str, place: str, chance: random.Random) -> str:
-    if action == "sleep" and place.startswith("commit"):
+def _action(place: str, chance: random.Random) -> str:
+    """Mostly a kill. Inside of a unit nothing else can go wrong: an error there is the unit's own."""
+    action = "kill"
+    if place not in ("unit.after", "sql.after"):
+        action = chance.choices(("kill", "drop", "sleep"), weights=(8, 2, 1))[0]
+    if action == "sleep":
         return f"sleep:{chance.uniform(0.05, 0.2):.3f}"
-    return f"{'kill' if action == 'sleep' else action}@{chance.choice((3, 8, 20, 50))}"
+    return f"{action}@{chance.choice((3, 8, 20, 50))}"
 
 
 def kill_at_random(stage: Stage, chance: random.Random) -> str:
     """SIGKILL of a router at any moment."""
     router = chance.choice(stage.routers)
-    time.sleep(chance.uniform(*_PEACE))
+    _peace(stage, chance)
     with stage.outage():
         router.kill()
         _start_again(stage, router, chance)
@@ -78,7 +87,7 @@ def kill_at_random(stage: Stage, chance: random.Random) -> str:
 
 def kill_all_at_random(stage: Stage, chance: random.Random) -> str:
     """SIGKILL of every router at once."""
-    time.sleep(chance.uniform(*_PEACE))
+    _peace(stage, chance)
     with stage.outage():
         for router in stage.routers:
             router.kill()
@@ -104,7 +113,7 @@ def backends_terminated(stage: Stage, chance: random.Random) -> str:
 def server_crashed(stage: Stage, chance: random.Random) -> str:
     """SIGKILL of all of PostgreSQL, which recovers; then SIGKILL of a router."""
     assert stage.server is not None
-    time.sleep(chance.uniform(*_PEACE))
+    _peace(stage, chance)
     with stage.outage():
         stage.server.crash()
         stage.server.start()
@@ -115,7 +124,7 @@ def server_crashed(stage: Stage, chance: random.Random) -> str:
 def server_restarted(stage: Stage, chance: random.Random) -> str:
     """PostgreSQL is stopped in an orderly way, and started again; then SIGKILL of a router."""
     assert stage.server is not None
-    time.sleep(chance.uniform(*_PEACE))
+    _peace(stage, chance)
     with stage.outage():
         stage.server.stop(chance.choice(("fast", "immediate")))
         stage.server.start()

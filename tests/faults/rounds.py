@@ -148,6 +148,7 @@ class _Crew:
             self._start("workers-1", _CREW, _NAMES),
             self._start("workers-2", _CREW, _NAMES),
         ]
+        stage.busy = [process.ledger for process in self._processes]
         self._watcher = self._start("watcher", ("watcher",))
 
     def replace(self, chance: random.Random, round_number: int) -> None:
@@ -155,6 +156,7 @@ class _Crew:
         place = chance.choice((1, 2))
         self._processes[place].kill()
         self._processes[place] = self._start(f"workers-{place}-{round_number}", _CREW, _NAMES)
+        self._stage.busy.append(self._processes[place].ledger)
 
     def stop(self) -> None:
         """Let those who change something end."""

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
@@ -30,6 +30,8 @@ Engine = Literal["sqlite", "postgresql"]
 ENGINES: Final[tuple[Engine, ...]] = ("sqlite", "postgresql")
 
 _CALLERS_PATIENCE: Final = 30.0
+_ENOUGH_ANSWERS: Final = 10
+_WORK_SECONDS: Final = 5.0
 
 
 @dataclass
@@ -41,6 +43,7 @@ class Stage:
         routers: Processes with a router in them; each answers all calls.
         server: The PostgreSQL server; None on SQLite.
         ledger: Where outages are noted.
+        busy: The ledgers of callers that are at work.
     """
 
     engine: Engine
@@ -49,6 +52,7 @@ class Stage:
     server: OwnServer | None
     ledger: Ledger
     database: str = ""
+    busy: list[Path] = field(default_factory=list)
 
     @property
     def addresses(self) -> list[str]:
@@ -97,6 +101,16 @@ class Stage:
             yield
         finally:
             self.ledger.outage(begin, now_micros())
+
+    def wait_for_work(self) -> None:
+        """Wait until callers get answers: a round in which nothing is going on shows nothing."""
+        enough = self._answers() + _ENOUGH_ANSWERS
+        deadline = time.monotonic() + _WORK_SECONDS
+        while self._answers() < enough and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+    def _answers(self) -> int:
+        return sum(path.read_bytes().count(b'"outcome":"ok"') for path in self.busy if path.exists())
 
     def failpoints(self, router: HopperProcess) -> str:
         """Those a router was started with."""

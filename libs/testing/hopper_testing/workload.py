@@ -29,7 +29,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final, TypeVar
+from types import TracebackType
+from typing import Final, Self, TypeVar
 
 import grpc.aio
 from google.protobuf.message import Message
@@ -71,7 +72,7 @@ ROOT: Final = "instances/global"
 PROJECT: Final = "projects/crew"
 
 _CALL_SECONDS: Final = 4.0  # a call's deadline: short, so that a caller is soon back with a repeat
-_PAUSE: Final = (0.01, 0.08)
+_PAUSE: Final = (0.05, 0.25)  # seconds until the next attempt, besides those the SDK makes
 _OPEN_STATES: Final = (Task.STATE_SUBMITTED, Task.STATE_QUEUED, Task.STATE_RUNNING)
 
 
@@ -139,13 +140,34 @@ class Caller:
     """
 
     def __init__(
-        self, hopper: AsyncHopper, ledger: Ledger, name: str, chance: random.Random, over: asyncio.Event
+        self,
+        address: str,
+        ledger: Ledger,
+        name: str,
+        chance: random.Random,
+        over: asyncio.Event,
+        *,
+        timeout: float = _CALL_SECONDS,
     ) -> None:
-        self.hopper = hopper
+        self.hopper = AsyncHopper(address, timeout=timeout)
         self.ledger = ledger
         self.name = name
         self.chance = chance
         self.over = over
+        self._timeout = timeout
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.hopper.close()
+
+    async def reconnect(self) -> None:
+        """Begin again with a new connection: a lost one backs off, and short lives would pass in silence."""
+        await self.hopper.close()
+        self.hopper = AsyncHopper(self.hopper.address, timeout=self._timeout)
 
     def new_id(self) -> str:
         """A request_id from the seed."""
@@ -180,6 +202,7 @@ class Caller:
             if self.over.is_set():
                 return calls, None
             await self.pause(self.chance.uniform(*_PAUSE))
+            await self.reconnect()
 
 
 def _is_unknown(error: HopperError) -> bool:
@@ -271,6 +294,7 @@ class Submitter:
                 return
             for request_id in waiting:
                 caller.ledger.unknown(numbers[request_id], type(error).__name__)
+            await caller.reconnect()
 
     def _spec(self, title: str) -> TaskSpec:
         return task_spec(title, key=self._caller.chance.choice(("ann", "bob", "")))
@@ -452,6 +476,7 @@ class Streamer:
         except HopperError as error:
             if not _is_unknown(error):
                 raise
+            await self._caller.reconnect()
         unanswered, self._unanswered = self._unanswered, []
         for numbers, request in unanswered:
             for number in numbers:
@@ -523,6 +548,7 @@ class Canceller:
         except HopperError as error:
             if not _is_unknown(error):
                 raise
+            await caller.reconnect()
             return
         if not page.tasks:
             return
@@ -552,6 +578,7 @@ class Watcher:
             if not _is_unknown(error):
                 raise
             await self._caller.pause(self._caller.chance.uniform(*_PAUSE))
+            await self._caller.reconnect()
 
     async def _watch(self) -> None:
         ledger, watch = self._caller.ledger, self._watches
@@ -603,8 +630,8 @@ async def run(
 
     async def act(number: int, role: str) -> None:
         name = names[number % len(names)] if names else f"{ledger.client}-{number}"
-        async with AsyncHopper(addresses[number % len(addresses)], timeout=_CALL_SECONDS) as hopper:
-            caller = Caller(hopper, ledger, name, random.Random(f"{seed}/{ledger.client}/{number}"), over)
+        chance = random.Random(f"{seed}/{ledger.client}/{number}")
+        async with Caller(addresses[number % len(addresses)], ledger, name, chance, over) as caller:
             actor = ROLES[role](caller, habits)
             while not over.is_set():
                 await _until(over, actor.step()) if role == "watcher" else await actor.step()
@@ -650,14 +677,15 @@ async def drain(address: str, ledger: Ledger, *, seconds: float, seed: int = 0) 
     loop = asyncio.get_running_loop()
     over = asyncio.Event()
     loop.call_later(seconds, over.set)
-    async with AsyncHopper(address, timeout=30.0) as hopper:
-        crew = Crew(Caller(hopper, ledger, "finisher", random.Random(f"{seed}/drain"), over), habits)
+    chance = random.Random(f"{seed}/drain")
+    async with Caller(address, ledger, "finisher", chance, over, timeout=30.0) as caller:
+        crew = Crew(caller, habits)
         while True:
             tasks = await crew.claim(100, wait=0.2)
             if tasks:
                 await crew.complete(tasks)
                 continue
-            left = (await hopper.tasks.ListTasks(ListTasksRequest(page_size=1000))).tasks
+            left = (await caller.hopper.tasks.ListTasks(ListTasksRequest(page_size=1000))).tasks
             if not left or over.is_set():
                 return len(left)
 

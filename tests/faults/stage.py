@@ -31,7 +31,7 @@ ENGINES: Final[tuple[Engine, ...]] = ("sqlite", "postgresql")
 
 _CALLERS_PATIENCE: Final = 30.0
 _ENOUGH_ANSWERS: Final = 10
-_WORK_SECONDS: Final = 5.0
+_WORK_SECONDS: Final = 20.0
 
 
 @dataclass

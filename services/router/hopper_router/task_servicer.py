@@ -127,19 +127,20 @@ class TaskServicer(TaskServiceServicer):
     async def SubmitStream(
         self, request_iterator: AsyncIterator[svc.SubmitStreamRequest], context: Context
     ) -> AsyncIterator[svc.SubmitStreamResponse]:
-        window: asyncio.Queue[asyncio.Future[svc.SubmitStreamResponse] | None] = asyncio.Queue(_WINDOW)
+        answers: asyncio.Queue[asyncio.Future[svc.SubmitStreamResponse] | None] = asyncio.Queue()
+        room = asyncio.Semaphore(_WINDOW)
 
         async def read() -> None:
-            try:
-                async for request in request_iterator:
-                    await window.put(asyncio.ensure_future(self._submit_of_stream(request, context)))
-            finally:
-                await window.put(None)
+            async for request in request_iterator:
+                await room.acquire()
+                answers.put_nowait(asyncio.ensure_future(self._submit_of_stream(request, context)))
 
         reading = asyncio.ensure_future(read())
+        reading.add_done_callback(lambda _: answers.put_nowait(None))
         try:
-            while (answer := await window.get()) is not None:
+            while (answer := await answers.get()) is not None:
                 yield await answer
+                room.release()  # not before it is written: who does not read, is not read
             await reading  # raises what broke the stream
         finally:
             reading.cancel()

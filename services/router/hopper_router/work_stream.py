@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from hopper.router.v1 import task_pb2 as pb
@@ -56,6 +57,7 @@ class WorkStream:
         self._context = context
         self._wanted = ClaimRequest(opened.queue, opened.worker, 0, lease_of(opened) or DEFAULT_LEASE)
         self._free = 0
+        self._slots = 0  # the most that were ever free: all there are, for one who has just come
         self._over = False
         self._said_all = False
         self._failure: Exception | None = None
@@ -87,8 +89,8 @@ class WorkStream:
                     self._to_write.clear()
                     await self._to_write.wait()
         except GeneratorExit:
-            # A server that stops ends streams after a write, one whose worker has gone within it.
-            if self._assigned and not self._context.done():
+            # A server that stops ends its streams after a write; when a worker goes, a write is cut short.
+            if self._assigned and self._engine.stopping.is_set():
                 self._delivered()
             raise
         finally:
@@ -113,6 +115,7 @@ class WorkStream:
             async for request in requests:
                 if request.WhichOneof("message") == "slots":
                     self._free = request.slots.free
+                    self._slots = max(self._slots, self._free)
                     self._look_at_slots()
                     continue
                 await self._until_there_is_room()
@@ -177,10 +180,20 @@ class WorkStream:
                 changed = _one(request.fail.claim, work.FailTask(request.fail, context))
             case "release":
                 changed = _one(request.release.claim, work.ReleaseTask(request.release, context))
+            case "ask":
+                return svc.WorkAnswer(results=[await self._ask(request.ask)])
             case _:
-                problem = "must be slots, or end or renew claims"
+                problem = "must be slots, or be about claims"
                 raise InvalidArgument(violations=[FieldViolation("message", problem)])
         return svc.WorkAnswer(results=[await changed])
+
+    async def _ask(self, request: svc.RequestInputRequest) -> svc.ClaimResult:
+        """Ask, and have the slots back meanwhile."""
+        asked = await _one(request.claim, self._servicer.RequestInput(request, self._context))
+        if asked.updated.state == pb.Task.STATE_INPUT_REQUIRED:
+            self._free += max(asked.updated.spec.slots, 1)
+            self._look_at_slots()
+        return asked
 
     # ------------------------------------------------------------ what the worker gets
 
@@ -215,7 +228,7 @@ class WorkStream:
             engine.hub.leave(queue, waiter, looks_again=looks_again, found=found)
 
     async def _attempt(self, most: int) -> Sequence[pb.Task]:
-        wanted = ClaimRequest(self._wanted.queue, self._wanted.worker, most, self._wanted.lease)
+        wanted = replace(self._wanted, most=most, slots=self._slots)
         claimed = await self._servicer.attempt(svc.ClaimTasksRequest(), wanted)
         return claimed.tasks if claimed is not None else ()
 
@@ -263,12 +276,8 @@ def _tasks_of(request: svc.WorkRequest) -> list[str]:
             return [claim.task for claim in request.renew.claims]
         case "complete":
             return [end.claim.task for end in request.complete.completions]
-        case "progress":
-            return [request.progress.claim.task]
-        case "fail":
-            return [request.fail.claim.task]
-        case "release":
-            return [request.release.claim.task]
+        case "progress" | "fail" | "release" | "ask" as said:
+            return [getattr(request, said).claim.task]
         case _:
             return []
 

@@ -31,7 +31,7 @@ demo: $(VENV)/.core ## Run a small Hopper and watch it work
 test: $(VENV)/.dev ## Run the tests (PYTEST_ARGS='-k router')
 	@$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
-bench: $(VENV)/.dev ## Measure, against the bars (BARS="submit race")
+bench: $(VENV)/.dev ## Measure, against the bars (BARS="submit claim peers")
 	@$(BIN)/python -m tests.bench $(BARS)
 
 verify: lint format-check types imports proto-lint proto-format proto-breaking proto-check ## Run every check (all of them: make -k verify)

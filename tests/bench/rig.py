@@ -42,6 +42,7 @@ POSTGRESQL: Final = "postgresql"
 SQLITE: Final = "sqlite"
 ENGINE: Final = os.environ.get("HOPPER_BENCH_ENGINE", POSTGRESQL)
 """What the router keeps its tasks in, in the bars that are about both."""
+MEMORY: Final = os.environ.get("HOPPER_BENCH_MEMORY", "on") != "off"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +83,20 @@ class _TlsRouter(HopperProcess):
 
 
 class Rig:
-    """See the module's text."""
+    """
+    See the module's text.
 
-    def __init__(self, pace: Pace | None = None, *, projects: int = message.PROJECTS) -> None:
+    Args:
+        pace: Default: as the environment says.
+        memory: Whether there is a memory to tell of every task, as in a whole Hopper.
+    """
+
+    def __init__(
+        self, pace: Pace | None = None, *, projects: int = message.PROJECTS, memory: bool = MEMORY
+    ) -> None:
         self.pace = pace or Pace.of_environment()
         self._projects = projects
+        self._memory = memory
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Rig:
@@ -182,7 +192,7 @@ class Rig:
             url = self.database()
         environment = {
             "HOPPER_REGISTRY_ADDRESS": self.registry.address,
-            "HOPPER_MEMORY_ADDRESS": self.memory.address,
+            "HOPPER_MEMORY_ADDRESS": self.memory.address if self._memory else f"unix:{self.directory}/nobody",
             "HOPPER_LOG_LEVEL": "warning",
         } | ({"HOPPER_ROUTER_DATABASE": url} if url else {})
         with temporary_directory() as directory:
@@ -197,8 +207,12 @@ class Rig:
                         url,
                         process.address,
                     )
-                    await _knows_projects(router)
-                    yield router
+                    try:
+                        await _knows_projects(router)
+                        yield router
+                    except grpc.aio.AioRpcError:
+                        print(process.log_text()[-4000:], file=sys.stderr)  # it is gone with the directory
+                        raise
 
 
 async def _knows_projects(router: Router) -> None:

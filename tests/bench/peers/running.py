@@ -93,6 +93,7 @@ def _wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
 
 
 def _launch(command: Sequence[str]) -> subprocess.Popen[bytes]:
+    _LOG.parent.mkdir(exist_ok=True)
     with _LOG.open("ab") as log:
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
 

@@ -1,0 +1,243 @@
+"""B19 to B22: more replicas, more rows, more projects, deeper queues."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Any, Final
+
+import asyncpg
+
+from hopper.router.v1 import task_service_pb2, work_service_pb2
+from hopper_client import Hopper
+from tests.bench import driving, message
+from tests.bench.bar import Result, at_least, at_most, bar, quantiles
+from tests.bench.cpu import rss_bytes, settle
+from tests.bench.driving import Queue
+from tests.bench.load import Load, Side, closed_loop
+from tests.bench.rig import ENGINE, POSTGRESQL, SQLITE, Rig, Router
+
+FINISHED: Final = int(os.environ.get("HOPPER_BENCH_FINISHED", "100000"))
+"""Finished tasks of the full table; the bar says 10,000,000. There is a tenth as many open ones."""
+OPEN: Final = FINISHED // 10
+RESIDENT_TASKS: Final = 100_000
+DEEP: Final = 10_000
+CALLS: Final = 300
+PATIENCE: Final = 30.0
+"""Seconds for the router to come to rest after so many tasks."""
+_SCHEMA: Final = "hopper_router"
+_FREE_PROCESSORS: Final = 4
+"""Fewer have none to spare for a second router, beside the first, PostgreSQL and the load."""
+
+
+@bar
+async def replicas(rig: Rig) -> Sequence[Result]:
+    """B19: two routers on one PostgreSQL, beside one."""
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(rig.router(POSTGRESQL))
+        second = await stack.enter_async_context(rig.router(POSTGRESQL, url=first.url))
+
+        async def both(seconds: float) -> Load:
+            loads = await asyncio.gather(
+                *(driving.submit_batches(router, driving.BATCH, 2, seconds) for router in (first, second))
+            )
+            return Load(sum(load.count for load in loads), max(load.seconds for load in loads))
+
+        rounds = await rig.bench().interleaved(
+            Side(
+                "one router",
+                lambda seconds: driving.submit_batches(first, driving.BATCH, 2, seconds),
+                first.processes(rig),
+            ),
+            Side("two routers", both, {**first.processes(rig), "second": second.pid}),
+        )
+    processors = os.cpu_count() or 1
+    alone = f"not judged: of {processors} processors none is free for a second router"
+    return [
+        at_least(1.6, 1.8).judge(
+            "B19 SubmitTasks of 1,000 on two routers / on one",
+            rounds.ratio("two routers", "one router"),
+            rounds.figures(),
+            note=rounds.method,
+            skipped=alone if processors < _FREE_PROCESSORS else "",
+        )
+    ]
+
+
+# ---------------------------------------------------------------- B20
+
+
+@bar
+async def full_table(rig: Rig) -> Sequence[Result]:
+    """B20: submit, claim and list with a full table, beside an empty one."""
+    url = rig.database()
+    async with rig.router(POSTGRESQL, url=url) as router:
+        await driving.submit(router, 1, 0.1)
+        queue = Queue(router)
+        await queue.fill(2)
+        await driving.complete(router, await driving.claim(router, "bench", 1))
+    begin = time.perf_counter()
+    await _fill(url, finished=FINISHED, waiting=OPEN)
+    took = time.perf_counter() - begin
+    async with AsyncExitStack() as stack:
+        full = await stack.enter_async_context(rig.router(POSTGRESQL, url=url))
+        empty = await stack.enter_async_context(rig.router(POSTGRESQL))
+        sides = [
+            side for name, router in (("full", full), ("empty", empty)) for side in _uses(name, router, rig)
+        ]
+        rounds = await rig.bench().interleaved(*sides)
+    note = f"{rounds.method}; {FINISHED:,} finished and {OPEN:,} open tasks, filled in {took:.0f} s"
+    return [
+        at_least(0.67, 0.9).judge(
+            f"B20 {use} with a full table / with an empty one",
+            rounds.ratio(f"{use}, full", f"{use}, empty"),
+            rounds.figures(f"{use}, full", f"{use}, empty"),
+            note=note,
+        )
+        for use in ("SubmitTask c64", "claim + complete", "ListTasks c16")
+    ]
+
+
+def _uses(name: str, router: Router, rig: Rig) -> list[Side]:
+    queue = Queue(router)
+    processes = router.processes(rig)
+
+    async def fill() -> None:
+        queue.ready = 0  # somebody else's, of the same projects, may be there
+        await queue.fill_for(rig.pace.seconds)
+
+    async def look(_: int) -> None:
+        await router.tasks.ListTasks(task_service_pb2.ListTasksRequest(page_size=50))
+
+    return [
+        Side(f"SubmitTask c64, {name}", lambda seconds: driving.submit(router, 64, seconds), processes),
+        Side(
+            f"claim + complete, {name}",
+            lambda seconds: queue.work_off(seconds, workers=1, batch=driving.CLAIM),
+            processes,
+            fill,
+        ),
+        Side(f"ListTasks c16, {name}", lambda seconds: closed_loop(look, 16, seconds), processes),
+    ]
+
+
+async def _fill(url: str, *, finished: int, waiting: int) -> None:
+    """Copy a finished task and a waiting one, with their decisions, many times, spread over all projects."""
+    connection = await asyncpg.connect(url, server_settings={"search_path": _SCHEMA})
+    try:
+        for state, copies in (("SUCCEEDED", finished), ("QUEUED", waiting)):
+            await _copy(connection, state, copies)
+        await connection.execute("VACUUM ANALYZE", timeout=3600)
+    finally:
+        await connection.close()
+
+
+async def _copy(connection: asyncpg.Connection, state: str, copies: int) -> None:
+    # Ids that nobody else makes, older than all that are made from now on.
+    id_ = f"'0{state[0].lower()}' || lpad(n::text, 24, '0')"
+    project = f"'projects/p' || n % {message.PROJECTS}"
+    task = await connection.fetchrow("SELECT * FROM tasks WHERE state = $1 LIMIT 1", state)
+    decision = await connection.fetchrow(
+        "SELECT * FROM routing_decisions WHERE id = $1", task["decision"].removeprefix("decisions/")
+    )
+    changed = {"id": id_, "project": project, "decision": f"'decisions/' || {id_}"}
+    changed["short_id"] = f"right({id_}, 6)"
+    await _insert(connection, "tasks", task, changed, copies)
+    changed = {"id": id_, "task": f"'{task['instance']}/tasks/' || {id_}", "project": project}
+    await _insert(connection, "routing_decisions", decision, changed, copies)
+
+
+async def _insert(
+    connection: asyncpg.Connection,
+    table: str,
+    row: Mapping[str, Any],
+    changed: Mapping[str, str],
+    copies: int,
+) -> None:
+    columns = ", ".join(row.keys())
+    values = ", ".join(changed.get(name, f"t.{name}") for name in row.keys())  # noqa: SIM118 - an asyncpg record
+    await connection.execute(
+        f"INSERT INTO {table} ({columns}) SELECT {values} FROM {table} t, generate_series(1, $2::int) n "
+        "WHERE t.id = $1",
+        row["id"],
+        copies,
+        timeout=7200,
+    )
+
+
+# ---------------------------------------------------------------- B21, B22
+
+
+@bar
+async def resident(rig: Rig) -> Sequence[Result]:
+    """B21: the memory of a router that knows 1,000 projects and has 100,000 open tasks."""
+    count = RESIDENT_TASKS if rig.pace.seconds >= 1 else RESIDENT_TASKS // 10
+    async with AsyncExitStack() as stack:
+        router = await stack.enter_async_context(rig.router())
+        idle = rss_bytes(router.pid)
+        for _ in range(count // driving.BATCH):
+            driving.check_batch(await router.tasks.SubmitTasks(message.batch(driving.BATCH)))
+        filled = rss_bytes(router.pid)
+        restarted = filled
+        if router.url:
+            again = await stack.enter_async_context(rig.router(POSTGRESQL, url=router.url))
+            restarted = rss_bytes(again.pid)
+    megabytes = {"idle": idle / 1e6, "with open tasks": filled / 1e6, "started again": restarted / 1e6}
+    sides = {"resident, MB": {name: round(value, 1) for name, value in megabytes.items()}}
+    name = f"B21 resident memory, 1,000 projects and {count:,} open tasks ({ENGINE})"
+    return [at_most(250, 200, "MB").judge(name, max(filled, restarted) / 1e6, sides)]
+
+
+@bar
+async def next_task(rig: Rig) -> Sequence[Result]:
+    """B22: what `hopper next` calls, with a deep queue and as many blocked tasks in it, on both engines."""
+    return [await _next_task(rig, engine) for engine in (POSTGRESQL, SQLITE)]
+
+
+async def _next_task(rig: Rig, engine: str) -> Result:
+    async with rig.router(engine) as router:
+        await _submit_many(router, lambda: _blocked(router), DEEP)
+        await Queue(router).fill(DEEP + CALLS)
+        await settle([os.getpid()], patience=PATIENCE)  # memory has heard of all of them then
+        # As the command does it: the synchronous client, on the Unix socket.
+        taken = await asyncio.to_thread(_call_next, router.socket)
+    bar_ = at_most(30, 15, "ms")
+    name = f"B22 hopper next with {DEEP:,} blocked and {DEEP:,} ready tasks, p99 ({engine})"
+    figures = quantiles(taken)
+    return bar_.judge(name, figures["p99_ms"], {f"{CALLS} calls": figures})
+
+
+async def _submit_many(
+    router: Router, make: Callable[[], Awaitable[task_service_pb2.SubmitTasksRequest]], count: int
+) -> None:
+    request = await make()
+    for _ in range(count // len(request.items)):
+        driving.check_batch(await router.tasks.SubmitTasks(request))
+
+
+async def _blocked(router: Router) -> task_service_pb2.SubmitTasksRequest:
+    """Tasks of the queue that wait for another's end."""
+    other = (await router.tasks.SubmitTask(message.submit(message.HOT + 1))).task.name
+    request = task_service_pb2.SubmitTasksRequest()
+    request.CopyFrom(message.batch(driving.BATCH, topic=message.HOT))
+    for item in request.items:
+        item.spec.dependencies.append(other)
+    return request
+
+
+def _call_next(address: str) -> list[float]:
+    taken: list[float] = []
+    with Hopper(address) as hopper:
+        for number in range(CALLS):
+            request = work_service_pb2.ClaimTasksRequest(
+                queue=message.QUEUE, worker=f"person-{number}", max_tasks=1
+            )
+            begin = time.perf_counter()
+            claimed = hopper.work.ClaimTasks(request).tasks
+            taken.append(time.perf_counter() - begin)
+            if len(claimed) != 1:
+                raise driving.Refused("nothing to claim from a deep queue")
+    return taken

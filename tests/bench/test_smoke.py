@@ -1,0 +1,73 @@
+"""The benchmarks themselves: one floor and one bar, for a moment, so that they keep working."""
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from tests.bench import __main__, driving
+from tests.bench.bar import BARS, at_least
+from tests.bench.cpu import snapshot
+from tests.bench.load import Load, Pace, Rounds, Sample, Side, closed_loop
+from tests.bench.rawsql import raw_sqlite, sqlite_insert
+from tests.bench.rig import SQLITE, Rig
+
+
+async def test_a_router_and_its_floors_are_measured_and_judged() -> None:
+    async with Rig(Pace(0.1, 1), projects=10, memory=False) as rig, rig.router(SQLITE) as router:
+        slim = rig.directory / "slim.db"
+
+        async def inserts(seconds: float) -> Load:
+            with raw_sqlite(slim) as connection:
+                return sqlite_insert(connection, 100, seconds)
+
+        rounds = await rig.bench().interleaved(
+            Side("echo", lambda seconds: driving.submit(rig.echo, 4, seconds), {"server": rig.echo.pid}),
+            Side("hopper", lambda seconds: driving.submit(router, 4, seconds), router.processes(rig)),
+            Side("rows", inserts),
+            warm=False,
+        )
+    assert 0 < rounds.ratio("hopper", "echo") < 1
+    assert rounds.rate("rows") > 0
+    assert rounds.cpu("hopper", "router") > 0
+    assert rounds.p50("hopper") < rounds.p99("hopper")
+
+
+def test_every_bar_is_run_by_the_main_program() -> None:
+    assert __main__.__doc__
+    assert {"submit", "submit_latency", "submit_batches", "claim", "pinned_claim", "peers"} < set(BARS)
+    assert {"start_latency", "storage", "embedded", "replicas", "full_table", "resident", "next_task"} < set(
+        BARS
+    )
+
+
+@pytest.mark.parametrize(("value", "verdict"), [(0.4, "missed"), (0.5, "must"), (0.7, "target")])
+def test_a_bar_says_how_far_it_is(value: float, verdict: str) -> None:
+    result = at_least(0.5, 0.65).judge("a bar", value, {})
+    assert (result.verdict, result.ok) == (verdict, verdict != "missed")
+
+
+def test_what_others_disturbed_is_left_out_or_makes_the_machine_busy() -> None:
+    def sample(rate: float, others: float) -> Sample:
+        return Sample(rate, (), {}, others)
+
+    calm = Rounds({"a": [sample(1, 0.1), sample(2, 0.0), sample(99, 2.0)]})
+    assert (calm.busy, calm.rate("a")) == (False, 1.5)
+    busy = Rounds({"a": [sample(1, 0.1), sample(2, 1.0), sample(3, 2.0)]})
+    assert (busy.busy, busy.rate("a"), bool(busy.skipped)) == (True, 3, True)
+
+
+async def test_a_closed_loop_counts_what_was_answered() -> None:
+    numbers: Iterator[int] = iter(range(10**9))
+    load = await closed_loop(lambda number: asyncio.sleep(0, next(numbers)), 3, 60, each=2, most=20)
+    assert (load.count, len(load.latencies), next(numbers)) == (20, 10, 10)
+
+
+def test_a_snapshot_sees_this_process_and_what_it_used() -> None:
+    before = snapshot()
+    end = before.at + 0.05
+    while snapshot().at < end:
+        pass
+    after = snapshot()
+    assert after.of(1) >= before.of(1)
+    assert after.busy >= before.busy

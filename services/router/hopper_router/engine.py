@@ -39,6 +39,7 @@ from hopper_router.model import Task, TaskState
 from hopper_router.policies import Policies
 from hopper_router.policy_yaml import load_policy
 from hopper_router.ports import Registry
+from hopper_router.queue_counts import QueueCounts
 from hopper_router.replicas import News, news_of
 from hopper_router.store_sql import OpenCounts, Store
 from hopper_router.transitions import Event, claimable
@@ -100,9 +101,10 @@ class Engine:
         self._turns = turns
         self._beside: set[asyncio.Task[None]] = set()
         self._next_ready: datetime | None = None
-        self._origin = secrets.token_hex(4)
         self._wakes: dict[str, datetime] = {}
+        self._origin = secrets.token_hex(4)
         db.on_notify(self._heard)
+        self.queues = QueueCounts(db, clock, self._origin)
         self.hot = HotPath(hot_store(db), lambda: self._world(self._load), clock, self._follow, self._origin)
 
     def stop(self) -> None:
@@ -120,6 +122,7 @@ class Engine:
         turns.restore(await db.read(lambda conn: Store(conn).waiting_turns()))
         engine = cls(db, registry, policies, load, turns, clock)
         await engine.promote()
+        await engine.queues.recount()
         return engine
 
     # ------------------------------------------------------------ units
@@ -135,7 +138,7 @@ class Engine:
     async def _run(self, work: Callable[[Unit], T]) -> T:
         counted = False
 
-        def body(conn: Connection) -> tuple[T, list[Change]]:
+        def body(conn: Connection) -> tuple[T, Unit]:
             nonlocal counted
             if self._load_is_doubtful:
                 self._count(conn)
@@ -150,20 +153,23 @@ class Engine:
             if self.db.dialect == "postgresql" and unit.changes:
                 notify(conn, news_of(unit.changes, unit.now).line(self._origin))
             count_load(self._load, unit.changes)
-            return result, unit.changes
+            return result, unit
 
         try:
-            result, changes = await self.db.write(body)
+            result, unit = await self.db.write(body)
         except HopperError:
             if counted:  # and then not committed: the next unit counts anew
                 self._load_is_doubtful = True
+                self.queues.doubt()
             raise
-        self._follow(changes)
+        self.queues.backlog.follow_quiet(unit.quiet)
+        self._follow(unit.changes)
         return result
 
     async def recount(self) -> None:
         """Count open work anew from the rows."""
         await self.db.write(self._count)
+        await self.queues.recount()
 
     def _count(self, conn: Connection) -> None:
         # On the thread that writes, where the counts are kept: what is under way there must not be forgotten.
@@ -189,8 +195,7 @@ class Engine:
 
     async def read(self, look: Callable[[Unit], T]) -> T:
         """Run *look* on one consistent snapshot; it must change nothing."""
-        # The counts are the writer's, which changes them while others read: readers get their own.
-        return await self.db.read(lambda conn: look(self._unit(conn, self._load.copy())))
+        return await self.db.read(lambda conn: look(self._unit(conn, self._load)))
 
     def _unit(self, conn: Connection, load: OpenCounts) -> Unit:
         return Unit(Store(conn), self._world(load), self.clock, self.clock.now())
@@ -268,6 +273,7 @@ class Engine:
     # ------------------------------------------------------------ after the commit
 
     def _follow(self, changes: Sequence[Change]) -> None:
+        self.queues.follow(changes)
         now = self.clock.now()
         ready: list[str] = []
         left = False
@@ -284,13 +290,6 @@ class Engine:
         if left:
             self.room_made.fire()
 
-    def _limited_queues(self, task: Task) -> list[str]:
-        """The queues of a task that ended, where their limits may have kept others from running."""
-        directory = self.registry.current
-        project, instance = directory.projects.get(task.project), directory.instances.get(task.instance)
-        if (project and project.has_limits) or (instance and instance.max_workers):
-            return _queues(task)
-        return []
     def _wake_at(self, queue: str, time: datetime) -> None:
         """Wake somebody who waits at a queue then, unless that is to be done before anyway."""
         now = self.clock.now()
@@ -306,6 +305,13 @@ class Engine:
         delay = max((time - now).total_seconds(), 0.001)
         asyncio.get_running_loop().call_later(delay, wake)
 
+    def _limited_queues(self, task: Task) -> list[str]:
+        """The queues of a task that ended, where their limits may have kept others from running."""
+        directory = self.registry.current
+        project, instance = directory.projects.get(task.project), directory.instances.get(task.instance)
+        if (project and project.has_limits) or (instance and instance.max_workers):
+            return _queues(task)
+        return []
 
     # ------------------------------------------------------------ what waits for its time
 
@@ -401,6 +407,8 @@ class Engine:
         Only an answer with tasks is remembered under the request's id, so that an empty one may be asked again.
         """
 
+        look_again: datetime | None = None
+
         def effect(unit: Unit) -> M:
             nonlocal look_again
             tasks, look_again = working.claim_ready(unit, wanted)
@@ -409,11 +417,12 @@ class Engine:
             return answer(unit, tasks)
 
         try:
-        look_again: datetime | None = None
-
             return await self.mutate(method, request, response_type, effect)
         except _NothingReady:
             return None
+        finally:
+            if look_again is not None:
+                self._wake_at(wanted.queue, look_again)
 
 
 def _queues(task: Task) -> list[str]:
@@ -421,9 +430,6 @@ def _queues(task: Task) -> list[str]:
 
 
 def _stopped_running(change: Change) -> bool:
-        finally:
-            if look_again is not None:
-                self._wake_at(wanted.queue, look_again)
     return change.before is not None and (
         change.event is Event.COMPLETE or change.before.state is TaskState.RUNNING is not change.after.state
     )

@@ -39,6 +39,7 @@ from hopper_router import tables
 from hopper_router.convert import decision_from_bytes
 from hopper_router.fairness import Turns, lane
 from hopper_router.hot import Repeat
+from hopper_router.load import Load
 from hopper_router.model import (
     OPEN_STATES,
     ROOT_INSTANCE,
@@ -129,20 +130,20 @@ class Blockers:
 class OpenCounts:
     """Open tasks that somebody is to work on, by project and by instance."""
 
-    by_project: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    by_project: Load = field(default_factory=Load)
     by_instance: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, project: str, instance: str, step: int) -> None:
         """Count open tasks in, or out. From any thread."""
+        self.by_project.add(project, step)
         with self._lock:
-            self.by_project[project] += step
             self.by_instance[instance] += step
 
     def copy(self) -> OpenCounts:
         """The same counts, to go on with."""
-        return OpenCounts(defaultdict(int, self.by_project), defaultdict(int, self.by_instance))
+        return OpenCounts(self.by_project.copy(), defaultdict(int, self.by_instance))
 
 
 def task_id(name: str) -> str:

@@ -31,7 +31,6 @@ import shutil
 import signal
 import stat
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -301,9 +300,7 @@ def postgres_server() -> PostgresServer:
     """
     with _lock:
         if not _servers:
-            server = _external() or _own()
-            print(f"PostgreSQL for tests: {server.description}", file=sys.stderr, flush=True)
-            _servers.append(server)
+            _servers.append(_external() or _own())
         return _servers[0]
 
 
@@ -312,6 +309,16 @@ def private_server(**settings: str) -> Iterator[OwnServer]:
     """A server of the caller's own, with settings of its own (`max_connections="20"`)."""
     with OwnServer(find_programs(), settings=settings) as server:
         yield server
+
+
+def which_server() -> str:
+    """Which server `postgres_server` is going to be, for people. Starts nothing."""
+    if os.environ.get(VARIABLE):
+        return f"the one of {VARIABLE}"
+    try:
+        return str(find_programs())
+    except NoServerError as error:
+        return str(error)
 
 
 def find_programs() -> Path:

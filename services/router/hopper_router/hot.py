@@ -21,6 +21,8 @@ from typing import Any, Final, NamedTuple, Protocol
 from hopper_common.timestamps import to_micros
 from hopper_router.model import Decision, Task
 
+AFFINITY_GRACE: Final = timedelta(seconds=2)
+"""How long a task is left alone for the worker that did what it depended on."""
 MOST_ROWS: Final = 1000
 """Of one statement: enough to hide the commit, few enough that nobody waits long."""
 
@@ -117,8 +119,16 @@ class HotStore(Protocol):
         """Store tasks, decisions and events; the generation of each call's first task, or its repeat."""
         ...
 
-    async def claim(self, wants: Sequence[Want], now: datetime, origin: str) -> Sequence[list[Row] | Repeat]:
-        """Claim what is next; the rows after it, whole."""
+    async def claim(
+        self, wants: Sequence[Want], now: datetime, origin: str
+    ) -> Sequence[list[Row] | Repeat | Left]:
+        """
+        Claim what is next; the rows after it, whole.
+
+        Nothing at or behind a task is claimed that takes more than one slot, or is left alone for the worker that did
+        what it depended on; and nothing for a worker that has such tasks of its own. A want that gets nothing for that
+        reason is left to a unit.
+        """
         ...
 
     async def renew(self, keeps: Sequence[Keep], now: datetime) -> Sequence[Row | None]:

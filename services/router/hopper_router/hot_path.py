@@ -74,7 +74,7 @@ class HotPath:
         self._submits: Gatherer[Call, list[Taken] | Repeat | Left] = Gatherer(
             self._admit, limit=max(group, 1), weigh=lambda call: len(call.specs)
         )
-        self._claims: Gatherer[Want, list[Task] | Repeat] = Gatherer(self._claim, limit=group)
+        self._claims: Gatherer[Want, list[Task] | Repeat | Left] = Gatherer(self._claim, limit=group)
         self._keeps: Gatherer[Keep, Task | Left] = Gatherer(self._renew, limit=group)
         self._ends: Gatherer[End, Task | Left] = Gatherer(self._complete, limit=group)
 
@@ -92,8 +92,8 @@ class HotPath:
             require_same(outcome, call.method, call.request_id, call.digest)
         return outcome
 
-    async def claim(self, want: Want) -> list[Task] | Repeat:
-        """Claim what is next in a queue without limits."""
+    async def claim(self, want: Want) -> list[Task] | Repeat | Left:
+        """Claim what is next in a queue without limits; where more must be weighed, that is left to a unit."""
         outcome = await self._claims.add(want)
         if isinstance(outcome, Repeat):
             require_same(outcome, "ClaimTasks", want.request_id, want.digest)
@@ -200,19 +200,22 @@ class HotPath:
 
     # ------------------------------------------------------------ working
 
-    async def _claim(self, wants: Sequence[Want]) -> list[list[Task] | Repeat | BaseException]:
+    async def _claim(self, wants: Sequence[Want]) -> list[list[Task] | Repeat | Left | BaseException]:
         now = self._clock.now()
         found = await self._store.claim(wants, now, self._origin)
-        answers: list[list[Task] | Repeat | BaseException] = []
+        answers: list[list[Task] | Repeat | Left | BaseException] = []
         turns = self._world().turns
-        for want, rows in zip(wants, found, strict=True):
-            if isinstance(rows, Repeat):
+        changes: list[Change] = []
+        for rows in found:
+            if isinstance(rows, Repeat | Left):
                 answers.append(rows)
                 continue
             tasks = [task_from_row(row) for row in rows]
+            changes += [Change(task, task, Event.CLAIM) for task in tasks]
             for task in tasks:
                 turns.served(task.lane, task.rank)
             answers.append(tasks)
+        self._follow(changes)
         return answers
 
     async def _renew(self, keeps: Sequence[Keep]) -> list[Task | Left | BaseException]:

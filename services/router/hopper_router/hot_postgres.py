@@ -16,7 +16,19 @@ from sqlalchemy import BigInteger, Boolean, Integer, LargeBinary
 
 from hopper_common.timestamps import to_micros
 from hopper_router import tables
-from hopper_router.hot import CLAIMED, Admission, End, Keep, Repeat, Row, Want, by_queue, submitted_body
+from hopper_router.hot import (
+    AFFINITY_GRACE,
+    CLAIMED,
+    Admission,
+    End,
+    Keep,
+    Left,
+    Repeat,
+    Row,
+    Want,
+    by_queue,
+    submitted_body,
+)
 from hopper_router.replicas import news_of_admitted
 from hopper_router.rows import length, task_to_row
 
@@ -80,12 +92,15 @@ _REPEATS: Final = (
     "SELECT request_id, digest, response, generation FROM requests WHERE request_id = ANY($1::text[])"
 )
 
+_GRACE: Final = length(AFFINITY_GRACE)
 _LEASE: Final = "LEAST(i.lease, t.heartbeat)"
 
 
 _SERVED: Final = """
-    SELECT json_object_agg(queue, rank) AS served
-    FROM (SELECT {column} AS queue, max(rank) AS rank FROM claimed GROUP BY {column}) s"""
+    SELECT json_object_agg(lane, rank) AS served FROM (
+        SELECT CASE project WHEN '' THEN instance ELSE project END || '@' || priority AS lane, max(rank) AS rank
+        FROM claimed GROUP BY 1
+    ) s"""
 _LEFT: Final = """
     SELECT
         (SELECT json_object_agg(project, -n) FROM (SELECT project, count(*) n FROM done GROUP BY 1) p) AS projects,
@@ -102,7 +117,7 @@ def _tell(source: str, line: str, facts: str) -> str:
     return f"""(
     SELECT pg_notify({channel}, {prefix} || CASE WHEN octet_length(line) < 7000 THEN line ELSE '' END)
     FROM (SELECT ({line})::text AS line FROM ({facts}) facts) told
-) AS told"""
+)"""
 
 
 def _claim_statement(column: str) -> str:
@@ -119,17 +134,27 @@ wants AS MATERIALIZED (
 ),
 picked AS MATERIALIZED (
     SELECT q.queue, p.* FROM unnest($11::text[], $12::int[]) AS q(queue, most), base, LATERAL (
-        SELECT id, priority, rank FROM tasks WHERE ready AND {column} = q.queue {below_root}
+        SELECT id, priority, rank,
+            slots > 1 OR (affinity <> '' AND attempt = 0 AND update_time > $3::bigint - {_GRACE}) AS special
+        FROM tasks WHERE ready AND {column} = q.queue {below_root}
         ORDER BY priority DESC, rank, id LIMIT q.most + 0 * base.generation FOR UPDATE SKIP LOCKED
     ) AS p
 ),
 placed AS (
-    SELECT *, row_number() OVER (PARTITION BY queue ORDER BY priority DESC, rank, id) AS place FROM picked
+    SELECT *, row_number() OVER turn AS place, bool_or(special) OVER turn AS behind
+    FROM picked WINDOW turn AS (PARTITION BY queue ORDER BY priority DESC, rank, id)
+),
+cold AS MATERIALIZED (
+    SELECT want FROM wants w
+    WHERE EXISTS (SELECT 1 FROM placed p WHERE p.queue = w.queue AND p.behind AND p.place BETWEEN w.low AND w.high)
+        OR (SELECT true FROM tasks t
+            WHERE t.ready AND t.affinity <> '' AND t.affinity = w.worker AND t.{column} = w.queue LIMIT 1)
 ),
 given AS MATERIALIZED (
     SELECT p.id, w.worker, w.lease, w.want,
         base.generation - 1 + row_number() OVER (ORDER BY w.want, p.place) AS generation
     FROM placed p JOIN wants w ON w.queue = p.queue AND p.place BETWEEN w.low AND w.high CROSS JOIN base
+    WHERE NOT p.behind AND w.want NOT IN (SELECT want FROM cold)
 ),
 claimed AS (
     UPDATE tasks AS t SET state = 'RUNNING', ready = false, token = t.token + 1, attempt = t.attempt + 1,
@@ -148,8 +173,10 @@ remembered AS (
     SELECT w.request_id, w.digest, convert_to(count(*)::text, 'UTF8'), $3, min(c.generation)
     FROM claimed c JOIN wants w USING (want) WHERE w.request_id <> '' GROUP BY w.request_id, w.digest
 )
-SELECT c.*, {_tell("claimed", "json_build_object('o', $15::text, 'v', served)", _SERVED.format(column=column))}
-FROM claimed c ORDER BY c.generation
+SELECT (SELECT array_agg(want) FROM cold) AS cold, c.*,
+    CASE WHEN c.id IS NOT NULL
+    THEN {_tell("claimed", "json_build_object('o', $15::text, 'v', served)", _SERVED)} END AS told
+FROM base LEFT JOIN claimed c ON true ORDER BY c.generation
 """
 
 
@@ -182,7 +209,8 @@ logged AS (
     INSERT INTO task_events (version, topic, key, body, create_time)
     SELECT generation, 'COMPLETE', instance || '/tasks/' || id, '[]'::bytea, $3 FROM done
 )
-SELECT d.*, {_tell("done", "json_build_object('o', $9::text, 'p', projects, 'i', instances)", _LEFT)} FROM done d
+SELECT d.*, {_tell("done", "json_build_object('o', $9::text, 'p', projects, 'i', instances)", _LEFT)} AS told
+FROM done d
 """
 
 
@@ -238,11 +266,13 @@ class PostgresHotStore:
         )
         return {row["request_id"]: Repeat(row["digest"], row["response"], row["generation"]) for row in rows}
 
-    async def claim(self, wants: Sequence[Want], now: datetime, origin: str) -> Sequence[list[Row] | Repeat]:
+    async def claim(
+        self, wants: Sequence[Want], now: datetime, origin: str
+    ) -> Sequence[list[Row] | Repeat | Left]:
         """See HotStore."""
         known = [want.request_id for want in wants if want.request_id]
         repeats = await self._repeats(known) if known else {}
-        answers: list[list[Row] | Repeat] = [repeats.get(want.request_id, []) for want in wants]
+        answers: list[list[Row] | Repeat | Left] = [repeats.get(want.request_id, []) for want in wants]
         for column in ("project", "instance"):
             mine = [
                 position
@@ -258,7 +288,7 @@ class PostgresHotStore:
         column: str,
         wants: Sequence[Want],
         positions: Sequence[int],
-        answers: list[list[Row] | Repeat],
+        answers: list[list[Row] | Repeat | Left],
         now: datetime,
         origin: str,
     ) -> None:
@@ -289,11 +319,16 @@ class PostgresHotStore:
             self._db.message([""]),
             origin,
         ]
-        rows = await self._db.statement(lambda conn: conn.fetch(_CLAIM[column], *values), changed=bool)
+        rows = await self._db.statement(
+            lambda conn: conn.fetch(_CLAIM[column], *values), changed=lambda rows: rows[0]["id"] is not None
+        )
         for row in rows:
-            answer = answers[positions[row["want"] - 1]]
+            answer = answers[positions[row["want"] - 1]] if row["id"] else None
             if isinstance(answer, list):
                 answer.append(row)
+        for cold in rows[0]["cold"] or ():
+            if not answers[positions[cold - 1]]:
+                answers[positions[cold - 1]] = Left.COLD
 
     async def renew(self, keeps: Sequence[Keep], now: datetime) -> Sequence[Row | None]:
         """See HotStore."""

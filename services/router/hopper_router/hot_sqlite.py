@@ -6,6 +6,7 @@ import json
 import sqlite3
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from itertools import takewhile
 from typing import Any, Final, TypeVar, cast
 
 from sqlalchemy import Connection
@@ -13,7 +14,18 @@ from sqlalchemy import Connection
 from hopper_common.database import Database
 from hopper_common.timestamps import to_micros
 from hopper_router import tables
-from hopper_router.hot import CLAIMED, Admission, End, Keep, Repeat, Row, Want, submitted_body
+from hopper_router.hot import (
+    AFFINITY_GRACE,
+    CLAIMED,
+    Admission,
+    End,
+    Keep,
+    Left,
+    Repeat,
+    Row,
+    Want,
+    submitted_body,
+)
 from hopper_router.rows import length, task_to_row
 from hopper_router.store_sql import task_id
 
@@ -36,11 +48,18 @@ _FIND_REQUEST: Final = "SELECT digest, response, generation FROM requests WHERE 
 _HEAD: Final = "SELECT coalesce(max(version), 0) FROM task_events"
 
 _NEVER: Final = 9223372036854775807
+_GRACE: Final = length(AFFINITY_GRACE) or 0
 
+_SPECIAL: Final = "slots > 1 OR (affinity <> '' AND attempt = 0 AND update_time > :alone)"
 _PICK: Final = {
-    "project": "SELECT id FROM tasks WHERE ready AND project = ? ORDER BY priority DESC, rank, id LIMIT ?",
-    "instance": f"SELECT id FROM tasks WHERE ready AND instance = ? AND {tables.BELOW_ROOT} "
-    "ORDER BY priority DESC, rank, id LIMIT ?",
+    "project": f"SELECT id, {_SPECIAL} FROM tasks WHERE ready AND project = :queue "
+    "ORDER BY priority DESC, rank, id LIMIT :most",
+    "instance": f"SELECT id, {_SPECIAL} FROM tasks WHERE ready AND instance = :queue AND {tables.BELOW_ROOT} "
+    "ORDER BY priority DESC, rank, id LIMIT :most",
+}
+_OWN: Final = {
+    column: f"SELECT 1 FROM tasks WHERE ready AND affinity <> '' AND affinity = ? AND {column} = ? LIMIT 1"
+    for column in ("project", "instance")
 }
 _CLAIM: Final = f"""
 UPDATE tasks SET state = 'RUNNING', ready = 0, token = token + 1, attempt = attempt + 1, worker = :worker,
@@ -77,7 +96,9 @@ class SqliteHotStore:
         """See HotStore."""
         return await self._write(lambda driver: [_admit(driver, call) for call in calls])
 
-    async def claim(self, wants: Sequence[Want], now: datetime, origin: str) -> Sequence[list[Row] | Repeat]:
+    async def claim(
+        self, wants: Sequence[Want], now: datetime, origin: str
+    ) -> Sequence[list[Row] | Repeat | Left]:
         """See HotStore."""
         return await self._write(lambda driver: [_claim(driver, want, to_micros(now)) for want in wants])
 
@@ -155,13 +176,14 @@ def _admit(driver: sqlite3.Connection, call: Admission) -> int | Repeat:
     return first
 
 
-def _claim(driver: sqlite3.Connection, want: Want, now: int) -> list[Row] | Repeat:
+def _claim(driver: sqlite3.Connection, want: Want, now: int) -> list[Row] | Repeat | Left:
     repeat = _repeat(driver, want.request_id)
     if repeat is not None:
         return repeat
-    ids = [row[0] for row in driver.execute(_PICK[want.column], (want.queue, want.most))]
+    picked = _pick(driver, want, now)
+    ids = [id_ for id_, _ in takewhile(lambda row: not row[1], picked)]
     if not ids:
-        return []
+        return Left.COLD if picked else []
     first = _next_generation(driver)
     values = {"worker": want.worker, "lease": length(want.lease), "now": now}
     rows: list[Row] = []
@@ -178,6 +200,14 @@ def _claim(driver: sqlite3.Connection, want: Want, now: int) -> list[Row] | Repe
         answer = str(len(rows)).encode()
         driver.execute(_INSERT_REQUEST, (want.request_id, want.digest, answer, now, first))
     return rows
+
+
+def _pick(driver: sqlite3.Connection, want: Want, now: int) -> list[tuple[str, bool]]:
+    """What is next, and whether a unit has to look at it."""
+    if driver.execute(_OWN[want.column], (want.worker, want.queue)).fetchone():
+        return [("", True)]
+    values = {"queue": want.queue, "most": want.most, "alone": now - _GRACE}
+    return driver.execute(_PICK[want.column], values).fetchall()
 
 
 def _claimed_body(row: Row) -> bytes:

@@ -42,7 +42,8 @@ class WorkServicer(WorkServiceServicer):
 
     async def ClaimTasks(self, request: svc.ClaimTasksRequest, context: Context) -> svc.ClaimTasksResponse:
         most = request.max_tasks or 1
-        wanted = ClaimRequest(request.queue, request.worker, most, lease_of(request) or DEFAULT_LEASE)
+        lease = lease_of(request) or DEFAULT_LEASE
+        wanted = ClaimRequest(request.queue, request.worker, most, lease, request.worker_slots)
         if request.task:
             return await up_to_date(self._engine, lambda: self._claim_one(request, wanted))
         return await up_to_date(self._engine, lambda: self._claim(request, wanted))
@@ -69,13 +70,7 @@ class WorkServicer(WorkServiceServicer):
     ) -> svc.ClaimTasksResponse | None:
         """Claim what is ready now; None: nothing is."""
         if not self._engine.is_simple(wanted.queue):
-            return await self._engine.claim_by_unit(
-                wanted,
-                method="ClaimTasks",
-                request=request,
-                response_type=svc.ClaimTasksResponse,
-                answer=_assigned,
-            )
+            return await self._attempt_by_unit(request, wanted)
         digest = digest_of("ClaimTasks", request) if request.request_id else b""
         lease = max(MIN_LEASE, min(wanted.lease, MAX_LEASE))
         want = Want(
@@ -84,9 +79,22 @@ class WorkServicer(WorkServiceServicer):
         claimed = await self._engine.hot.claim(want)
         if isinstance(claimed, Repeat):
             return await self._engine.told_again("ClaimTasks", claimed, svc.ClaimTasksResponse)
+        if isinstance(claimed, Left):
+            return await self._attempt_by_unit(request, wanted)
         view = self._engine.view
         tasks = [view(task, FULL, show_token=True) for task in claimed]
         return svc.ClaimTasksResponse(tasks=tasks) if tasks else None
+
+    async def _attempt_by_unit(
+        self, request: svc.ClaimTasksRequest, wanted: ClaimRequest
+    ) -> svc.ClaimTasksResponse | None:
+        return await self._engine.claim_by_unit(
+            wanted,
+            method="ClaimTasks",
+            request=request,
+            response_type=svc.ClaimTasksResponse,
+            answer=_assigned,
+        )
 
     async def Work(
         self, request_iterator: AsyncIterator[svc.WorkRequest], context: Context

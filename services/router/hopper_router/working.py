@@ -19,6 +19,7 @@ from hopper_router.errors import (
     TaskNotFound,
     TaskNotReady,
 )
+from hopper_router.hot import AFFINITY_GRACE
 from hopper_router.limits import Room
 from hopper_router.model import (
     DelegationState,
@@ -35,8 +36,6 @@ from hopper_router.store_sql import ReadyQuery
 from hopper_router.transitions import Event
 from hopper_router.unit import Unit
 
-AFFINITY_GRACE: Final = timedelta(seconds=2)
-"""How long a task is left alone for the worker that did what it depended on."""
 RESERVE_AFTER: Final = timedelta(seconds=5)
 """How long smaller tasks may pass one that needs more slots than a worker has free just now."""
 _MOST_PAGES: Final = 8

@@ -497,7 +497,7 @@ class Wait(_message.Message):
         REASON_PROJECT: Wait._Reason.ValueType  # 9
         """The project is paused: `on` names it."""
         REASON_CAPACITY: Wait._Reason.ValueType  # 10
-        """The project or the instance runs as many as it may: `on` names it."""
+        """The project or the instance runs as many as it may, in all or with the task's `concurrency_key`: `on` names it."""
         REASON_WORKER: Wait._Reason.ValueType  # 11
         """A worker of the project or instance that `on` names; nothing else is missing."""
         REASON_DELEGATION: Wait._Reason.ValueType  # 12
@@ -505,7 +505,7 @@ class Wait(_message.Message):
         REASON_PEER: Wait._Reason.ValueType  # 13
         """A peer Hopper."""
         REASON_RATE_LIMIT: Wait._Reason.ValueType  # 14
-        """A rate limit."""
+        """A start rate of the project that `on` names: `until`. Looked at after CAPACITY."""
 
     class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
         """The kind of thing that is waited for. The first that applies, in this order."""
@@ -531,7 +531,7 @@ class Wait(_message.Message):
     REASON_PROJECT: Wait.Reason.ValueType  # 9
     """The project is paused: `on` names it."""
     REASON_CAPACITY: Wait.Reason.ValueType  # 10
-    """The project or the instance runs as many as it may: `on` names it."""
+    """The project or the instance runs as many as it may, in all or with the task's `concurrency_key`: `on` names it."""
     REASON_WORKER: Wait.Reason.ValueType  # 11
     """A worker of the project or instance that `on` names; nothing else is missing."""
     REASON_DELEGATION: Wait.Reason.ValueType  # 12
@@ -539,7 +539,7 @@ class Wait(_message.Message):
     REASON_PEER: Wait.Reason.ValueType  # 13
     """A peer Hopper."""
     REASON_RATE_LIMIT: Wait.Reason.ValueType  # 14
-    """A rate limit."""
+    """A start rate of the project that `on` names: `until`. Looked at after CAPACITY."""
 
     @_typing.final
     class ExclusionsEntry(_message.Message):

@@ -33,6 +33,7 @@ class ClaimTasksRequest(_message.Message):
     WAIT_FIELD_NUMBER: _builtins.int
     TASK_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WORKER_SLOTS_FIELD_NUMBER: _builtins.int
     queue: _builtins.str
     """Required. `projects/{project}`: what is routed to it, in any instance. `instances/{instance}`: what is queued
     there.
@@ -40,11 +41,15 @@ class ClaimTasksRequest(_message.Message):
     worker: _builtins.str
     """Required. Who works: unique among the workers of the queue."""
     max_tasks: _builtins.int
-    """Most tasks to claim. Default 1, at most 100."""
+    """Slots to fill: so many tasks of one slot, or fewer that take more. Default 1, at most 100."""
     task: _builtins.str
     """Only this task, now. It must be in the queue."""
     request_id: _builtins.str
     """Optional. A UUID that makes a repeat safe: it returns the same claims."""
+    worker_slots: _builtins.int
+    """How many slots the worker has in all, busy ones too: a task that takes more is never given to it. At most 1,000;
+    no less than `max_tasks`, and that is the default.
+    """
     @_builtins.property
     def lease_duration(self) -> _duration_pb2.Duration:
         """How long the lease holds. From 1 s to 1 h; default 60 s; never longer than the task's heartbeat clock."""
@@ -63,10 +68,11 @@ class ClaimTasksRequest(_message.Message):
         wait: _duration_pb2.Duration | None = ...,
         task: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        worker_slots: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["lease_duration", b"lease_duration", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_duration", b"lease_duration", "max_tasks", b"max_tasks", "queue", b"queue", "request_id", b"request_id", "task", b"task", "wait", b"wait", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_duration", b"lease_duration", "max_tasks", b"max_tasks", "queue", b"queue", "request_id", b"request_id", "task", b"task", "wait", b"wait", "worker", b"worker", "worker_slots", b"worker_slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -537,13 +543,14 @@ class WorkRequest(_message.Message):
     COMPLETE_FIELD_NUMBER: _builtins.int
     FAIL_FIELD_NUMBER: _builtins.int
     RELEASE_FIELD_NUMBER: _builtins.int
+    ASK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def open(self) -> Global___WorkOpen:
         """Who works, and for what. First, and once."""
 
     @_builtins.property
     def slots(self) -> Global___WorkSlots:
-        """How many more tasks it can take now; replaces what it said before."""
+        """How many slots it has free now; replaces what it said before."""
 
     @_builtins.property
     def renew(self) -> Global___RenewClaimsRequest:
@@ -565,6 +572,10 @@ class WorkRequest(_message.Message):
     def release(self) -> Global___ReleaseTaskRequest:
         """A claim given back."""
 
+    @_builtins.property
+    def ask(self) -> Global___RequestInputRequest:
+        """A question about one: until it is answered, its slots are free again."""
+
     def __init__(
         self,
         *,
@@ -575,12 +586,13 @@ class WorkRequest(_message.Message):
         complete: Global___CompleteTasksRequest | None = ...,
         fail: Global___FailTaskRequest | None = ...,
         release: Global___ReleaseTaskRequest | None = ...,
+        ask: Global___RequestInputRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["complete", b"complete", "fail", b"fail", "message", b"message", "open", b"open", "progress", b"progress", "release", b"release", "renew", b"renew", "slots", b"slots"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ask", b"ask", "complete", b"complete", "fail", b"fail", "message", b"message", "open", b"open", "progress", b"progress", "release", b"release", "renew", b"renew", "slots", b"slots"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["complete", b"complete", "fail", b"fail", "message", b"message", "open", b"open", "progress", b"progress", "release", b"release", "renew", b"renew", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask", b"ask", "complete", b"complete", "fail", b"fail", "message", b"message", "open", b"open", "progress", b"progress", "release", b"release", "renew", b"renew", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["open", "slots", "renew", "progress", "complete", "fail", "release"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["open", "slots", "renew", "progress", "complete", "fail", "release", "ask"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -622,7 +634,9 @@ Global___WorkOpen: _TypeAlias = WorkOpen  # noqa: Y015
 
 @_typing.final
 class WorkSlots(_message.Message):
-    """How many more tasks a worker can take."""
+    """How many slots a worker has free: for so many tasks of one slot, or fewer that take more. The most it ever said on
+    the stream is how many it has in all.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -656,7 +670,7 @@ class WorkResponse(_message.Message):
 
     @_builtins.property
     def answer(self) -> Global___WorkAnswer:
-        """What became of the claims of one `renew`, `progress`, `complete`, `fail` or `release`."""
+        """What became of the claims of one `renew`, `progress`, `complete`, `fail`, `release` or `ask`."""
 
     def __init__(
         self,

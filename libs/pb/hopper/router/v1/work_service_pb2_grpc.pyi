@@ -39,8 +39,14 @@ class WorkServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> WorkServiceAsyncStub: ...
     ClaimTasks: _grpc.UnaryUnaryMultiCallable[_work_service_pb2.ClaimTasksRequest, _work_service_pb2.ClaimTasksResponse]
-    """Picks tasks of a queue and claims them, in one transaction: greatest priority first, then the longest ready.
-    Waits for one if asked to. An empty answer means that none was ready in time. Callers: member, agent.
+    """Picks tasks of a queue and claims them, in one transaction: greatest priority first, then by turns of their
+    fairness keys. Waits for one if asked to. An empty answer means that none was ready in time.
+    Callers: member, agent.
+
+    A task takes `slots` of the worker's free slots. One that needs more than are free, and no more than the worker
+    has in all, is passed by smaller ones for 5 s; then nothing behind it is handed out, until its slots are free.
+    Among equal priorities a worker gets first what depended on its own work; others leave that alone for 2 s. What
+    a limit of the project keeps from starting is passed by what is behind it.
 
     With `task`: that one or an error. ABORTED / TASK_CLAIMED says who holds it; FAILED_PRECONDITION /
     TASK_NOT_READY what it waits for, PROJECT_PAUSED and INSTANCE_NOT_RUNNING what stands still; without `task` a
@@ -100,8 +106,14 @@ class WorkServiceAsyncStub(WorkServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ClaimTasks: _aio.UnaryUnaryMultiCallable[_work_service_pb2.ClaimTasksRequest, _work_service_pb2.ClaimTasksResponse]  # type: ignore[assignment]
-    """Picks tasks of a queue and claims them, in one transaction: greatest priority first, then the longest ready.
-    Waits for one if asked to. An empty answer means that none was ready in time. Callers: member, agent.
+    """Picks tasks of a queue and claims them, in one transaction: greatest priority first, then by turns of their
+    fairness keys. Waits for one if asked to. An empty answer means that none was ready in time.
+    Callers: member, agent.
+
+    A task takes `slots` of the worker's free slots. One that needs more than are free, and no more than the worker
+    has in all, is passed by smaller ones for 5 s; then nothing behind it is handed out, until its slots are free.
+    Among equal priorities a worker gets first what depended on its own work; others leave that alone for 2 s. What
+    a limit of the project keeps from starting is passed by what is behind it.
 
     With `task`: that one or an error. ABORTED / TASK_CLAIMED says who holds it; FAILED_PRECONDITION /
     TASK_NOT_READY what it waits for, PROJECT_PAUSED and INSTANCE_NOT_RUNNING what stands still; without `task` a
@@ -164,8 +176,14 @@ class WorkServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _work_service_pb2.ClaimTasksRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_work_service_pb2.ClaimTasksResponse, _abc.Awaitable[_work_service_pb2.ClaimTasksResponse]]:
-        """Picks tasks of a queue and claims them, in one transaction: greatest priority first, then the longest ready.
-        Waits for one if asked to. An empty answer means that none was ready in time. Callers: member, agent.
+        """Picks tasks of a queue and claims them, in one transaction: greatest priority first, then by turns of their
+        fairness keys. Waits for one if asked to. An empty answer means that none was ready in time.
+        Callers: member, agent.
+
+        A task takes `slots` of the worker's free slots. One that needs more than are free, and no more than the worker
+        has in all, is passed by smaller ones for 5 s; then nothing behind it is handed out, until its slots are free.
+        Among equal priorities a worker gets first what depended on its own work; others leave that alone for 2 s. What
+        a limit of the project keeps from starting is passed by what is behind it.
 
         With `task`: that one or an error. ABORTED / TASK_CLAIMED says who holds it; FAILED_PRECONDITION /
         TASK_NOT_READY what it waits for, PROJECT_PAUSED and INSTANCE_NOT_RUNNING what stands still; without `task` a

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from google.protobuf.duration_pb2 import Duration
@@ -10,8 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hopper.router.v1 import decision_pb2 as pb
-from hopper_router.convert import OUTCOME_TO_PROTO, decision_from_bytes, decision_to_bytes, decision_to_proto
-from hopper_router.model import Basis, Candidate, Decision, Exclusion, Factor, Outcome
+from hopper_router.convert import (
+    OUTCOME_TO_PROTO,
+    decision_from_bytes,
+    decision_to_bytes,
+    decision_to_proto,
+    spec_from_bytes,
+    spec_to_bytes,
+    spec_to_proto,
+)
+from hopper_router.model import Basis, Candidate, Decision, Exclusion, Factor, Outcome, TaskSpec
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=40) | st.just("x" * 200)
 FLOATS = st.floats(allow_nan=False) | st.sampled_from([0.0, -0.0, 1.0])
@@ -100,3 +109,13 @@ def test_a_second_time_the_bytes_are_the_same(decision: Decision) -> None:
 
     assert decision_to_bytes(decision) == first
     assert decision_from_bytes(first) == decision
+
+
+def test_a_spec_is_made_into_bytes_once_and_a_changed_one_anew() -> None:
+    spec = TaskSpec("title", description="all of it", tags=("a",), labels={"k": "v"}, priority=7)
+    body = spec_to_bytes(spec)
+
+    assert spec_to_bytes(spec) is body
+    assert spec_to_bytes(spec_from_bytes(body)) is body
+    assert spec_from_bytes(spec_to_bytes(replace(spec, title="other"))).title == "other"
+    assert spec_to_proto(spec) == spec_to_proto(replace(spec))

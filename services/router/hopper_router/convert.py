@@ -150,19 +150,20 @@ def spec_from_proto(spec: pb.TaskSpec) -> TaskSpec:
     return TaskSpec(
         title=spec.title,
         description=spec.description,
-        tags=tuple(tags) if tags else (),
-        required_capabilities=tuple(capabilities) if capabilities else (),
-        required_labels=dict(required_labels) if required_labels else EMPTY,
+        # A slice is a list: quicker to make a tuple of than what protobuf has; the same goes for maps below.
+        tags=tuple(tags[:]) if tags else (),
+        required_capabilities=tuple(capabilities[:]) if capabilities else (),
+        required_labels={key: required_labels[key] for key in required_labels} if required_labels else EMPTY,
         priority=spec.priority if spec.HasField("priority") else DEFAULT_PRIORITY,
         project=spec.project,
         requester=spec.requester or "anonymous",
-        dependencies=tuple(dependencies) if dependencies else (),
+        dependencies=tuple(dependencies[:]) if dependencies else (),
         payload=spec.payload,
         clocks=_clocks_from_proto(spec.clocks) if spec.HasField("clocks") else _NO_CLOCKS,
         retry=_retry_from_proto(spec.retry) if spec.HasField("retry") else _DEFAULT_RETRY,
         estimated_effort=duration_field(spec, "estimated_effort"),
         before_event=duration_field(spec, "before_event"),
-        labels=dict(labels) if labels else EMPTY,
+        labels={key: labels[key] for key in labels} if labels else EMPTY,
         fairness_key=spec.fairness_key,
         fairness_weight=max(spec.fairness_weight, 0.01) if spec.fairness_weight else 1.0,
         concurrency_key=spec.concurrency_key,
@@ -179,15 +180,22 @@ def spec_to_proto(spec: TaskSpec) -> pb.TaskSpec:
 
 def spec_from_bytes(body: bytes) -> TaskSpec:
     """A spec that `spec_to_bytes` wrote."""
-    return spec_from_proto(pb.TaskSpec.FromString(body))
+    spec = spec_from_proto(pb.TaskSpec.FromString(body))
+    object.__setattr__(spec, "wire", body)
+    return spec
 
 
 def spec_to_bytes(spec: TaskSpec) -> bytes:
-    """A spec as the store keeps it: the serialized message, with its defaults written out."""
-    return spec_to_proto(spec).SerializeToString()
+    """A spec as the store keeps it: the serialized message, with its defaults written out; made once."""
+    if not spec.wire:
+        object.__setattr__(spec, "wire", spec_to_proto(spec).SerializeToString())
+    return spec.wire
 
 
 def _put_spec(out: pb.TaskSpec, spec: TaskSpec, *, full: bool) -> None:
+    if full and spec.wire:
+        out.MergeFromString(spec.wire)
+        return
     out.title = spec.title
     out.priority = spec.priority
     out.requester = spec.requester

@@ -134,7 +134,7 @@ class LoadColumn:
 
 
 def column_of(load: Mapping[str, int], candidates: Candidates) -> LoadColumn:
-    """A load as a column: a plain mapping is made into one for this once; that of no load is kept with the candidates."""
+    """A load as a column; a plain mapping is made into one for this once, but that of no load is kept."""
     if isinstance(load, Load):
         return load.column(candidates)
     if load:

@@ -139,6 +139,8 @@ class TaskSpec:
     fairness_weight: float = 1.0
     concurrency_key: str = ""
     slots: int = 1
+    wire: bytes = field(default=b"", init=False, compare=False, repr=False)
+    """What `convert` made of it, or made it of, if it did; a changed spec has none."""
 
     @property
     def turn_of(self) -> str:
@@ -254,12 +256,12 @@ class Task:
         return self.name.rpartition("/")[2]
 
     @property
-    def etag(self) -> str:
-    @property
     def lane(self) -> str:
         """Among whom it takes turns."""
         return lane(self.project or self.instance, self.spec.priority)
 
+    @property
+    def etag(self) -> str:
         """Changes with every change of the spec."""
         return f"s{self.spec_version}"
 

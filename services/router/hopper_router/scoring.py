@@ -312,7 +312,8 @@ class _Sheet:
         self.standing = Standing.of(question.load, sieve, self.pace)
         self.rules: IntArray | None = self._rules_that_count()
         self.overlap: Overlap | None = candidates.text.overlap(question.text)
-        tags = {tag.casefold() for tag in task.tags}
+        self.folded = {tag: tag.casefold() for tag in task.tags}
+        tags = set(self.folded.values())
         self.tags = tags.intersection(candidates.tags)
         self.boosts = sorted(candidates.boosted.keys() & tags) if candidates.boosted else []
         self.required = len(set(task.required_capabilities)) if task.required_capabilities else 0
@@ -432,7 +433,7 @@ class _Sheet:
 
     def _tags_among(self, held: Collection[str]) -> tuple[str, ...]:
         """The task's tags that are among those, in any case."""
-        return _first([tag for tag in dict.fromkeys(self.question.task.tags) if tag.casefold() in held])
+        return _first([tag for tag, folded in self.folded.items() if folded in held])
 
 
 def _first(things: Iterable[str]) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Final
 
 from hopper.router.v1 import decision_pb2
@@ -35,16 +36,16 @@ def decision_wire(decision: Decision) -> bytes:
     parts = [
         _text(b"\x0a", decision.name),
         _text(b"\x12", decision.task),
-        _text(b"\x1a", decision.instance),
+        _name(b"\x1a", decision.instance),
         _number(b"\x20", OUTCOME_NUMBERS[decision.outcome]),
-        _text(b"\x2a", decision.project),
+        _name(b"\x2a", decision.project),
         _float(b"\x31", decision.confidence),
-        _text(b"\x3a", decision.strategy),
+        _name(b"\x3a", decision.strategy),
         _text(b"\x42", decision.reasoning),
         *[_candidate(candidate) for candidate in decision.candidates],
         *[exclusion.wire or _exclusion(exclusion) for exclusion in decision.exclusions],
         _number(b"\x58", decision.eligible_count),
-        _message(b"\x62", _basis(decision.basis)),
+        _basis(decision.basis),
         _message(b"\x6a", _length(decision.elapsed)),
     ]
     if decision.create_time is not None:
@@ -54,12 +55,12 @@ def decision_wire(decision: Decision) -> bytes:
 
 def _candidate(candidate: Candidate) -> bytes:
     factors = b"".join([factor.wire or _factor(factor) for factor in candidate.factors])
-    head = _text(b"\x0a", candidate.project) + _floats(candidate.score, candidate.confidence)
+    head = _name(b"\x0a", candidate.project) + _floats(candidate.score, candidate.confidence)
     return _message(b"\x4a", head + factors)
 
 
 def _factor(factor: Factor) -> bytes:
-    body = _text(b"\x0a", factor.name) + _floats(factor.value, factor.weight)
+    body = _name(b"\x0a", factor.name) + _floats(factor.value, factor.weight)
     if factor.evidence:
         body += _texts(b"\x22", factor.evidence)
     factor.wire = wire = _message(b"\x22", body)
@@ -80,9 +81,11 @@ def _exclusion(exclusion: Exclusion) -> bytes:
     return wire
 
 
+@lru_cache(256)
 def _basis(basis: Basis) -> bytes:
     versions = _number(b"\x08", basis.projects_version) + _number(b"\x10", basis.instances_version)
-    return versions + _text(b"\x1a", basis.policy) + _number(b"\x20", basis.policy_version)
+    policy = _text(b"\x1a", basis.policy) + _number(b"\x20", basis.policy_version)
+    return _message(b"\x62", versions + policy)
 
 
 def _length(length: timedelta) -> bytes:
@@ -102,6 +105,12 @@ def _seconds(length: timedelta) -> bytes:
 
 def _text(tag: bytes, text: str) -> bytes:
     return _message(tag, text.encode()) if text else b""
+
+
+@lru_cache(8192)
+def _name(tag: bytes, text: str) -> bytes:
+    """A text that many decisions have."""
+    return _text(tag, text)
 
 
 def _texts(tag: bytes, texts: Iterable[str]) -> bytes:

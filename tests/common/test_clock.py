@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hopper_common.clock import LOOK_EVERY, SLEW, SystemClock
+from hopper_common.clock import LOOK_EVERY, SLEW, SharedClock, SystemClock
+from hopper_testing.clock import ManualClock
 
 MICROSECOND = timedelta(microseconds=1)
 HOUR = timedelta(hours=1)
@@ -152,3 +153,27 @@ def test_threads_see_one_order() -> None:
     for thread in threads:
         thread.join()
     assert seen == sorted(seen)
+
+
+def test_processes_agree_on_a_shared_clock() -> None:
+    ours, theirs = ManualClock(NOON), ManualClock(NOON + timedelta(hours=2))
+    clock = SharedClock(ours)
+    assert clock.now() == NOON
+    clock.agree(theirs.now())
+    assert clock.now() == NOON + timedelta(hours=2)
+    ours.advance(timedelta(seconds=5))
+    assert clock.now() == NOON + timedelta(hours=2, seconds=5)
+
+
+@pytest.mark.parametrize("step", [timedelta(hours=1), timedelta(hours=-1)])
+def test_a_step_of_the_shared_clock_is_followed_slowly_and_never_backwards(step: timedelta) -> None:
+    ours = ManualClock(NOON)
+    clock = SharedClock(ours)
+    clock.agree(NOON)
+    before = clock.now()
+    clock.agree(NOON + step)
+    assert abs(clock.now() - before) <= SharedClock.FOLLOW
+    assert clock.now() >= before
+    for _ in range(100_000):
+        clock.agree(ours.now() + step)
+    assert clock.now() == max(NOON + step, before)

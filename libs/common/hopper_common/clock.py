@@ -99,3 +99,42 @@ class SystemClock:
         if length >= LOOK_EVERY * _SECOND:
             self._at, self._was, self._ahead = passed, now, self._wall() - now
         return now
+
+
+class SharedClock:
+    """
+    A clock on which several processes agree: one of their own, moved to what they share.
+
+    What is shared is a database server's clock. A process that comes takes it as it is; later it is followed by no more
+    than `FOLLOW` at a time, so that a step of that clock is no step of ours. Never backwards. Threads may share it.
+
+    Args:
+        clock: This process's own.
+    """
+
+    FOLLOW: Final = timedelta(milliseconds=50)
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._shift: timedelta | None = None
+        self._last = clock.now()
+        self._lock = threading.Lock()
+
+    def now(self) -> datetime:
+        """The time of day on which the processes agree."""
+        with self._lock:
+            self._last = max(self._last, self._clock.now() + (self._shift or timedelta()))
+            return self._last
+
+    def monotonic(self) -> float:
+        """Seconds since some fixed point; never backwards."""
+        return self._clock.monotonic()
+
+    def agree(self, shared: datetime) -> None:
+        """It is that time where the others look."""
+        ahead = shared - self._clock.now()
+        with self._lock:
+            if self._shift is None:
+                self._shift = ahead
+            else:
+                self._shift += max(-self.FOLLOW, min(self.FOLLOW, ahead - self._shift))

@@ -68,6 +68,8 @@ log = structlog.get_logger(__name__)
 
 GROUP_LIMIT = 64  # from the 65th SAVEPOINT on, everybody's snapshots have to look them up on disk
 READERS = 4
+# The last is what asyncpg says when the server has ended the session while the event loop was held up.
+_LOST = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 ATTEMPTS = 5  # at a group whose transaction is lost again and again
 
 _MESSAGE_BYTES: Final = 7_900  # NOTIFY takes 8,000
@@ -665,7 +667,7 @@ async def _until_lost(connection: Any) -> None:
 async def _answers(connection: Any) -> bool:
     try:
         await connection.execute("SELECT 1")
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except _LOST as error:
         log.warning("a connection is lost", reason=reason(error))
         return False
     return True
@@ -684,7 +686,7 @@ async def _become(connection: Any, key: int) -> bool:
         # Asked for rather than waited for: a connection that says something every second is known to live.
         while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", key):  # noqa: ASYNC110
             await asyncio.sleep(_LEAD_EVERY_SECONDS)
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+    except _LOST:
         await asyncio.sleep(_LEAD_EVERY_SECONDS)
         return False
     return True

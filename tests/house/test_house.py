@@ -72,6 +72,7 @@ def test_every_method_of_the_contract_declares_who_may_call_it() -> None:
     from hopper.router.v1 import (
         delegation_service_pb2,
         routing_service_pb2,
+        schedule_service_pb2,
         task_service_pb2,
         work_service_pb2,
     )
@@ -82,12 +83,13 @@ def test_every_method_of_the_contract_declares_who_may_call_it() -> None:
             project_service_pb2,
             delegation_service_pb2,
             routing_service_pb2,
+            schedule_service_pb2,
             task_service_pb2,
             work_service_pb2,
         ),
     )
     services = [service for module in modules for service in module.DESCRIPTOR.services_by_name.values()]
-    assert len(services) == 9
+    assert len(services) == 10
     require_declared(services)
     assert all(Default().FindServiceByName(service.full_name) is service for service in services)
 

@@ -26,6 +26,7 @@ from hopper.router.v1 import task_service_pb2 as task_svc
 from hopper.router.v1 import work_service_pb2 as work_svc
 from hopper.router.v1.delegation_service_pb2_grpc import DelegationServiceStub
 from hopper.router.v1.routing_service_pb2_grpc import RoutingServiceStub
+from hopper.router.v1.schedule_service_pb2_grpc import ScheduleServiceStub
 from hopper.router.v1.task_service_pb2_grpc import TaskServiceStub
 from hopper.router.v1.work_service_pb2_grpc import WorkServiceStub
 from hopper_common.clock import Clock
@@ -48,6 +49,7 @@ from hopper_testing.postgres import postgres_server
 if TYPE_CHECKING:  # they are in the type stubs only
     from hopper.router.v1.delegation_service_pb2_grpc import DelegationServiceAsyncStub
     from hopper.router.v1.routing_service_pb2_grpc import RoutingServiceAsyncStub
+    from hopper.router.v1.schedule_service_pb2_grpc import ScheduleServiceAsyncStub
     from hopper.router.v1.task_service_pb2_grpc import TaskServiceAsyncStub
     from hopper.router.v1.work_service_pb2_grpc import WorkServiceAsyncStub
 
@@ -147,6 +149,7 @@ class Router:
     work: "WorkServiceAsyncStub"
     routing: "RoutingServiceAsyncStub"
     delegations: "DelegationServiceAsyncStub"
+    schedules: "ScheduleServiceAsyncStub"
     db: Database
     engine: Engine
     clockwork: Clockwork
@@ -171,6 +174,7 @@ class Router:
         self.work = WorkServiceStub(channel)
         self.routing = RoutingServiceStub(channel)
         self.delegations = DelegationServiceStub(channel)
+        self.schedules = ScheduleServiceStub(channel)
 
     async def open(self) -> None:
         """Only the engine, without a server."""

@@ -13,6 +13,7 @@ from hopper.registry.v1.project_service_pb2 import WatchProjectsResponse
 from hopper.registry.v1.project_service_pb2_grpc import ProjectServiceStub
 from hopper.router.v1.delegation_service_pb2_grpc import DelegationServiceStub
 from hopper.router.v1.routing_service_pb2_grpc import RoutingServiceStub
+from hopper.router.v1.schedule_service_pb2_grpc import ScheduleServiceStub
 from hopper.router.v1.task_service_pb2 import SubmitTaskResponse, WatchTasksResponse
 from hopper.router.v1.task_service_pb2_grpc import TaskServiceStub
 from hopper.router.v1.work_service_pb2_grpc import WorkServiceStub
@@ -42,6 +43,7 @@ class Hopper:
         self.routing = RoutingServiceStub(self._channel)
         self.work = WorkServiceStub(self._channel)
         self.delegations = DelegationServiceStub(self._channel)
+        self.schedules = ScheduleServiceStub(self._channel)
         self.working_memory = WorkingMemoryServiceStub(self._channel)
         self.episodes = EpisodicMemoryServiceStub(self._channel)
         self.feedback = FeedbackServiceStub(self._channel)

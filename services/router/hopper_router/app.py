@@ -8,11 +8,13 @@ from contextlib import asynccontextmanager
 from hopper.router.v1 import (
     delegation_service_pb2,
     routing_service_pb2,
+    schedule_service_pb2,
     task_service_pb2,
     work_service_pb2,
 )
 from hopper.router.v1.delegation_service_pb2_grpc import add_DelegationServiceServicer_to_server
 from hopper.router.v1.routing_service_pb2_grpc import add_RoutingServiceServicer_to_server
+from hopper.router.v1.schedule_service_pb2_grpc import add_ScheduleServiceServicer_to_server
 from hopper.router.v1.task_service_pb2_grpc import add_TaskServiceServicer_to_server
 from hopper.router.v1.work_service_pb2_grpc import add_WorkServiceServicer_to_server
 from hopper_common.database import Database
@@ -27,6 +29,8 @@ from hopper_router.episode_source import StoredEpisodes
 from hopper_router.episodes import EpisodeSender
 from hopper_router.registry_client import RegistryClient
 from hopper_router.routing_servicer import RoutingServicer
+from hopper_router.schedule_servicer import ScheduleServicer
+from hopper_router.scheduling import Scheduler
 from hopper_router.task_servicer import TaskServicer
 from hopper_router.work_servicer import WorkServicer
 
@@ -48,6 +52,7 @@ async def open_router(context: HostContext) -> AsyncIterator[Running]:
         engine = await Engine.open(db, registry, context.clock)
         episodes = EpisodeSender(memory_channel, StoredEpisodes(db))
         clockwork = Clockwork(engine)
+        scheduler = Scheduler(engine)
 
         async def stop_waiting() -> None:
             await context.stopping.wait()
@@ -63,6 +68,7 @@ async def open_router(context: HostContext) -> AsyncIterator[Running]:
                 lambda: db.lead("follow", clockwork.follow_forever),
                 lambda: db.lead("housekeep", clockwork.housekeep_forever),
                 lambda: db.lead("words", engine.words.run),
+                lambda: db.lead("scheduler", scheduler.schedule_forever),
                 stop_waiting,
             ],
         )
@@ -93,6 +99,11 @@ def _registered(engine: Engine) -> Sequence[Registered]:
             delegation_service_pb2.DESCRIPTOR.services_by_name["DelegationService"],
             DelegationServicer(engine),
             add_DelegationServiceServicer_to_server,
+        ),
+        Registered.of(
+            schedule_service_pb2.DESCRIPTOR.services_by_name["ScheduleService"],
+            ScheduleServicer(engine),
+            add_ScheduleServiceServicer_to_server,
         ),
     ]
 

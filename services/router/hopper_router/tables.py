@@ -206,3 +206,44 @@ events = event_table(metadata, "task_events")
 requests = requests_table(metadata)
 # Set by the hot path, which keeps no more of an answer than what it is told again from: see recall.
 requests.append_column(Column("generation", BigInteger))
+
+schedules = Table(
+    "schedules",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("instance", Text, nullable=False),
+    Column("definition", LargeBinary, nullable=False),  # hopper.router.v1.Schedule, what people say about it
+    Column("paused", Boolean, nullable=False),
+    Column("pause_reason", Text, nullable=False),
+    Column("next_time", BigInteger),  # the occurrence it waits for; NULL: none
+    Column("due_time", BigInteger),  # when that one is submitted
+    Column("runs", BigInteger, nullable=False),
+    Column("skips", BigInteger, nullable=False),
+    Column("misses", BigInteger, nullable=False),
+    Column("errors", BigInteger, nullable=False),
+    Column("error", Text, nullable=False),  # JSON; "": the last occurrence was not refused
+    Column("error_time", BigInteger),
+    Column("version", Integer, nullable=False),  # grows with every change by a call
+    Column("create_time", BigInteger, nullable=False),
+    Column("update_time", BigInteger, nullable=False),
+)
+_partial_index("schedules_due", schedules.c.due_time, where="due_time IS NOT NULL")
+
+schedule_runs = Table(
+    "schedule_runs",
+    metadata,
+    Column("id", Text, primary_key=True),  # grows with time
+    Column("schedule", Text, nullable=False),  # its id
+    Column("time", BigInteger, nullable=False),  # the occurrence
+    Column("by_hand", Boolean, nullable=False),
+    Column("run_time", BigInteger, nullable=False),
+    Column("instance", Text, nullable=False),  # of the task
+    Column("task", Text, nullable=False),  # its id; "": it was refused
+    Column("error", Text, nullable=False),  # JSON; "": it was not
+    Index("schedule_runs_schedule", "schedule", "id"),
+)
+# Of each occurrence one run, whoever wants to make a second.
+Index(
+    "schedule_runs_once", schedule_runs.c.schedule, schedule_runs.c.time, unique=True,
+    sqlite_where=text("NOT by_hand"), postgresql_where=text("NOT by_hand"),
+)  # fmt: skip

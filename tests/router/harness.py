@@ -25,6 +25,7 @@ from hopper.router.v1 import task_pb2 as pb
 from hopper.router.v1 import task_service_pb2 as task_svc
 from hopper.router.v1 import work_service_pb2 as work_svc
 from hopper.router.v1.delegation_service_pb2_grpc import DelegationServiceStub
+from hopper.router.v1.queue_service_pb2_grpc import QueueServiceStub
 from hopper.router.v1.routing_service_pb2_grpc import RoutingServiceStub
 from hopper.router.v1.schedule_service_pb2_grpc import ScheduleServiceStub
 from hopper.router.v1.task_service_pb2_grpc import TaskServiceStub
@@ -48,6 +49,7 @@ from hopper_testing.postgres import postgres_server
 
 if TYPE_CHECKING:  # they are in the type stubs only
     from hopper.router.v1.delegation_service_pb2_grpc import DelegationServiceAsyncStub
+    from hopper.router.v1.queue_service_pb2_grpc import QueueServiceAsyncStub
     from hopper.router.v1.routing_service_pb2_grpc import RoutingServiceAsyncStub
     from hopper.router.v1.schedule_service_pb2_grpc import ScheduleServiceAsyncStub
     from hopper.router.v1.task_service_pb2_grpc import TaskServiceAsyncStub
@@ -149,6 +151,7 @@ class Router:
     work: "WorkServiceAsyncStub"
     routing: "RoutingServiceAsyncStub"
     delegations: "DelegationServiceAsyncStub"
+    queues: "QueueServiceAsyncStub"
     schedules: "ScheduleServiceAsyncStub"
     db: Database
     engine: Engine
@@ -174,6 +177,7 @@ class Router:
         self.work = WorkServiceStub(channel)
         self.routing = RoutingServiceStub(channel)
         self.delegations = DelegationServiceStub(channel)
+        self.queues = QueueServiceStub(channel)
         self.schedules = ScheduleServiceStub(channel)
 
     async def open(self) -> None:

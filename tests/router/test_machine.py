@@ -11,6 +11,7 @@ invariants over the rows, which are read after every step:
 - every open task that does not run says why
 - a DELEGATED task has exactly one open delegation, no other task has any, and what was called off does not run
 - `blockers` is what a count of the dependencies gives, the load what a recount gives
+- the numbers of the queues are what a count of the rows gives, and waits are counted as each task says it waits
 """
 
 import asyncio
@@ -56,6 +57,8 @@ from hopper_router.model import (
     Task,
     TaskState,
 )
+from hopper_router.queue_counts import count_open
+from hopper_router.queue_stats import standing
 from hopper_router.store_sql import EVENTS, _delegation, _task
 from hopper_router.task_servicer import TaskServicer
 from hopper_router.transitions import TABLE, Event, claimable, held
@@ -112,6 +115,7 @@ class World:
         ]
         self.waits = waits_of(unit, list(self.tasks.values()))
         self.counts = unit.store.open_counts()
+        self.counted = count_open(conn).delta
         self.dependencies = [(row.task, row.depends_on) for row in conn.execute(select(tables.dependencies))]
         self.head = EVENTS.head(conn)
 
@@ -415,6 +419,7 @@ class Machine(RuleBasedStateMachine):
         self.delegations_own(world)
         self.everyone_says_why(world)
         self.counts_are_right(world)
+        self.queues_are_counted(world)
         self.events_are_moves(world)
         self.before, self.delegations = world.tasks, world.delegations
 
@@ -476,6 +481,26 @@ class Machine(RuleBasedStateMachine):
         for name, task in world.tasks.items():
             assert task.state.final or task.blockers == waiting[name], name
             assert task.state not in HOLDING or not waiting[name]
+
+    def queues_are_counted(self, world: World) -> None:
+        """In memory as in the rows, whoever counts them: one task at a time, all in one query, or by why they wait."""
+        open_tasks = [task for task in world.tasks.values() if not task.state.final]
+        one_by_one = Counter(
+            (task.project, task.instance, task.spec.turn_of, *standing(task)) for task in open_tasks
+        )
+        queues = self.router.engine.queues
+        assert queues.backlog.spots() == world.counted == one_by_one
+        total = queues.numbers(self.router.registry.current, limit=5).total
+        assert total.states == Counter(task.state.value for task in open_tasks)
+        # What is not placed is counted by why it is not; for each task it may be told that it waits for a time first.
+        placed = Counter(
+            wait.reason.value
+            for name, wait in world.waits.items()
+            if wait is not None and world.tasks[name].state is not TaskState.SUBMITTED
+        )
+        assert total.waits >= placed
+        assert total.waits.total() == placed.total() + total.states["SUBMITTED"]
+        assert total.ready == total.waits["WORKER"]
 
     def events_are_moves(self, world: World) -> None:
         def look(unit: Unit) -> tuple[list[LogEvent], list[TaskEvent]]:

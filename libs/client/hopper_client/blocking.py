@@ -12,6 +12,7 @@ from hopper.registry.v1.instance_service_pb2_grpc import InstanceServiceStub
 from hopper.registry.v1.project_service_pb2 import WatchProjectsResponse
 from hopper.registry.v1.project_service_pb2_grpc import ProjectServiceStub
 from hopper.router.v1.delegation_service_pb2_grpc import DelegationServiceStub
+from hopper.router.v1.queue_service_pb2_grpc import QueueServiceStub
 from hopper.router.v1.routing_service_pb2_grpc import RoutingServiceStub
 from hopper.router.v1.schedule_service_pb2_grpc import ScheduleServiceStub
 from hopper.router.v1.task_service_pb2 import SubmitTaskResponse, WatchTasksResponse
@@ -43,6 +44,7 @@ class Hopper:
         self.routing = RoutingServiceStub(self._channel)
         self.work = WorkServiceStub(self._channel)
         self.delegations = DelegationServiceStub(self._channel)
+        self.queues = QueueServiceStub(self._channel)
         self.schedules = ScheduleServiceStub(self._channel)
         self.working_memory = WorkingMemoryServiceStub(self._channel)
         self.episodes = EpisodicMemoryServiceStub(self._channel)

@@ -7,12 +7,14 @@ from contextlib import asynccontextmanager
 
 from hopper.router.v1 import (
     delegation_service_pb2,
+    queue_service_pb2,
     routing_service_pb2,
     schedule_service_pb2,
     task_service_pb2,
     work_service_pb2,
 )
 from hopper.router.v1.delegation_service_pb2_grpc import add_DelegationServiceServicer_to_server
+from hopper.router.v1.queue_service_pb2_grpc import add_QueueServiceServicer_to_server
 from hopper.router.v1.routing_service_pb2_grpc import add_RoutingServiceServicer_to_server
 from hopper.router.v1.schedule_service_pb2_grpc import add_ScheduleServiceServicer_to_server
 from hopper.router.v1.task_service_pb2_grpc import add_TaskServiceServicer_to_server
@@ -27,6 +29,7 @@ from hopper_router.delegation_servicer import DelegationServicer
 from hopper_router.engine import Engine
 from hopper_router.episode_source import StoredEpisodes
 from hopper_router.episodes import EpisodeSender
+from hopper_router.queue_servicer import QueueServicer
 from hopper_router.registry_client import RegistryClient
 from hopper_router.routing_servicer import RoutingServicer
 from hopper_router.schedule_servicer import ScheduleServicer
@@ -69,6 +72,7 @@ async def open_router(context: HostContext) -> AsyncIterator[Running]:
                 lambda: db.lead("housekeep", clockwork.housekeep_forever),
                 lambda: db.lead("words", engine.words.run),
                 lambda: db.lead("scheduler", scheduler.schedule_forever),
+                engine.queues.run,
                 stop_waiting,
             ],
         )
@@ -99,6 +103,11 @@ def _registered(engine: Engine) -> Sequence[Registered]:
             delegation_service_pb2.DESCRIPTOR.services_by_name["DelegationService"],
             DelegationServicer(engine),
             add_DelegationServiceServicer_to_server,
+        ),
+        Registered.of(
+            queue_service_pb2.DESCRIPTOR.services_by_name["QueueService"],
+            QueueServicer(engine),
+            add_QueueServiceServicer_to_server,
         ),
         Registered.of(
             schedule_service_pb2.DESCRIPTOR.services_by_name["ScheduleService"],

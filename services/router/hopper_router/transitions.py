@@ -201,7 +201,12 @@ def accept(task: Task, now: datetime) -> Task:
 
 def ready(task: Task, now: datetime) -> Task:
     """One of the tasks it depended on has succeeded: the last, if no blockers remain."""
-    return replace(move(task, Event.READY, now), blockers=task.blockers - 1)
+    return _not_ready_before(replace(move(task, Event.READY, now), blockers=task.blockers - 1), now)
+
+
+def _not_ready_before(task: Task, now: datetime) -> Task:
+    """A task that nothing keeps back any more gets ready now, not when it was made."""
+    return task if task.blockers or task.hold else replace(task, ready_time=max(task.ready_time, now))
 
 
 def block(task: Task, hold: Hold, now: datetime) -> Task:
@@ -211,7 +216,7 @@ def block(task: Task, hold: Hold, now: datetime) -> Task:
 
 def unblock(task: Task, now: datetime) -> Task:
     """Let a task go on."""
-    return replace(move(task, Event.UNBLOCK, now), hold=None)
+    return _not_ready_before(replace(move(task, Event.UNBLOCK, now), hold=None), now)
 
 
 def update(task: Task, spec: TaskSpec, now: datetime) -> Task:

@@ -64,6 +64,7 @@ class Unit:
 
     Attributes:
         changes: Every move, in order.
+        quiet: What waits for something else than before, without a move.
         unplaced: Names of tasks that are still to be decided about; `placing.settle` does.
         recorded: The decisions that were made, by name, as they are stored.
     """
@@ -73,6 +74,7 @@ class Unit:
     clock: Clock
     now: datetime
     changes: list[Change] = field(default_factory=list)
+    quiet: list[Change] = field(default_factory=list)
     unplaced: deque[str] = field(default_factory=deque)
     recorded: dict[str, decision_pb2.Decision] = field(default_factory=dict)
     _tasks: dict[str, Task] = field(default_factory=dict)
@@ -192,7 +194,10 @@ class Unit:
         return logged
 
     def keep(self, task: Task) -> Task:
-        """Keep a change that is not worth an event: a renewed lease."""
+        """Keep a change that is not worth an event: a renewed lease, or another reason to wait."""
+        before = self._tasks.get(task.name)
+        if before is not None and before.wait != task.wait:
+            self.quiet.append(Change(before, task, Event.DECIDE))
         self._keep(task, new=False)
         return task
 

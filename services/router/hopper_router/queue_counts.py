@@ -1,0 +1,219 @@
+"""
+Keeps a `queue_stats.Backlog` near the rows: counted at the start and now and then, followed from commit to commit, and
+told to the other routers on the same database.
+
+    {"o": origin, "g": [first generation, last], "q": [[project, instance, key, slot, second, step], ...]}
+
+is a line of what a router has done in the last second; with `null` for the list it was too much to tell, and the others
+count anew when somebody asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any, Final, NamedTuple
+
+import structlog
+from sqlalchemy import Connection, text
+
+from hopper_common.clock import Clock
+from hopper_common.database import PAYLOAD_LIMIT, Database, notify
+from hopper_common.errors import HopperError, ShuttingDown
+from hopper_router import tables
+from hopper_router.directory import Directory
+from hopper_router.queue_stats import STAGE_OF, Answer, Backlog, Delta, Moved
+from hopper_router.store_sql import EVENTS
+
+TELL_EVERY: Final = 1.0
+MOST_LINES: Final = 100
+RECOUNT_EVERY: Final = 600.0
+RECOUNT_SHARE: Final = 20
+"""Counting because somebody asks takes at most this part of the time, so that asking slows nothing down."""
+_ATTEMPTS: Final = 3
+_log = structlog.get_logger("hopper.router")
+
+
+class Counted(NamedTuple):
+    """All that is open, as one snapshot has it, and where its log ended."""
+
+    delta: Delta
+    head: int
+
+
+class QueueCounts:
+    """
+    The counts of one process. From the event loop only.
+
+    Attributes:
+        backlog: The counts.
+    """
+
+    def __init__(self, db: Database, clock: Clock, origin: str) -> None:
+        self.backlog = Backlog()
+        self._db = db
+        self._clock = clock
+        self._origin = origin
+        self._shared = db.dialect == "postgresql"
+        self._doubtful = False
+        self._turn = asyncio.Lock()
+        self._next_recount = 0.0
+        self._outgoing: Delta = {}
+        self._generations: tuple[int, int] = (0, 0)
+        if self._shared:
+            db.on_notify(self._heard)
+
+    # ------------------------------------------------------------ following
+
+    def follow(self, changes: Sequence[Moved]) -> None:
+        """Count what a commit of this process has changed."""
+        delta = self.backlog.follow(changes, self._clock.now())
+        if self._shared and delta:
+            for spot, step in delta.items():
+                self._outgoing[spot] = self._outgoing.get(spot, 0) + step
+            first = self._generations[0] or changes[0].after.generation
+            self._generations = first, changes[-1].after.generation
+
+    def doubt(self) -> None:
+        """Something may have happened that was not followed: count when somebody asks."""
+        self._doubtful = True
+
+    def numbers(self, directory: Directory, *, queue: str = "", limit: int) -> Answer:
+        """See Backlog."""
+        return self.backlog.numbers(directory, self._clock.now(), queue=queue, limit=limit)
+
+    # ------------------------------------------------------------ counting
+
+    async def recount(self) -> None:
+        """Count from the rows, of a snapshot; what happens meanwhile is added, and nobody waits."""
+        async with self._turn:
+            started = self._clock.monotonic()
+            self._doubtful = False
+            for _ in range(_ATTEMPTS):
+                if await self._recount():
+                    break
+            took = self._clock.monotonic() - started
+            self._next_recount = self._clock.monotonic() + took * RECOUNT_SHARE
+
+    async def _recount(self) -> bool:
+        self.backlog.begin_recount()
+        try:
+            fresh = await self._db.read(count_open)
+        except BaseException:
+            self.backlog.give_up_recount()
+            self._doubtful = True
+            raise
+        return self.backlog.recounted(fresh.delta, fresh.head)
+
+    async def catch_up(self) -> None:
+        """Count again if the counts may be wrong, unless that was done a moment ago."""
+        if self._doubtful and self._clock.monotonic() >= self._next_recount:
+            await self.recount()
+
+    # ------------------------------------------------------------ other routers on the same database
+
+    async def run(self) -> None:
+        """Tell the others, every second; and count now and then, which alone `housekeep` of one of us does."""
+        counted = self._clock.monotonic()
+        while self._shared:
+            try:
+                await self.tell()
+                if self._clock.monotonic() - counted >= RECOUNT_EVERY:
+                    counted = self._clock.monotonic()
+                    await self.recount()
+            except ShuttingDown:
+                raise
+            except HopperError as error:
+                _log.warning("trouble, will try again", what="tell of counts", reason=error.reason)
+            await asyncio.sleep(TELL_EVERY)
+
+    async def tell(self) -> None:
+        """Tell the others what was done here since the last time."""
+        delta = {spot: step for spot, step in self._outgoing.items() if step}
+        generations = self._generations
+        self._outgoing, self._generations = {}, (0, 0)
+        if not delta:
+            return
+        lines = list(_lines(delta, generations, self._origin))
+
+        def work(conn: Connection) -> None:
+            for line in lines:
+                notify(conn, line)
+
+        await self._db.write(work)
+
+    def _heard(self, line: str) -> None:
+        if not line:  # something was missed
+            self._doubtful = True
+            return
+        said = json.loads(line)
+        if "q" not in said or said["o"] == self._origin:
+            return
+        first, last = said["g"]
+        if said["q"] is None or first <= self.backlog.counted_through < last:  # too much; or seen in part
+            self._doubtful = True
+            return
+        delta: Delta = {tuple(spot): step for *spot, step in said["q"]}
+        self.backlog.merge(delta, self._clock.now(), generation=last)
+
+
+def _lines(delta: Delta, generations: tuple[int, int], origin: str) -> Iterator[str]:
+    def line(steps: Any) -> str:
+        said = {"o": origin, "g": generations, "q": steps}
+        return json.dumps(said, separators=(",", ":"))
+
+    room = PAYLOAD_LIMIT - len(line([]))
+    steps = [[*spot, step] for spot, step in delta.items()]
+    sizes = [len(json.dumps(step, separators=(",", ":"))) + 1 for step in steps]
+    cuts, used = [0], 0
+    for position, size in enumerate(sizes):
+        if used and used + size > room:
+            cuts.append(position)
+            used = 0
+        used += size
+    if len(cuts) > MOST_LINES or max(sizes) > room:
+        yield line(None)
+        return
+    for first, last in pairwise([*cuts, len(steps)]):
+        yield line(steps[first:last])
+
+
+# ---------------------------------------------------------------- the rows
+
+
+def count_open(conn: Connection) -> Counted:
+    """Count the open tasks: one look at each, however many there are."""
+    delta: Delta = {}
+    for project, instance, key, state, wait, second, count in conn.execute(_COUNT):
+        delta[project, instance, key, STAGE_OF[state, wait], second] = count
+    return Counted(delta, EVENTS.head(conn))
+
+
+# What `queue_stats.standing` says of one task, of all of them.
+_WAIT: Final = """
+    CASE
+        WHEN state = 'RUNNING' THEN ''
+        WHEN state = 'INPUT_REQUIRED' THEN 'PERSON'
+        WHEN state = 'DELEGATED' THEN 'DELEGATION'
+        WHEN offered THEN 'APPROVAL'
+        WHEN blockers > 0 THEN 'DEPENDENCY'
+        WHEN held THEN 'PERSON'
+        WHEN state = 'QUEUED' AND failures > 0 THEN 'BACKOFF'
+        WHEN state = 'QUEUED' THEN 'SCHEDULE'
+        WHEN live LIKE '%"wait"\\:["NO_ELIGIBLE_EXECUTOR"%' THEN 'NO_ELIGIBLE_EXECUTOR'
+        ELSE 'UNSURE'
+    END
+"""
+_SECOND: Final = """
+    CASE
+        WHEN state <> 'QUEUED' OR offered OR blockers > 0 OR held THEN 0
+        WHEN ready_time > coalesce(queue_time, 0) THEN (ready_time + 999999) / 1000000
+        ELSE queue_time / 1000000
+    END
+"""
+_COUNT: Final = text(
+    f"SELECT project, instance, fairness_key, state, {_WAIT} AS waits, {_SECOND} AS second, count(*) "  # noqa: S608
+    f"FROM tasks WHERE {tables.OPEN} GROUP BY 1, 2, 3, 4, 5, 6"
+)

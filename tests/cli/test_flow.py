@@ -36,7 +36,7 @@ def test_from_add_to_feedback(real: Terminal, project: str) -> None:
 
     assert "noted" in real.ok("feedback", short, "--good", "--quality", "0.9", "--effort", "1h").out
     stats = real.json("stats", "--project", project)
-    assert stats["tasks"]["SUCCEEDED"] == 1
+    assert stats["queues"]["total"]["finish_rate"] == 1 / 60
     assert (stats["memory"]["judged"], stats["memory"]["right"]) == ("1", "1")
 
 

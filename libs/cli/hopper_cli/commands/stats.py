@@ -1,4 +1,4 @@
-"""How it goes: tasks by state, and how good decisions were."""
+"""How it goes: how much waits, for how long and why, how fast it moves, and how good decisions were."""
 
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -9,11 +9,15 @@ from hopper_cli.cli import Cli, command
 from hopper_cli.commands.options import SET_UP
 
 if TYPE_CHECKING:
-    from hopper.memory.v1.feedback_service_pb2 import GetStatsResponse
-    from hopper.router.v1.task_pb2 import Task
+    from collections.abc import Iterator, Mapping, Sequence
 
-_MOST: Final = 10_000
-"""Tasks that are counted in each state: there is no call that counts, and lists are read for it."""
+    from rich.console import RenderableType
+
+    from hopper.memory.v1.feedback_service_pb2 import GetStatsResponse
+    from hopper.router.v1.queue_service_pb2 import GetQueueStatsResponse, QueueStats
+
+_EVERY: Final = 2.0
+_NAMED: Final = 10
 
 
 def register(app: typer.Typer) -> None:
@@ -22,7 +26,11 @@ def register(app: typer.Typer) -> None:
         app,
         "stats",
         panel=SET_UP,
-        examples=("hopper stats", "hopper stats --project mesos --json | jq .memory.accuracy"),
+        examples=(
+            "hopper stats",
+            "hopper stats mesos --watch",
+            "hopper stats --json | jq .queues.total.waits",
+        ),
     )(stats)
 
 
@@ -30,8 +38,12 @@ def stats(
     cli: Cli,
     project: Annotated[
         str,
+        typer.Argument(metavar="PROJECT", help="Only this one.", autocompletion=complete.projects),
+    ] = "",
+    named: Annotated[
+        str,
         typer.Option(
-            "--project", "-p", metavar="PROJECT", help="Only this one.", autocompletion=complete.projects
+            "--project", "-p", metavar="PROJECT", help="The same.", autocompletion=complete.projects
         ),
     ] = "",
     instance: Annotated[
@@ -40,60 +52,162 @@ def stats(
             "--instance", "-i", metavar="INSTANCE", help="Only this one.", autocompletion=complete.instances
         ),
     ] = "",
+    limit: Annotated[
+        int,
+        typer.Option("--limit", "-n", min=1, max=1000, help="Most projects, and most requesters, to show."),
+    ] = _NAMED,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Again every two seconds, until Ctrl-C.")
+    ] = False,
 ) -> None:
-    """Tasks by state, and how good decisions were: accuracy, calibration, regret."""
-    from hopper.memory.v1.feedback_service_pb2 import GetStatsRequest
-    from hopper_cli.names import instance_name, project_name
-    from hopper_cli.output import to_json
+    """
+    How much waits, for how long and why; how fast it comes and goes; and how good decisions were.
 
-    project = project_name(project) if project else ""
-    instance = instance_name(instance) if instance else ""
-    counts = _counts(cli, project, instance)
-    memory = cli.hopper.feedback.GetStats(GetStatsRequest(project=project, instance=instance))
-    if cli.json:
-        cli.out.document({"tasks": counts, "tasks_counted_to": _MOST, "memory": to_json(memory)})
+    Counts are of open tasks, rates of the last minute. What is ready could be claimed now. Requesters are fairness
+    keys: who takes turns with whom.
+    """
+    from hopper_cli.names import instance_name, project_name
+    from hopper_cli.problems import UsageProblem
+
+    if sum(map(bool, (project, named, instance))) > 1:
+        raise UsageProblem("name one project, or one instance")
+    queue = project_name(project or named) if project or named else ""
+    queue = instance_name(instance) if instance else queue
+    if watch:
+        _watch(cli, queue, limit)
         return
-    cli.out.say(_count_table(counts))
-    cli.out.say()
+    queues, memory = _ask(cli, queue, limit), _ask_memory(cli, queue)
+    if cli.json:
+        from hopper_cli.output import to_json
+
+        cli.out.document({"queues": to_json(queues), "memory": to_json(memory)})
+        return
+    for part in queue_parts(queues):
+        cli.out.say(part)
     for line in memory_lines(memory):
         cli.out.say(line)
     if memory.bins:
         cli.out.say(calibration_table(memory))
 
 
-def _counts(cli: Cli, project: str, instance: str) -> dict[str, int]:
-    from hopper.router.v1.task_pb2 import Task
+def _ask(cli: Cli, queue: str, limit: int) -> "GetQueueStatsResponse":
+    from hopper.router.v1.queue_service_pb2 import GetQueueStatsRequest
 
-    return {
-        Task.State.Name(state).removeprefix("STATE_"): _count(cli, state, project, instance)
-        for state in Task.State.values()
-        if state != Task.STATE_UNSPECIFIED
-    }
+    return cli.hopper.queues.GetQueueStats(GetQueueStatsRequest(queue=queue, limit=limit))
 
 
-def _count(cli: Cli, state: "Task.State.ValueType", project: str, instance: str) -> int:
-    from hopper.router.v1.task_service_pb2 import ListTasksRequest
+def _ask_memory(cli: Cli, queue: str) -> "GetStatsResponse":
+    from hopper.memory.v1.feedback_service_pb2 import GetStatsRequest
 
-    request = ListTasksRequest(states=[state], project=project, parent=instance, page_size=1000)
-    count = 0
-    while count < _MOST:
-        page = cli.hopper.tasks.ListTasks(request)
-        count += len(page.tasks)
-        if not page.next_page_token:
-            break
-        request.page_token = page.next_page_token
-    return count
+    is_project = queue.startswith("projects/")
+    return cli.hopper.feedback.GetStats(
+        GetStatsRequest(project=queue if is_project else "", instance="" if is_project else queue)
+    )
 
 
-def _count_table(counts: dict[str, int]) -> Any:
+def _watch(cli: Cli, queue: str, limit: int) -> None:
+    import time
+
+    if cli.json:
+        while True:
+            cli.out.record(_ask(cli, queue, limit))
+            time.sleep(_EVERY)
+    from rich.console import Group
+    from rich.live import Live
+
+    def picture() -> Group:
+        return Group(*queue_parts(_ask(cli, queue, limit)))
+
+    with Live(picture(), console=cli.out.console, auto_refresh=False) as live:
+        while True:
+            time.sleep(_EVERY)
+            live.update(picture(), refresh=True)
+
+
+# ---------------------------------------------------------------- queues
+
+
+def queue_parts(queues: "GetQueueStatsResponse") -> "Iterator[RenderableType]":
+    """The numbers of queues, part by part, with an empty line after each."""
+    total = queues.total
+    yield _headline(total)
+    yield ""
+    for heading, counts in (("state", total.states), ("waits for", total.waits)):
+        if counts:
+            yield count_table(heading, counts)
+            yield ""
+    for heading, rows in (("project", queues.projects), ("requester", queues.keys)):
+        if rows and not (len(rows) == 1 and rows[0].name == total.name):
+            yield busiest_table(heading, rows)
+            yield ""
+
+
+def _headline(total: "QueueStats") -> str:
+    open_ = sum(total.states.values())
+    ready = f"{total.ready} ready"
+    if total.HasField("oldest_ready"):
+        ready += f", the longest for {_age(total)}"
+    rates = f"{total.add_rate:.1f}/s in, {total.start_rate:.1f}/s started, {total.finish_rate:.1f}/s ended"
+    failed = f", {total.failed} failed in the last minute" if total.failed else ""
+    name = f"{total.name}: " if total.name else ""
+    return f"{name}{open_} open, {ready}; {rates}{failed}"
+
+
+def _age(stats: "QueueStats") -> str:
+    from hopper_cli.times import format_duration
+    from hopper_common.timestamps import duration_field
+
+    age = duration_field(stats, "oldest_ready")
+    return "" if age is None else format_duration(age)
+
+
+def count_table(heading: str, counts: "Mapping[str, int]") -> "RenderableType":
+    """Counts, the greatest first, as bars."""
     from hopper_cli.render import bar, grid, plain
 
-    table = grid("state", "#tasks", "")
+    table = grid(heading, "#tasks", "")
     largest = max(counts.values(), default=0) or 1
-    for state, count in counts.items():
-        shown = f"{count}+" if count >= _MOST else str(count)
-        table.add_row(state.replace("_", " ").lower(), shown, plain(bar(count / largest)))
+    for name, count in sorted(counts.items(), key=lambda at: (-at[1], at[0])):
+        table.add_row(name.replace("_", " ").lower(), str(count), plain(bar(count / largest)))
     return table
+
+
+def busiest_table(heading: str, rows: "Sequence[QueueStats]") -> "RenderableType":
+    """Queues or keys, a line each, with what waits in each as a bar."""
+    from hopper_cli.names import bare
+    from hopper_cli.render import bar, grid, plain
+
+    table = grid(
+        heading,
+        "#open",
+        "#running",
+        "#ready",
+        "#oldest",
+        "#in/s",
+        "#started/s",
+        "#ended/s",
+        "#failed",
+        "waiting",
+    )
+    waiting = [sum(row.states.values()) - row.states.get("RUNNING", 0) for row in rows]
+    largest = max(waiting, default=0) or 1
+    for row, backlog in zip(rows, waiting, strict=True):
+        table.add_row(
+            plain(bare(row.name) if heading == "project" else row.name),
+            str(sum(row.states.values())),
+            str(row.states.get("RUNNING", 0)),
+            str(row.ready),
+            _age(row) or "-",
+            f"{row.add_rate:.1f}",
+            f"{row.start_rate:.1f}",
+            f"{row.finish_rate:.1f}",
+            str(row.failed),
+            plain(bar(backlog / largest)),
+        )
+    return table
+
+
+# ---------------------------------------------------------------- memory
 
 
 def memory_lines(memory: "GetStatsResponse") -> list[str]:

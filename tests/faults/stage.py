@@ -123,7 +123,7 @@ class Stage:
         except subprocess.TimeoutExpired:
             router.kill()
             return False
-        assert code == -signal.SIGKILL, (code, router.complaint())
+        assert code == -signal.SIGKILL, f"{self.failpoints(router)}: {code}\n{router.log_text()[-6000:]}"
         return True
 
     def calm(self) -> None:

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
-from hopper_common.errors import HopperError, Overloaded
+from hopper_common.errors import Overloaded, ResourceExhausted, Unavailable
 
 I = TypeVar("I")  # noqa: E741
 R = TypeVar("R")
@@ -27,8 +27,9 @@ class Gatherer(Generic[I, R]):
     Runs items in sets, one set at a time, in the order they came.
 
     Args:
-        run: Works on a set; returns one result for each item, in order: the result, or the exception that its caller
-            gets. What it raises is everybody's.
+        run: Works on a set, all of it or nothing; returns one result for each item, in order: the result, or the
+            exception that its caller gets. When it raises that storage is away, that is everybody's; when it raises
+            anything else, each item is tried alone, so that a bad one fails alone.
         limit: Most items of a set.
         weigh: How much of the limit an item takes; default: one each.
     """
@@ -96,14 +97,17 @@ class Gatherer(Generic[I, R]):
     async def _run_one(self, members: list[tuple[I, asyncio.Future[R]]]) -> None:
         try:
             results = await self._run([item for item, _ in members])
-        except HopperError as error:
+        except (Unavailable, ResourceExhausted) as error:
             # One exception each: callers add their own tracebacks.
             for _, future in members:
                 _settle(future, type(error)(error.message, **error.metadata))
             return
         except Exception as error:
-            for _, future in members:
-                _settle(future, error)
+            if len(members) == 1:
+                _settle(members[0][1], error)
+                return
+            for member in members:  # one of them is at fault, and is to fail alone
+                await self._run_one([member])
             return
         for (_, future), result in zip(members, results, strict=True):
             _settle(future, result)

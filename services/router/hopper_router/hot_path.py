@@ -129,11 +129,7 @@ class HotPath:
             if planned is not None:
                 fresh.append((position, planned))
         if fresh:
-            try:
-                await self._store_admitted(world, fresh, outcomes)
-            except HopperError as error:
-                for position, _ in fresh:
-                    outcomes[position] = error
+            await self._store_admitted(world, fresh, outcomes)
         return outcomes
 
     def _plan(self, world: World, call: Call, now: datetime) -> _Planned | None:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from typing import Any, Final
-
-import asyncpg
+from pathlib import Path
+from typing import Final
 
 from hopper.router.v1 import task_service_pb2, work_service_pb2
 from hopper_client import Hopper
 from tests.bench import driving, message
 from tests.bench.bar import Result, at_least, at_most, bar, quantiles
+from tests.bench.copies import Copies, multiply
 from tests.bench.cpu import rss_bytes, settle
 from tests.bench.driving import Queue
 from tests.bench.load import Load, Side, closed_loop
@@ -28,7 +28,6 @@ DEEP: Final = 10_000
 CALLS: Final = 300
 PATIENCE: Final = 30.0
 """Seconds for the router to come to rest after so many tasks."""
-_SCHEMA: Final = "hopper_router"
 _FREE_PROCESSORS: Final = 4
 """Fewer have none to spare for a second router, beside the first, PostgreSQL and the load."""
 
@@ -38,7 +37,7 @@ async def replicas(rig: Rig) -> Sequence[Result]:
     """B19: two routers on one PostgreSQL, beside one."""
     async with AsyncExitStack() as stack:
         first = await stack.enter_async_context(rig.router(POSTGRESQL))
-        second = await stack.enter_async_context(rig.router(POSTGRESQL, url=first.url))
+        second = await stack.enter_async_context(rig.router(POSTGRESQL, place=first.url))
 
         async def both(seconds: float) -> Load:
             loads = await asyncio.gather(
@@ -74,16 +73,15 @@ async def replicas(rig: Rig) -> Sequence[Result]:
 async def full_table(rig: Rig) -> Sequence[Result]:
     """B20: submit, claim and list with a full table, beside an empty one."""
     url = rig.database()
-    async with rig.router(POSTGRESQL, url=url) as router:
+    async with rig.router(POSTGRESQL, place=url) as router:
         await driving.submit(router, 1, 0.1)
-        queue = Queue(router)
-        await queue.fill(2)
+        await Queue(router).fill(2)
         await driving.complete(router, await driving.claim(router, "bench", 1))
     begin = time.perf_counter()
-    await _fill(url, finished=FINISHED, waiting=OPEN)
+    await multiply(url, [Copies("state = 'SUCCEEDED'", "0s", FINISHED), Copies("ready", "0q", OPEN)])
     took = time.perf_counter() - begin
     async with AsyncExitStack() as stack:
-        full = await stack.enter_async_context(rig.router(POSTGRESQL, url=url))
+        full = await stack.enter_async_context(rig.router(POSTGRESQL, place=url))
         empty = await stack.enter_async_context(rig.router(POSTGRESQL))
         sides = [
             side for name, router in (("full", full), ("empty", empty)) for side in _uses(name, router, rig)
@@ -124,50 +122,6 @@ def _uses(name: str, router: Router, rig: Rig) -> list[Side]:
     ]
 
 
-async def _fill(url: str, *, finished: int, waiting: int) -> None:
-    """Copy a finished task and a waiting one, with their decisions, many times, spread over all projects."""
-    connection = await asyncpg.connect(url, server_settings={"search_path": _SCHEMA})
-    try:
-        for state, copies in (("SUCCEEDED", finished), ("QUEUED", waiting)):
-            await _copy(connection, state, copies)
-        await connection.execute("VACUUM ANALYZE", timeout=3600)
-    finally:
-        await connection.close()
-
-
-async def _copy(connection: asyncpg.Connection, state: str, copies: int) -> None:
-    # Ids that nobody else makes, older than all that are made from now on.
-    id_ = f"'0{state[0].lower()}' || lpad(n::text, 24, '0')"
-    project = f"'projects/p' || n % {message.PROJECTS}"
-    task = await connection.fetchrow("SELECT * FROM tasks WHERE state = $1 LIMIT 1", state)
-    decision = await connection.fetchrow(
-        "SELECT * FROM routing_decisions WHERE id = $1", task["decision"].removeprefix("decisions/")
-    )
-    changed = {"id": id_, "project": project, "decision": f"'decisions/' || {id_}"}
-    changed["short_id"] = f"right({id_}, 6)"
-    await _insert(connection, "tasks", task, changed, copies)
-    changed = {"id": id_, "task": f"'{task['instance']}/tasks/' || {id_}", "project": project}
-    await _insert(connection, "routing_decisions", decision, changed, copies)
-
-
-async def _insert(
-    connection: asyncpg.Connection,
-    table: str,
-    row: Mapping[str, Any],
-    changed: Mapping[str, str],
-    copies: int,
-) -> None:
-    columns = ", ".join(row.keys())
-    values = ", ".join(changed.get(name, f"t.{name}") for name in row.keys())  # noqa: SIM118 - an asyncpg record
-    await connection.execute(
-        f"INSERT INTO {table} ({columns}) SELECT {values} FROM {table} t, generate_series(1, $2::int) n "
-        "WHERE t.id = $1",
-        row["id"],
-        copies,
-        timeout=7200,
-    )
-
-
 # ---------------------------------------------------------------- B21, B22
 
 
@@ -183,7 +137,7 @@ async def resident(rig: Rig) -> Sequence[Result]:
         filled = rss_bytes(router.pid)
         restarted = filled
         if router.url:
-            again = await stack.enter_async_context(rig.router(POSTGRESQL, url=router.url))
+            again = await stack.enter_async_context(rig.router(POSTGRESQL, place=router.url))
             restarted = rss_bytes(again.pid)
     megabytes = {"idle": idle / 1e6, "with open tasks": filled / 1e6, "started again": restarted / 1e6}
     sides = {"resident, MB": {name: round(value, 1) for name, value in megabytes.items()}}
@@ -198,33 +152,32 @@ async def next_task(rig: Rig) -> Sequence[Result]:
 
 
 async def _next_task(rig: Rig, engine: str) -> Result:
-    async with rig.router(engine) as router:
-        await _submit_many(router, lambda: _blocked(router), DEEP)
-        await Queue(router).fill(DEEP + CALLS)
-        await settle([os.getpid()], patience=PATIENCE)  # memory has heard of all of them then
+    place = rig.place(engine)
+    async with rig.router(engine, place=place) as router:
+        await Queue(router).fill(1)
+        driving.check_batch(await router.tasks.SubmitTasks(await _blocked(router)))
+    await multiply(
+        place if engine == POSTGRESQL else Path(place) / "router.db",
+        [
+            Copies("blockers > 0", "0b", DEEP, spread=False),
+            Copies(f"ready AND project = '{message.QUEUE}'", "0q", DEEP + CALLS, spread=False),
+        ],
+    )
+    async with rig.router(engine, place=place) as router:
+        await settle([os.getpid()], patience=PATIENCE)
         # As the command does it: the synchronous client, on the Unix socket.
         taken = await asyncio.to_thread(_call_next, router.socket)
-    bar_ = at_most(30, 15, "ms")
     name = f"B22 hopper next with {DEEP:,} blocked and {DEEP:,} ready tasks, p99 ({engine})"
     figures = quantiles(taken)
-    return bar_.judge(name, figures["p99_ms"], {f"{CALLS} calls": figures})
-
-
-async def _submit_many(
-    router: Router, make: Callable[[], Awaitable[task_service_pb2.SubmitTasksRequest]], count: int
-) -> None:
-    request = await make()
-    for _ in range(count // len(request.items)):
-        driving.check_batch(await router.tasks.SubmitTasks(request))
+    return at_most(30, 15, "ms").judge(name, figures["p99_ms"], {f"{CALLS} calls": figures})
 
 
 async def _blocked(router: Router) -> task_service_pb2.SubmitTasksRequest:
-    """Tasks of the queue that wait for another's end."""
+    """A task of the queue that waits for another's end."""
     other = (await router.tasks.SubmitTask(message.submit(message.HOT + 1))).task.name
     request = task_service_pb2.SubmitTasksRequest()
-    request.CopyFrom(message.batch(driving.BATCH, topic=message.HOT))
-    for item in request.items:
-        item.spec.dependencies.append(other)
+    request.CopyFrom(message.batch(1, topic=message.HOT))
+    request.items[0].spec.dependencies.append(other)
     return request
 
 

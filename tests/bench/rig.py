@@ -96,6 +96,7 @@ class Rig:
     ) -> None:
         self.pace = pace or Pace.of_environment()
         self._projects = projects
+        self._places = 0
         self._memory = memory
         self._stack = AsyncExitStack()
 
@@ -125,6 +126,13 @@ class Rig:
     def postgres(self) -> OwnServer:
         """The one server for Hopper, peers and floors, with initdb's own settings."""
         return self._stack.enter_context(private_server(checkpoint_completion_target="0.9"))
+
+    def place(self, engine: str) -> str:
+        """For a router's tasks: the URL of an empty database, or a directory for it to make."""
+        if engine == POSTGRESQL:
+            return self.database()
+        self._places += 1
+        return str(self.directory / f"data{self._places}")
 
     def database(self) -> str:
         """The URL of an empty database."""
@@ -178,7 +186,7 @@ class Rig:
 
     @asynccontextmanager
     async def router(
-        self, engine: str = ENGINE, *, group_limit: int = 0, url: str = ""
+        self, engine: str = ENGINE, *, group_limit: int = 0, place: str = ""
     ) -> AsyncIterator[Router]:
         """
         A router while the block lasts.
@@ -186,33 +194,31 @@ class Rig:
         Args:
             engine: `postgresql` or `sqlite`.
             group_limit: How many requests may share a commit; 0: as many as it likes.
-            url: A database that another router has too. Default: an empty one.
+            place: Where its tasks are, if another router has been there; see `place`.
         """
-        if engine == POSTGRESQL and not url:
-            url = self.database()
+        place = place or self.place(engine)
+        url = place if engine == POSTGRESQL else ""
+        data = self.place(SQLITE) if url else place
+        process = _TlsRouter(Path(data), self.certificates, group_limit, self._environment(url))
+        with process:
+            async with self.channel(process.tcp_address) as channel:
+                tasks, work = TaskServiceStub(channel), WorkServiceStub(channel)
+                router = Router(process.tcp_address, process.pid, tasks, work, url, process.address)
+                try:
+                    await _knows_projects(router)
+                    yield router
+                except grpc.aio.AioRpcError:
+                    print(process.log_text()[-4000:], file=sys.stderr)  # it is gone with the directory
+                    raise
+
+    def _environment(self, url: str) -> dict[str, str]:
+        nobody = f"unix:{self.directory}/nobody"
         environment = {
             "HOPPER_REGISTRY_ADDRESS": self.registry.address,
-            "HOPPER_MEMORY_ADDRESS": self.memory.address if self._memory else f"unix:{self.directory}/nobody",
+            "HOPPER_MEMORY_ADDRESS": self.memory.address if self._memory else nobody,
             "HOPPER_LOG_LEVEL": "warning",
-        } | ({"HOPPER_ROUTER_DATABASE": url} if url else {})
-        with temporary_directory() as directory:
-            process = _TlsRouter(directory / "data", self.certificates, group_limit, environment)
-            with process:
-                async with self.channel(process.tcp_address) as channel:
-                    router = Router(
-                        process.tcp_address,
-                        process.pid,
-                        TaskServiceStub(channel),
-                        WorkServiceStub(channel),
-                        url,
-                        process.address,
-                    )
-                    try:
-                        await _knows_projects(router)
-                        yield router
-                    except grpc.aio.AioRpcError:
-                        print(process.log_text()[-4000:], file=sys.stderr)  # it is gone with the directory
-                        raise
+        }
+        return environment | ({"HOPPER_ROUTER_DATABASE": url} if url else {})
 
 
 async def _knows_projects(router: Router) -> None:

@@ -86,7 +86,7 @@ async def test_who_leaves_before_its_set_takes_its_item_along(desk: Desk) -> Non
     second, third = gatherer.add(2), gatherer.add(3)
     second.cancel()
     desk.open.set()
-    assert await asyncio.gather(first, third) == [2, 6]
+    assert [await first, await third] == [2, 6]
     assert desk.sets == [[1], [3]]
 
 

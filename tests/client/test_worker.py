@@ -36,6 +36,7 @@ class Gate:
     def __init__(self) -> None:
         self.begun = 0
         self.cancelled = 0
+        self.through = 0
         self.most_at_once = 0
         self.contexts: list[TaskContext] = []
         self._open = asyncio.Event()
@@ -54,6 +55,7 @@ class Gate:
             raise
         finally:
             self._inside -= 1
+        await self._count("through")
         return "through"
 
     async def _count(self, what: str) -> None:

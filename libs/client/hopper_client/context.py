@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from hopper.router.v1.task_pb2 import InputRequest, Progress, Task
 from hopper.router.v1.task_service_pb2 import WatchTasksResponse
 from hopper.router.v1.work_service_pb2 import ReportProgressRequest, RequestInputRequest
-from hopper_client.claims import Claims, Held
+from hopper_client.claims import Held
 from hopper_client.delivery import until_answered
 from hopper_client.errors import is_lost, will_pass
 from hopper_client.policy import with_request_id
@@ -17,6 +17,7 @@ from hopper_common.timestamps import to_proto
 
 if TYPE_CHECKING:
     from hopper_client.client import AsyncHopper
+    from hopper_client.shift import Shift
 
 log = logging.getLogger(__name__)
 
@@ -65,9 +66,11 @@ class TaskContext:
             cancelled too; what it still returns counts for nothing.
     """
 
-    def __init__(self, hopper: "AsyncHopper", claims: Claims, held: Held) -> None:
+    __slots__ = ("_held", "_hopper", "_shift")
+
+    def __init__(self, hopper: "AsyncHopper", shift: "Shift", held: Held) -> None:
         self._hopper = hopper
-        self._claims = claims
+        self._shift = shift
         self._held = held
 
     @property
@@ -87,7 +90,7 @@ class TaskContext:
         request = ReportProgressRequest(
             claim=self._held.ref,
             progress=Progress(fraction=fraction, message=cut(message, _MOST_PROGRESS_BYTES)),
-            lease_duration=to_proto(self._claims.lease),
+            lease_duration=to_proto(self._shift.claims.lease),
         )
         sent_at = asyncio.get_running_loop().time()
         try:
@@ -105,7 +108,7 @@ class TaskContext:
         Ask a person, an agent or an outside event, and wait for the answer, however long that takes.
 
         The task waits in INPUT_REQUIRED meanwhile; the claim is kept and its lease stands still. The worker's
-        slot stays taken.
+        slot is free for others meanwhile, and the handler goes on when it has one again.
 
         Args:
             from_: Who should answer.
@@ -116,7 +119,11 @@ class TaskContext:
         asked = InputRequest(question=question)
         setattr(asked, "from", from_)  # a keyword of Python's
         request = with_request_id(RequestInputRequest(claim=self._held.ref, input=asked))
-        with self._claims.suspended(self._held):
+        async with self._shift.away(self._held):
+            return await self._asked(request)
+
+    async def _asked(self, request: RequestInputRequest) -> str:
+        with self._shift.claims.suspended(self._held):
             try:
                 response = await until_answered(
                     lambda: self._hopper.work.RequestInput(request), "asking a question"

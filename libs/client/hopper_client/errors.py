@@ -22,6 +22,8 @@ from hopper_common.errors import (
 )
 from hopper_common.rpc.errors import CODES, DeadlineExceeded, from_rpc_error
 
+_WRITE_FAILED = "Internal error from Core"
+
 
 class Unreachable(Unavailable):
     """No Hopper answers there."""
@@ -56,6 +58,8 @@ def translate(error: grpc.RpcError, *, method: str, address: str, seconds: float
         seconds: The deadline of the call, None if it had none.
     """
     made = from_rpc_error(error)
+    if made.message == _WRITE_FAILED:  # on a stream that had ended, before its status was heard
+        return Unreachable(_why_unreachable("", address), address=address)
     # Errors of a Hopper tell facts; these two kinds, without any, are grpc's own words.
     if type(made) is DeadlineExceeded and not made.metadata:
         within = "in time" if seconds is None else f"within {seconds:g} s"

@@ -2,18 +2,19 @@
 A worker: claims tasks from a queue, hands them to a handler, brings the results home.
 
 ```
-            ClaimTasks (long poll, one at a time, for as many tasks as slots are free)
+            one stream: free slots out, tasks in                     (hopper_client.stream)
                 │
-   slots ──► handler(context) ──► CompleteTasks (together, if several end together)
-                │     │      └──► FailTask
+   slots ──► handler(context) ──► ends, together if several end together
                 │     └── lost ─► cancelled, nothing is sent
-                └── RenewClaims: all running claims in one call, at a third of the lease
+                └── all running claims renewed in one message, at a third of the lease
 ```
+
+With a Hopper that offers no streams it polls instead (`hopper_client.polling`).
 
 What may go wrong, and what comes of it:
 
-- No Hopper answers: claims, renewals and results wait for it with growing pauses, each with its one
-  `request_id`. Claims whose answer was lost come with the repeat.
+- No Hopper answers, or the stream breaks: it comes back with growing pauses. Claims are kept meanwhile and renewed
+  first of all; what was done is sent until it is answered, and counts once.
 - The claim is lost: the handler is cancelled (see `hopper_client.claims`).
 - The handler raises: FailTask, and the task's retry policy decides.
 - Claiming is refused for good (no such project, not a member): what runs is finished, then `run` raises it.
@@ -21,33 +22,33 @@ What may go wrong, and what comes of it:
 """
 
 import asyncio
+import contextlib
 import math
 import os
 import re
 import secrets
 import socket
-from collections.abc import Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 from hopper.registry.v1 import project_pb2
-from hopper.router.v1.work_service_pb2 import ClaimTasksRequest
+from hopper.router.v1.work_service_pb2 import ClaimTasksRequest, WorkOpen
+from hopper_client import polling
 from hopper_client.client import AsyncHopper
-from hopper_client.policy import with_request_id
+from hopper_client.policy import Backoff, with_request_id
 from hopper_client.presence import keep_present, leave
 from hopper_client.shift import Handler, Shift, WorkerStats
+from hopper_client.stream import WorkerStream
 from hopper_common.errors import HopperError
+from hopper_common.rpc.errors import MethodNotOffered
 from hopper_common.timestamps import to_proto
 
 __all__ = ["Handler", "Worker", "WorkerStats"]
 
-T = TypeVar("T")
-
-MOST_TASKS_PER_CLAIM = 100
-LONG_POLL = timedelta(seconds=20)
-BUSY_POLL = timedelta(seconds=0.25)  # until_idle, while something runs whose end may be the end of the run
-# What a poll under way is given when the worker stops: under load, its tasks are on their way already.
-POLL_GRACE = 0.5
+MOST_SLOTS = 1000
+_STEADY = 5.0
+"""Seconds after which a stream that breaks is not one that could not be begun."""
 
 
 class Worker:
@@ -59,7 +60,7 @@ class Worker:
         handler: Called with each task. What it returns is the result, at most 1 MiB. It shares the event loop
             with the renewals: give what computes or blocks to `asyncio.to_thread`.
         worker_id: Unique among the workers of the queue. Default: host name, process and a random end.
-        concurrency: How many tasks run at once.
+        concurrency: How many slots it has, at most 1,000: how many tasks run at once, if each takes one.
         lease: How long a claim outlives this process, 1 s to 1 h.
         labels: What it is like, told to the registry with each heartbeat; `worker.labels` may be changed while
             it runs.
@@ -78,6 +79,8 @@ class Worker:
     ) -> None:
         if concurrency < 1:
             raise ValueError(f"a worker needs at least one slot, not {concurrency}")
+        if concurrency > MOST_SLOTS:
+            raise ValueError(f"a worker has at most {MOST_SLOTS} slots, not {concurrency}: use several")
         self.queue = queue
         self.worker_id = worker_id or _new_worker_id()
         self.labels = dict(labels or {})
@@ -86,7 +89,7 @@ class Worker:
         self._concurrency = concurrency
         self._lease = lease
         self._stopping = asyncio.Event()
-        self._runs = False
+        self._shift: Shift | None = None
 
     def stop(self) -> None:
         """
@@ -94,6 +97,8 @@ class Worker:
         and from a signal handler of the loop.
         """
         self._stopping.set()
+        if self._shift is not None:
+            self._shift.changed.set()
 
     async def run(self, *, until_idle: bool = False, max_tasks: int | None = None) -> WorkerStats:
         """
@@ -111,43 +116,125 @@ class Worker:
             HopperError: The queue cannot be worked on: no such project, not a member, ... With `until_idle`
                 also when it is paused, or no Hopper has answered yet.
         """
-        if self._runs:
+        if self._shift is not None:
             raise RuntimeError("this worker runs already: make another one, or raise its concurrency")
-        self._runs = True
-        shift = Shift(self._hopper, self._handler, self._lease, patient=not until_idle)
+        self._shift = shift = Shift(
+            self._hopper,
+            self._handler,
+            self._lease,
+            self._concurrency,
+            stopping=self._stopping,
+            patient=not until_idle,
+        )
         try:
             await self._run(shift, until_idle, math.inf if max_tasks is None else max_tasks)
         finally:
-            self._runs = False
+            self._shift = None
             self._stopping.clear()
         return shift.stats
 
     async def _run(self, shift: Shift, until_idle: bool, most: float) -> None:
         refused: HopperError | None = None
         try:
-            async with asyncio.TaskGroup() as group:
-                background = [group.create_task(loop) for loop in self._background(shift)]
+            async with asyncio.TaskGroup() as shift.group:
+                presence = self._beside(shift, self._presence(shift))
                 try:
-                    await self._claim_all(shift, group, until_idle, most)
+                    await self._work(shift, until_idle, most)
                 except HopperError as error:
                     refused = error
-                await shift.wait_below(1)
-                for task in background:
-                    task.cancel()
+                async with self._by_calls(shift):
+                    await shift.wait_changed(lambda: not shift.in_hand)
+                presence.cancel()
         except ExceptionGroup as failures:  # a defect here: what runs was cancelled, and nobody waits in vain
+            await shift.abandon()
             raise failures.exceptions[0] from failures
+        except asyncio.CancelledError:
+            await shift.abandon()
+            raise
         if self._is_present:
             await leave(self._hopper.projects, self._describe(shift))
         if refused is not None:
             raise refused
 
-    def _background(self, shift: Shift) -> list[Coroutine[Any, Any, None]]:
-        loops: list[Coroutine[Any, Any, None]] = [shift.claims.keep(), shift.completions.deliver()]
-        if self._is_present:
-            loops.append(keep_present(self._hopper.projects, lambda: self._describe(shift)))
-        return loops
+    def _beside(self, shift: Shift, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        return shift.group.create_task(work)
+
+    # Claiming.
+
+    async def _work(self, shift: Shift, until_idle: bool, most: float) -> None:
+        try:
+            await self._by_streams(shift, until_idle, most)
+        except MethodNotOffered:
+            async with self._by_calls(shift):
+                await polling.claim_all(
+                    self._hopper, shift, self._claim_request, most=most, until_idle=until_idle
+                )
+
+    @contextlib.asynccontextmanager
+    async def _by_calls(self, shift: Shift) -> AsyncIterator[None]:
+        """Within, leases are renewed and ends delivered by calls of their own."""
+        loops = (shift.claims.keep(), shift.outbox.deliver(self._hopper.work))
+        tasks = [self._beside(shift, loop) for loop in loops]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _by_streams(self, shift: Shift, until_idle: bool, most: float) -> None:
+        backoff, said = Backoff(), ""
+        while shift.in_hand or not (self._stopping.is_set() or shift.stats.claimed >= most):
+            if until_idle and not shift.in_hand and not await self._found_something(shift, most):
+                return
+            opened = WorkOpen(queue=self.queue, worker=self.worker_id, lease_duration=to_proto(self._lease))
+            stream = WorkerStream(self._hopper, shift, opened, most=most, until_idle=until_idle)
+            began = asyncio.get_running_loop().time()
+            try:
+                await stream.run()
+                continue
+            except MethodNotOffered:
+                raise
+            except HopperError as error:
+                if stream.heard or asyncio.get_running_loop().time() > began + _STEADY:
+                    backoff.reset()
+                    said = ""
+                pause = shift.pause_after(error, backoff, self.queue, said)
+                said = error.reason
+            await self._pause(shift, pause)
+
+    async def _found_something(self, shift: Shift, most: float) -> bool:
+        """Claim what is ready now, by a call: only that can say that nothing is."""
+        wanted = int(min(shift.room, polling.MOST_TASKS_PER_CLAIM, most - shift.stats.claimed))
+        asked_at = asyncio.get_running_loop().time()
+        tasks = await polling.claim(self._hopper, shift, self._claim_request(wanted, timedelta()))
+        shift.take(tasks, asked_at)
+        return bool(tasks)
+
+    async def _pause(self, shift: Shift, seconds: float) -> None:
+        """Wait; not for nothing, when the worker is stopped."""
+        if shift.in_hand:
+            await asyncio.sleep(seconds)
+            return
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+
+    def _claim_request(self, most: int, wait: timedelta) -> ClaimTasksRequest:
+        return with_request_id(
+            ClaimTasksRequest(
+                queue=self.queue,
+                worker=self.worker_id,
+                max_tasks=most,
+                worker_slots=self._concurrency,
+                lease_duration=to_proto(self._lease),
+                wait=to_proto(wait),
+            )
+        )
 
     # Presence.
+
+    async def _presence(self, shift: Shift) -> None:
+        if self._is_present:
+            await keep_present(self._hopper.projects, lambda: self._describe(shift))
 
     @property
     def _is_present(self) -> bool:
@@ -161,61 +248,6 @@ class Worker:
             running=shift.running,
             labels=self.labels,
         )
-
-    # Claiming.
-
-    async def _claim_all(self, shift: Shift, group: asyncio.TaskGroup, until_idle: bool, most: float) -> None:
-        loop = asyncio.get_running_loop()
-        while not self._stopping.is_set() and shift.stats.claimed < most:
-            free = self._concurrency - shift.running
-            if not free:
-                await self._unless_stopped(shift.wait_below(self._concurrency))
-                continue
-            idle = shift.running == 0
-            request = self._request(
-                most=int(min(free, MOST_TASKS_PER_CLAIM, most - shift.stats.claimed)),
-                wait=_wait(until_idle, idle),
-            )
-            asked_at = loop.time()
-            tasks = await self._unless_stopped(shift.claim(request)) or ()
-            for task in tasks:
-                shift.stats.claimed += 1
-                if self._stopping.is_set():
-                    group.create_task(shift.give_back(task))
-                else:
-                    shift.begin(group, task, asked_at)
-            # A poll that began while something ran may have missed what its end made ready.
-            if until_idle and idle and not tasks:
-                return
-
-    def _request(self, *, most: int, wait: timedelta) -> ClaimTasksRequest:
-        return with_request_id(
-            ClaimTasksRequest(
-                queue=self.queue,
-                worker=self.worker_id,
-                max_tasks=most,
-                lease_duration=to_proto(self._lease),
-                wait=to_proto(wait),
-            )
-        )
-
-    async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T | None:
-        """The result; None when the worker was stopped and a short grace has passed."""
-        task = asyncio.create_task(work)
-        stop = asyncio.create_task(self._stopping.wait())
-        try:
-            await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.wait({task}, timeout=POLL_GRACE if not task.done() else 0)
-            return task.result() if task.done() else None
-        finally:
-            task.cancel()
-            stop.cancel()
-
-
-def _wait(until_idle: bool, idle: bool) -> timedelta:
-    if not until_idle:
-        return LONG_POLL
-    return timedelta() if idle else BUSY_POLL
 
 
 def _new_worker_id() -> str:

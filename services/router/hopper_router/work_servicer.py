@@ -63,6 +63,7 @@ class WorkServicer(WorkServiceServicer):
             wait=duration_field(request, "wait") or timedelta(0),
             empty=svc.ClaimTasksResponse(),
             most=wanted.most,
+            worker=wanted.worker,
         )
 
     async def attempt(
@@ -104,6 +105,8 @@ class WorkServicer(WorkServiceServicer):
             raise InvalidArgument(
                 violations=[FieldViolation("open", "must be the first message, and is sent once")]
             )
+        # Whoever opened it may say more now; one that is refused must not write, or would not hear why.
+        await context.send_initial_metadata((("hopper-accepted", "1"),))
         stream = WorkStream(self, self._engine, first.open, context)
         async with aclosing(stream.run(request_iterator)) as responses:
             async for response in responses:

@@ -564,6 +564,22 @@ async def test_what_cannot_be_opened_is_refused_without_its_password(url: str) -
     assert "hunter2" not in text
 
 
+async def test_a_role_that_may_not_make_its_schema_is_told_what_it_needs() -> None:
+    url = postgres_server().create_database()
+    postgres_server().execute(
+        "DO $$ BEGIN CREATE ROLE hopper_guest LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$"
+    )
+    as_guest = url.replace("postgres@", "hopper_guest@")
+    with pytest.raises(StorageUnavailable, match="needs CREATE on the database"):
+        await open_toy(as_guest)
+    postgres_server().execute(f'GRANT CREATE ON DATABASE "{database_of(url)}" TO hopper_guest')
+    db = await open_toy(as_guest)
+    await db.write(lambda conn: add_note(conn, "a"))
+    await db.close()
+    postgres_server().drop(url)
+    postgres_server().execute("DROP ROLE hopper_guest")
+
+
 async def test_a_server_that_is_not_there_is_waited_for_and_then_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -313,9 +313,16 @@ async def prepare(server: Server, metadata: MetaData, migrations: str) -> None:
             await link.discard()
     except (DBAPIError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
         known = storage_error(error, server.service)
-        if known is None and sqlstate(error) != _FORBIDDEN:
+        if sqlstate(error) == _FORBIDDEN:
+            raise StorageUnavailable(
+                f"{server.name} cannot be opened ({reason(error)}): its role needs CREATE on the database, or on the "
+                f"schema {server.schema}"
+            ) from error
+        if known is None:
             raise
-        raise _cannot_open(server, error, type(known) if known else StorageUnavailable) from error
+        raise type(known)(
+            f"{server.name} cannot be opened ({reason(error)}): check the server and the URL"
+        ) from error
     finally:
         await engine.dispose()
 
@@ -451,10 +458,6 @@ def _migrate(connection: Connection, server: Server, metadata: MetaData, migrati
     connection.begin()  # tells Alembic that the transaction is ours
     schema.upgrade(connection, migrations=migrations, service=server.service, database=server.name)
     schema.check_complete(connection, metadata=metadata, migrations=migrations)
-
-
-def _cannot_open(server: Server, error: BaseException, kind: type[HopperError]) -> HopperError:
-    return kind(f"{server.name} cannot be opened ({reason(error)}): check the server and the URL")
 
 
 def _keep_alive(connection: Any) -> None:

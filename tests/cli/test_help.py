@@ -39,9 +39,11 @@ def test_every_command_has_help_with_examples(name: str, capsys: pytest.CaptureF
 
 EXPECTED = {
     "": """up add list search show next done fail release progress ask answer block unblock cancel edit why watch
-        feedback delegate escalate decompose delegations accept reject stats work doctor demo completion""",
+        parked replay feedback delegate escalate decompose delegations accept reject stats work
+        doctor demo completion""",
     "project ": "add list show edit remove pause resume workers",
     "instance ": "create tree list show start pause resume stop terminate edit",
+    "schedule ": "add list show pause resume run rm",
     "rules ": "check show apply replay remove",
 }
 
@@ -99,6 +101,14 @@ def test_help_is_shown_before_anything_slow_is_imported() -> None:
         (["list", "--address", "example.com:80"], "not of this machine"),
         (["feedback", "abcdef", "--good", "--bad"], "exclude each other"),
         (["project", "add"], "say either"),
+        (["replay"], "say either"),
+        (["replay", "abcdef", "--reason", "X"], "say either"),
+        (["replay", "abcdef", "--project", "x"], "go with --reason"),
+        (["schedule", "add", "x"], "missing option '--cron'"),
+        (["schedule", "add", "x", "--cron", "@daily", "--overlap", "some"], "no policy"),
+        (["schedule", "add", "x", "--cron", "@daily", "--catch-up", "0"], "no policy"),
+        (["schedule", "add", "x", "--cron", "@daily", "--until", "someday"], "no time"),
+        (["schedule", "show", "projects/x"], "not one of schedules"),
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_exit_code_2(

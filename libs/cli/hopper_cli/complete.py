@@ -34,6 +34,40 @@ def tasks(ctx: typer.Context, incomplete: str) -> list[Offer]:
     return _offers(ctx, ask)
 
 
+def parked(ctx: typer.Context, incomplete: str) -> list[Offer]:
+    """Tasks that failed or were rejected: the ends of their ids, and why."""
+
+    def ask(hopper: "Hopper") -> Iterable[Offer]:
+        from hopper.router.v1.task_pb2 import Task
+        from hopper.router.v1.task_service_pb2 import ListTasksRequest
+        from hopper_cli.names import short
+        from hopper_cli.output import one_line
+
+        full = incomplete.startswith("instances/")
+        request = ListTasksRequest(states=[Task.STATE_FAILED, Task.STATE_REJECTED], page_size=_MOST)
+        return [
+            (task.name if full else short(task.name), one_line(f"{task.failure.reason} {task.spec.title}"))
+            for task in hopper.tasks.ListTasks(request).tasks
+        ]
+
+    return _offers(ctx, ask)
+
+
+def schedules(ctx: typer.Context, incomplete: str) -> list[Offer]:
+    """Schedules: ids, and what they ask for."""
+
+    def ask(hopper: "Hopper") -> Iterable[Offer]:
+        from hopper.router.v1.schedule_service_pb2 import ListSchedulesRequest
+        from hopper_cli.names import bare
+        from hopper_cli.output import one_line
+
+        full = incomplete.startswith("schedules/")
+        found = hopper.schedules.ListSchedules(ListSchedulesRequest(page_size=_MOST)).schedules
+        return [(each.name if full else bare(each.name), one_line(each.spec.title)) for each in found]
+
+    return _offers(ctx, ask)
+
+
 def projects(ctx: typer.Context, incomplete: str) -> list[Offer]:
     """Projects: ids, and what people call them."""
 

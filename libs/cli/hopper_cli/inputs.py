@@ -113,6 +113,16 @@ def _login() -> str:
         return f"uid-{os.getuid()}"
 
 
+def local_zone() -> str:
+    """The IANA name of the time zone of whoever types: `$TZ`, else that of this machine; UTC where it has none."""
+    named = os.environ.get("TZ", "").removeprefix(":")
+    linked = os.path.realpath("/etc/localtime").partition("/zoneinfo/")[2]
+    for name in (named, linked):
+        if "/" in name and not name.startswith("/"):
+            return name.removeprefix("posix/").removeprefix("right/")
+    return "UTC"
+
+
 def data_dir() -> Path:
     """Where this user's Hopper keeps its data: `$HOPPER_DATA_DIR`, else `~/.hopper`."""
     return Path(os.environ.get("HOPPER_DATA_DIR") or "~/.hopper").expanduser().absolute()

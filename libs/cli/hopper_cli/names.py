@@ -28,6 +28,11 @@ def instance_name(text: str) -> str:
     return _full(text, "instances")
 
 
+def schedule_name(text: str) -> str:
+    """`schedules/nightly` of `nightly`; a full name stays."""
+    return _full(text, "schedules")
+
+
 def _full(text: str, collection: str) -> str:
     text = text.strip()
     if not text:

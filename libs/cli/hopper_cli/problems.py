@@ -79,6 +79,8 @@ REMEDIES: Final[Mapping[str, str]] = MappingProxyType(
         "PROJECT_NOT_FOUND": "`hopper project list` shows which there are, `hopper project add` makes one",
         "INSTANCE_NOT_FOUND": "`hopper instance tree` shows which there are",
         "DELEGATION_NOT_FOUND": "`hopper delegations TASK` shows a task's",
+        "SCHEDULE_NOT_FOUND": "`hopper schedule list` shows which there are",
+        "SCHEDULE_EXISTS": "choose another --id, or remove that one with `hopper schedule rm`",
         "PROJECT_EXISTS": "change it with `hopper project edit`",
         "INSTANCE_EXISTS": "change it with `hopper instance edit`",
         "STALE_TOKEN": "the task went on without you: see `hopper show TASK`",

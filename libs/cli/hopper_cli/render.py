@@ -9,7 +9,8 @@ from rich.text import Text
 
 from hopper.router.v1.decision_pb2 import Candidate, Decision
 from hopper.router.v1.delegation_pb2 import Delegation
-from hopper.router.v1.task_pb2 import Task, TaskSpec, Wait
+from hopper.router.v1.schedule_pb2 import Schedule, ScheduleRun
+from hopper.router.v1.task_pb2 import Attempt, Task, TaskSpec, Wait
 from hopper_cli.names import bare, instance_of, path_of, short
 from hopper_cli.output import clean, one_line
 from hopper_cli.times import format_age, format_duration, format_time
@@ -281,6 +282,147 @@ def delegation_table(delegations: Iterable[Delegation], now: datetime) -> Table:
             format_age(from_proto(each.create_time), now),
             plain(each.reason),
         )
+    return table
+
+
+# Parked tasks.
+
+
+def parked_table(tasks: Iterable[Task], now: datetime) -> Table:
+    """Tasks that failed or were rejected, one a line."""
+    table = grid("task", "state", "reason", "#attempts", "where", "#age", "title", "message")
+    for task in tasks:
+        table.add_row(
+            Text(short(task.name), style="bold"),
+            state_text(task.state),
+            task.failure.reason,
+            str(task.attempt),
+            Text(where(task)),
+            format_age(from_proto(task.finish_time), now),
+            plain(task.spec.title),
+            Text(one_line(task.failure.message), style="dim"),
+        )
+    return table
+
+
+def attempt_table(attempts: Iterable[Attempt], now: datetime) -> Table:
+    """Attempts that failed, newest first."""
+    table = grid("attempt", "worker", "#took", "#ended", "reason", "")
+    for each in attempts:
+        start, end = time_field(each, "start_time"), from_proto(each.end_time)
+        table.add_row(
+            str(each.attempt),
+            plain(each.worker),
+            format_duration(end - start) if start is not None else "",
+            format_age(end, now),
+            Text(f"{each.failure.reason}{' (permanent)' if each.failure.permanent else ''}", style="red"),
+            Text(one_line(each.failure.message), style="dim"),
+        )
+    return table
+
+
+# Schedules.
+
+_SCHEDULE_STYLES: Final[Mapping[str, str]] = {"active": "green", "paused": "yellow", "ended": "dim"}
+
+
+def _schedule_state(schedule: Schedule) -> Text:
+    words = word(Schedule.State, schedule.state, "STATE_")
+    return Text(words, style=_SCHEDULE_STYLES.get(words, ""))
+
+
+def schedule_table(schedules: Iterable[Schedule], now: datetime) -> Table:
+    """Schedules, one a line."""
+    table = grid("schedule", "state", "cron", "zone", "next", "last", "#runs", "title")
+    for each in schedules:
+        table.add_row(
+            Text(bare(each.name), style="bold"),
+            _schedule_state(each),
+            plain(each.cron),
+            plain(each.time_zone),
+            _time(each, "next_time", now),
+            _went(each.last_run) if each.HasField("last_run") else "",
+            str(each.run_count),
+            plain(each.spec.title),
+        )
+    return table
+
+
+def _went(run: ScheduleRun) -> Text:
+    """What became of a run."""
+    if not run.task:
+        return Text(run.error.reason, style="red")
+    if run.task_state == Task.STATE_UNSPECIFIED:
+        return Text(short(run.task))
+    return Text.assemble(short(run.task), " ", state_text(run.task_state))
+
+
+def schedule_facts(schedule: Schedule, now: datetime) -> Table:
+    """Everything about a schedule but its runs and times, and its spec's description and payload."""
+    state = _schedule_state(schedule)
+    if schedule.pause_reason:
+        state.append(f"  {one_line(schedule.pause_reason)}", style="dim")
+    jitter = duration_field(schedule, "jitter")
+    within = duration_field(schedule, "finish_within")
+    error = _time(schedule, "error_time", now)
+    return facts(
+        [
+            ("state", state),
+            ("cron", f"{schedule.cron}  ({schedule.time_zone})"),
+            ("where", bare(schedule.spec.project) or f"({bare(schedule.instance)})"),
+            ("while one is open", _overlap(schedule)),
+            ("when nobody was there", _catch_up(schedule)),
+            ("up to later", format_duration(jitter) if jitter else ""),
+            ("to be done within", format_duration(within) if within else ""),
+            ("from", _time(schedule, "start_time", now)),
+            ("until", _time(schedule, "end_time", now)),
+            ("so far", _so_far(schedule)),
+            (
+                "refused",
+                f"{schedule.error.reason} {one_line(schedule.error.message)}, {error}" if error else "",
+            ),
+            *_spec(schedule.spec, now),
+            ("name", schedule.name),
+        ]
+    )
+
+
+def _overlap(schedule: Schedule) -> str:
+    if schedule.overlap == Schedule.OVERLAP_LIMIT:
+        return f"comes all the same, until {schedule.max_open} are open"
+    return "is left out" if schedule.overlap == Schedule.OVERLAP_SKIP else "comes all the same"
+
+
+def _catch_up(schedule: Schedule) -> str:
+    if schedule.catch_up == Schedule.CATCH_UP_ALL:
+        return f"the last {schedule.max_catch_up} are made up for"
+    return "one is made up for" if schedule.catch_up == Schedule.CATCH_UP_ONE else "nothing is made up for"
+
+
+def _so_far(schedule: Schedule) -> str:
+    counts = {
+        "submitted": schedule.run_count,
+        "left out": schedule.skip_count,
+        "missed": schedule.miss_count,
+        "refused": schedule.error_count,
+    }
+    return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+
+
+def coming_table(schedule: Schedule, now: datetime) -> Table:
+    """When a schedule comes next, in the zone of whoever reads."""
+    table = Table(box=None, show_header=False, show_edge=False)
+    for time in schedule.next_times:
+        table.add_row(format_time(from_proto(time), now))
+    return table
+
+
+def run_table(runs: Iterable[ScheduleRun], now: datetime) -> Table:
+    """Runs, newest first."""
+    table = grid("came", "task", "")
+    for run in runs:
+        detail = "by hand" if run.by_hand else one_line(run.error.message)
+        table.add_row(format_time(from_proto(run.scheduled_time), now), _went(run), Text(detail, style="dim"))
     return table
 
 

@@ -340,15 +340,22 @@ def search(
 
 
 def show(cli: Cli, task: TaskArgument) -> None:
-    """Show everything about a task."""
+    """Show everything about a task, and the attempts at it that failed."""
     from hopper.router.v1.task_pb2 import TASK_VIEW_FULL
-    from hopper.router.v1.task_service_pb2 import GetTaskRequest
+    from hopper.router.v1.task_service_pb2 import GetTaskRequest, ListAttemptsRequest
+    from hopper_cli.output import to_json
+    from hopper_cli.render import attempt_table
 
-    response = cli.hopper.tasks.GetTask(GetTaskRequest(name=cli.task(task), view=TASK_VIEW_FULL))
+    name = cli.task(task)
+    response = cli.hopper.tasks.GetTask(GetTaskRequest(name=name, view=TASK_VIEW_FULL))
+    attempts = cli.hopper.tasks.ListAttempts(ListAttemptsRequest(task=name))
     if cli.json:
-        cli.out.document(response)
-    else:
-        show_task(cli, response.task)
+        cli.out.document({**to_json(response), **to_json(attempts)})
+        return
+    show_task(cli, response.task)
+    if attempts.attempts:
+        cli.out.say()
+        cli.out.say(attempt_table(attempts.attempts, cli.now))
 
 
 def show_task(cli: Cli, task: "Task") -> None:

@@ -9,18 +9,22 @@ transaction of the step.
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from typing import Final
 
 from sqlalchemy import Connection, text
 
 from hopper_common.database import Database
-from hopper_common.errors import ResumeTooOld
+from hopper_common.errors import HopperError, ResumeTooOld, ShuttingDown
+from hopper_router.backoff import Backoff
 from hopper_router.model import Task
 from hopper_router.store_sql import EVENTS, Store
 
 CURSOR: Final = "words_indexed"
 STEP: Final = 500
 EVERY: Final = 2.0
+FIRST_WAIT: Final = timedelta(milliseconds=250)
+LONGEST_WAIT: Final = timedelta(seconds=10)
 _TOPICS: Final = frozenset({"SUBMIT", "OFFER", "UPDATE"})
 _DESCRIPTION: Final = 2000  # characters beyond this are not searched: they are logs more often than words
 
@@ -34,9 +38,17 @@ class WordIndex:
 
     async def run(self) -> None:
         """Keep the index fresh, a step at a time."""
+        backoff = Backoff("words of the log", first=FIRST_WAIT, longest=LONGEST_WAIT)
         while True:
             seen = self._db.committed.count
-            await self.catch_up()
+            try:
+                await self.catch_up()
+            except ShuttingDown:
+                raise
+            except HopperError as error:
+                await asyncio.sleep(backoff.failed(error.reason))
+                continue
+            backoff.worked()
             await asyncio.sleep(EVERY)  # what comes meanwhile is one step
             await self._db.committed.wait(after=seen)
 

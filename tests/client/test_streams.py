@@ -1,16 +1,32 @@
 """The SDK on streams, against the real router: workers on Work, callers on SubmitStream."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
+from itertools import count as count_up
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from hopper.router.v1 import task_pb2 as pb
-from hopper.router.v1.task_service_pb2 import AnswerTaskRequest, SubmitTasksItem, SubmitTasksRequest
-from hopper_client import AsyncHopper, NotFound, TaskContext, TaskFailed, Worker, WorkerStats
+from hopper.router.v1.task_service_pb2 import (
+    AnswerTaskRequest,
+    SubmitStreamRequest,
+    SubmitTasksItem,
+    SubmitTasksRequest,
+)
+from hopper_client import (
+    AsyncHopper,
+    Hopper,
+    NotFound,
+    TaskContext,
+    TaskFailed,
+    Unreachable,
+    Worker,
+    WorkerStats,
+)
 from hopper_common.clock import SystemClock
 from tests.client.test_worker import Gate, echo, working
 from tests.router.harness import ROOT, Router, State, a_router, make_tables, until
@@ -275,3 +291,140 @@ async def test_a_queue_that_is_not_there_is_raised(router: Router, hopper: Async
         with pytest.raises(NotFound) as caught:
             await Worker(hopper, "projects/none", echo).run(**options)
         assert caught.value.reason == "PROJECT_NOT_FOUND"
+
+
+# ---------------------------------------------------------------- submitting
+
+
+Submit = Any
+
+
+@pytest.fixture(params=["async", "blocking"])
+def submit_many(request: pytest.FixtureRequest, hopper: AsyncHopper) -> Submit:
+    """Submit with either client; returns the answers."""
+
+    async def by_async(items: Any, **options: Any) -> list[Any]:
+        return [answer async for answer in hopper.submit_many(items, **options)]
+
+    def by_blocking(items: Any, **options: Any) -> list[Any]:
+        with Hopper(hopper.address) as blocking:
+            return list(blocking.submit_many(items, **options))
+
+    if request.param == "async":
+        return by_async
+    return lambda items, **options: asyncio.to_thread(by_blocking, items, **options)
+
+
+async def test_many_are_submitted_and_answered_in_order(router: Router, submit_many: Submit) -> None:
+    answers = await submit_many(f"task {number}" for number in range(1200))
+    assert [answer.task.spec.title for answer in answers] == [f"task {number}" for number in range(1200)]
+    assert await open_tasks(router) == 1200
+
+
+async def test_one_that_is_refused_leaves_the_others_alone(router: Router, submit_many: Submit) -> None:
+    """Whether by the router, or before it gets there: that one ends the stream, which is not seen."""
+    items = [pb.TaskSpec(title=str(number)) for number in range(20)]
+    items[5].project = "projects/none"
+    items[7].title = ""
+    items[19].title = "x" * 10_000
+    answers = await submit_many(items)
+    reasons = {
+        number: answer.error.reason for number, answer in enumerate(answers) if answer.HasField("error")
+    }
+    assert reasons == {5: "PROJECT_NOT_FOUND", 7: "INVALID_REQUEST", 19: "INVALID_REQUEST"}
+    assert answers[7].error.message == "spec.title: is required"
+    assert [answer.task.spec.title for answer in answers[8:19]] == [str(number) for number in range(8, 19)]
+    assert await open_tasks(router) == 17
+
+
+async def test_a_repeat_with_the_same_request_ids_adds_nothing(router: Router, submit_many: Submit) -> None:
+    requests = [
+        SubmitStreamRequest(spec=pb.TaskSpec(title=str(number)), request_id=str(uuid4()))
+        for number in range(10)
+    ]
+    first, second = await submit_many(requests), await submit_many(requests)
+    assert [answer.task.name for answer in first] == [answer.task.name for answer in second]
+    assert await open_tasks(router) == 10
+
+
+async def test_a_restart_in_the_middle_loses_and_doubles_nothing(router: Router, hopper: AsyncHopper) -> None:
+    count, names, half = 600, [], asyncio.Event()
+
+    async def items() -> AsyncIterator[str]:
+        for number in range(count):
+            if number == count // 2:
+                half.set()
+            yield f"task {number}"
+
+    async def submit() -> None:
+        async for answer in hopper.submit_many(items()):
+            names.append(answer.task.name)
+
+    submitting = asyncio.ensure_future(submit())
+    await half.wait()
+    router.engine.stop()
+    await router.stop()
+    await router.start()
+    async with asyncio.timeout(60):
+        await submitting
+    assert len(set(names)) == count
+    assert await open_tasks(router) == count
+
+
+async def open_tasks(router: Router) -> int:
+    return await router.engine.read(lambda unit: sum(unit.world.load.by_instance.values()))
+
+
+async def test_what_the_items_raise_is_raised(router: Router, submit_many: Submit) -> None:
+    def items() -> Iterator[str]:
+        yield "first"
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await submit_many(items())
+
+
+async def test_nobody_there_is_said_at_once(submit_many: Submit, router: Router) -> None:
+    await router.stop()
+    with pytest.raises(Unreachable):
+        await submit_many(["first"])
+    await router.start()
+
+
+async def test_a_generator_that_is_closed_ends_its_stream(router: Router, hopper: AsyncHopper) -> None:
+    endless = (str(number) for number in count_up())
+    answers = hopper.submit_many(endless)
+    async for answer in answers:
+        assert answer.task.spec.title == "0"
+        break
+    await answers.aclose()
+    assert await open_tasks(router) <= 257
+
+
+@pytest.mark.parametrize("blocking", [False, True], ids=["async", "blocking"])
+async def test_a_batch_is_split_and_keeps_its_order_and_its_dependencies(
+    router: Router, hopper: AsyncHopper, blocking: bool
+) -> None:
+    items = [SubmitTasksItem(spec=pb.TaskSpec(title=str(number))) for number in range(2500)]
+    items[1].spec.project = "projects/none"
+    items[900].after.append(3)
+    items[1500].after.extend([4, 1499])
+    items[1501].after.append(1)
+    if blocking:
+        with Hopper(hopper.address) as other:
+            results = await asyncio.to_thread(other.submit_batch, items)
+    else:
+        results = await hopper.submit_batch(items)
+    names = [result.task.name for result in results]
+    assert [result.task.spec.title for result in results[2:1501]] == [
+        str(number) for number in range(2, 1501)
+    ]
+    assert [number for number, result in enumerate(results) if result.HasField("error")] == [1, 1501]
+    assert list(results[900].task.spec.dependencies) == [names[3]]
+    assert sorted(results[1500].task.spec.dependencies) == sorted([names[4], names[1499]])
+
+
+async def test_a_batch_of_large_tasks_is_split_by_size(router: Router, hopper: AsyncHopper) -> None:
+    specs = [pb.TaskSpec(title=str(number), payload=b"x" * 60_000) for number in range(150)]
+    results = await hopper.submit_batch(specs)
+    assert [result.task.spec.title for result in results] == [str(number) for number in range(150)]

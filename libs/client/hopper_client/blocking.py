@@ -1,6 +1,6 @@
 """The client for threads, scripts and notebooks: the same as `AsyncHopper`, without asyncio."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from types import TracebackType
 from typing import Self, Unpack
 
@@ -15,14 +15,22 @@ from hopper.router.v1.delegation_service_pb2_grpc import DelegationServiceStub
 from hopper.router.v1.queue_service_pb2_grpc import QueueServiceStub
 from hopper.router.v1.routing_service_pb2_grpc import RoutingServiceStub
 from hopper.router.v1.schedule_service_pb2_grpc import ScheduleServiceStub
-from hopper.router.v1.task_service_pb2 import SubmitTaskResponse, WatchTasksResponse
+from hopper.router.v1.task_pb2 import TaskSpec
+from hopper.router.v1.task_service_pb2 import (
+    SubmitStreamResponse,
+    SubmitTaskResponse,
+    SubmitTasksItem,
+    SubmitTasksResult,
+    WatchTasksResponse,
+)
 from hopper.router.v1.task_service_pb2_grpc import TaskServiceStub
 from hopper.router.v1.work_service_pb2_grpc import WorkServiceStub
-from hopper_client import requests
+from hopper_client import requests, submitting
 from hopper_client.address import default_address
 from hopper_client.channels import open_blocking
 from hopper_client.policy import DEFAULT_TIMEOUT
 from hopper_client.requests import ROOT, TaskFields
+from hopper_client.submitting import Item
 from hopper_client.watch import resumed_blocking
 
 
@@ -67,6 +75,25 @@ class Hopper:
     ) -> SubmitTaskResponse:
         """Ask for something to be done: see `AsyncHopper.submit`."""
         return self.tasks.SubmitTask(requests.submit_request(title, instance, request_id, fields))
+
+    def submit_many(
+        self, items: Iterable[Item], *, instance: str = ROOT
+    ) -> Generator[SubmitStreamResponse, None, None]:
+        """
+        Ask for many things on one stream: see `AsyncHopper.submit_many`.
+
+        Items are taken in the caller's thread; between two of them come the answers that are there by then.
+        """
+        return submitting.submit_all_blocking(self, items, instance)
+
+    def submit_batch(
+        self, items: Iterable[str | TaskSpec | SubmitTasksItem], *, instance: str = ROOT
+    ) -> list[SubmitTasksResult]:
+        """Ask for any number of things that are at hand: see `AsyncHopper.submit_batch`."""
+        batches = submitting.Batches(items, instance)
+        while (request := batches.next()) is not None:
+            batches.results += self.tasks.SubmitTasks(request).results
+        return batches.results
 
     def resolve_task(self, text: str) -> str:
         """The full name of the task that a person means: see `AsyncHopper.resolve_task`."""

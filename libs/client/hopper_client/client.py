@@ -1,6 +1,6 @@
 """The client for asyncio."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from types import TracebackType
 from typing import Self, Unpack
 
@@ -15,14 +15,22 @@ from hopper.router.v1.delegation_service_pb2_grpc import DelegationServiceStub
 from hopper.router.v1.queue_service_pb2_grpc import QueueServiceStub
 from hopper.router.v1.routing_service_pb2_grpc import RoutingServiceStub
 from hopper.router.v1.schedule_service_pb2_grpc import ScheduleServiceStub
-from hopper.router.v1.task_service_pb2 import SubmitTaskResponse, WatchTasksResponse
+from hopper.router.v1.task_pb2 import TaskSpec
+from hopper.router.v1.task_service_pb2 import (
+    SubmitStreamResponse,
+    SubmitTaskResponse,
+    SubmitTasksItem,
+    SubmitTasksResult,
+    WatchTasksResponse,
+)
 from hopper.router.v1.task_service_pb2_grpc import TaskServiceStub
 from hopper.router.v1.work_service_pb2_grpc import WorkServiceStub
-from hopper_client import requests
+from hopper_client import requests, submitting
 from hopper_client.address import default_address
 from hopper_client.channels import open_async
 from hopper_client.policy import DEFAULT_TIMEOUT
 from hopper_client.requests import ROOT, TaskFields
+from hopper_client.submitting import Item
 from hopper_client.watch import resumed
 
 
@@ -88,6 +96,49 @@ class AsyncHopper:
             The task, and the decision where it goes with its reasons.
         """
         return await self.tasks.SubmitTask(requests.submit_request(title, instance, request_id, fields))
+
+    def submit_many(
+        self, items: Iterable[Item] | AsyncIterable[Item], *, instance: str = ROOT
+    ) -> AsyncGenerator[SubmitStreamResponse, None]:
+        """
+        Ask for many things on one stream, at half the cost of a call each and with up to 256 under way.
+
+        Each counts once, also over lost connections and restarts. Items are taken as there is room for them, and may
+        come from anywhere, for as long as they like.
+
+        Args:
+            items: Titles, `TaskSpec`s, or `SubmitStreamRequest`s, which may name an instance and a `request_id`.
+            instance: Where they are taken in.
+
+        Returns:
+            One answer per item, in order, each when its task is durable: `task` in BASIC view, or `error`
+            (`raise from_item(answer.error)`). Close the generator, or exhaust it.
+
+        Raises:
+            HopperError: While it is iterated: no Hopper has answered yet.
+        """
+        return submitting.submit_all(self, items, instance)
+
+    async def submit_batch(
+        self, items: Iterable[str | TaskSpec | SubmitTasksItem], *, instance: str = ROOT
+    ) -> list[SubmitTasksResult]:
+        """
+        Ask for any number of things that are at hand, in as few calls as that takes.
+
+        Args:
+            items: Titles, `TaskSpec`s, or `SubmitTasksItem`s, whose `after` are positions among all of them.
+            instance: Where they are taken in.
+
+        Returns:
+            One result per item, in order: `task` in BASIC view, or `error`.
+
+        Raises:
+            HopperError: A call failed; what earlier ones took in stays.
+        """
+        batches = submitting.Batches(items, instance)
+        while (request := batches.next()) is not None:
+            batches.results += (await self.tasks.SubmitTasks(request)).results
+        return batches.results
 
     async def resolve_task(self, text: str) -> str:
         """

@@ -10,6 +10,7 @@ over when it was stored, or when its token is stale.
 
 import asyncio
 import logging
+import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -209,4 +210,4 @@ class Outbox:
 def completion_of(batch: Iterable[Ending]) -> CompleteTasksRequest:
     """The request that completes these, fit to be repeated."""
     completions = [Completion(claim=ending.held.ref, result=ending.result or b"") for ending in batch]
-    return with_request_id(CompleteTasksRequest(completions=completions))
+    return CompleteTasksRequest(completions=completions, request_id=str(uuid.uuid4()))

@@ -31,6 +31,7 @@ from hopper_router.episode_source import StoredEpisodes
 from hopper_router.episodes import EpisodeSender
 from hopper_router.queue_servicer import QueueServicer
 from hopper_router.registry_client import RegistryClient
+from hopper_router.retention import Retention
 from hopper_router.routing_servicer import RoutingServicer
 from hopper_router.schedule_servicer import ScheduleServicer
 from hopper_router.scheduling import Scheduler
@@ -73,6 +74,7 @@ async def open_router(context: HostContext) -> AsyncIterator[Running]:
                 lambda: db.lead("words", engine.words.run),
                 lambda: db.lead("scheduler", scheduler.schedule_forever),
                 engine.queues.run,
+                lambda: db.lead("retention", Retention(db, context.clock).run),
                 stop_waiting,
             ],
         )

@@ -1,23 +1,26 @@
-"""`hopper.router.v1.QueueService`: the queues as an operator sees them."""
+"""`hopper.router.v1.QueueService`: the queues as an operator sees them, and the care of what is finished."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Final
 
 from hopper.router.v1 import queue_service_pb2 as svc
 from hopper.router.v1.queue_service_pb2_grpc import QueueServiceServicer
 from hopper_router.engine import Engine
 from hopper_router.queue_stats import MINUTE, Numbers
+from hopper_router.retention import Retention
 from hopper_router.servicer import Context
 
 _DEFAULT_LIMIT: Final = 20
 
 
 class QueueServicer(QueueServiceServicer):
-    """Translates; `queue_stats` counts."""
+    """Translates; `queue_stats` counts, `retention` archives."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._retention = Retention(engine.db, engine.clock)
 
     async def GetQueueStats(
         self, request: svc.GetQueueStatsRequest, context: Context
@@ -35,6 +38,13 @@ class QueueServicer(QueueServiceServicer):
         )
         response.time.FromDatetime(now)
         return response
+
+    async def ArchiveTasks(
+        self, request: svc.ArchiveTasksRequest, context: Context
+    ) -> AsyncIterator[svc.ArchiveTasksResponse]:
+        older_than = request.older_than.ToTimedelta()
+        async for progress in self._retention.archive(older_than, dry_run=request.dry_run):
+            yield svc.ArchiveTasksResponse(total=progress.total, moved=progress.moved, done=progress.done)
 
 
 def _to_proto(numbers: Numbers, now: int) -> svc.QueueStats:

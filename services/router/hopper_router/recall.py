@@ -9,7 +9,7 @@ read from its row.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final, TypeVar
@@ -26,6 +26,7 @@ from hopper.router.v1.task_service_pb2 import (
 from hopper.router.v1.work_service_pb2 import ClaimTasksResponse
 from hopper_common.eventlog import Event
 from hopper_common.timestamps import from_micros
+from hopper_router import archive
 from hopper_router.convert import STATE_TO_PROTO, decision_to_proto, event_from_bytes, task_to_proto
 from hopper_router.hot import CLAIMED, Repeat
 from hopper_router.model import Claim, Task, TaskState
@@ -38,8 +39,7 @@ _FROM = {"CLAIM": TaskState.QUEUED, "COMPLETE": TaskState.RUNNING}
 
 def told(unit: Unit, events: Sequence[Event]) -> list[TaskEvent]:
     """Those events as messages, in order; one of a task that is gone for good is left out."""
-    short = {event.key for event in events if is_short(event)}
-    tasks = unit.store.tasks(short)
+    tasks = _tasks(unit, {event.key for event in events if is_short(event)})
     return [
         _again(unit, event, tasks[event.key])
         if is_short(event)
@@ -79,7 +79,8 @@ def answer(unit: Unit, method: str, repeat: Repeat, response_type: type[M]) -> M
 
 def _submit_again(unit: Unit, repeat: Repeat) -> SubmitTaskResponse:
     (task,) = _tasks_at(unit, repeat, 1)
-    decision = unit.store.decisions([task.decision])[task.decision]
+    found = unit.store.decisions([task.decision]).values() or archive.decisions(unit.store.conn, task.name)
+    decision = next(decision for decision in found if decision.name == task.decision)
     return SubmitTaskResponse(
         task=task_to_proto(task, view=pb.TASK_VIEW_FULL, wait=wait_as_logged(unit, task)),
         decision=decision_to_proto(decision),
@@ -115,8 +116,16 @@ _ANSWERS: Final = {
 
 def _tasks_at(unit: Unit, repeat: Repeat, count: int) -> list[Task]:
     events = unit.store.events(repeat.generation or 0, count)
-    tasks = unit.store.tasks([event.key for event in events])
+    tasks = _tasks(unit, {event.key for event in events})
     return [task_at(event, tasks[event.key]) for event in events if event.key in tasks]
+
+
+def _tasks(unit: Unit, names: Collection[str]) -> dict[str, Task]:
+    """Those of the tasks that exist, archived ones too."""
+    found = unit.store.tasks(names)
+    if len(found) < len(names):
+        found |= archive.tasks(unit.store.conn, [name for name in names if name not in found])
+    return found
 
 
 def _again(unit: Unit, event: Event, task: Task) -> TaskEvent:

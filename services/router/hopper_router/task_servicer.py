@@ -16,7 +16,7 @@ from hopper_common import fieldmask
 from hopper_common.errors import FieldViolation, HopperError, InvalidArgument
 from hopper_common.eventlog import Event
 from hopper_common.idempotency import digest_of
-from hopper_router import explain, intake, placing, recall, working
+from hopper_router import archive, explain, intake, placing, recall, working
 from hopper_router.convert import (
     attempt_to_proto,
     decision_to_proto,
@@ -165,8 +165,14 @@ class TaskServicer(TaskServiceServicer):
 
     async def GetTask(self, request: svc.GetTaskRequest, context: Context) -> svc.GetTaskResponse:
         view = request.view or BASIC
-        task = await self._engine.read(lambda unit: task_view(unit, unit.task(request.name), view))
-        return svc.GetTaskResponse(task=task)
+
+        def look(unit: Unit) -> pb.Task:
+            archived = {}
+            if not unit.tasks([request.name]):
+                archived = archive.tasks(unit.store.conn, [request.name])
+            return task_view(unit, archived.get(request.name) or unit.task(request.name), view)
+
+        return svc.GetTaskResponse(task=await self._engine.read(look))
 
     async def ListTasks(self, request: svc.ListTasksRequest, context: Context) -> svc.ListTasksResponse:
         if request.id_suffix and len(request.id_suffix) < _SHORTEST_SUFFIX:

@@ -142,10 +142,12 @@ class Ledger:
     Where one client writes. Threads may share it.
 
     Args:
-        client: Who writes; different ledgers may have the same client, one after another.
+        path: Its file; made if missing, else added to.
+        client: Who writes.
     """
 
     def __init__(self, path: Path, client: str) -> None:
+        self.path = path
         self.client = client
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._calls = itertools.count()

@@ -31,7 +31,7 @@ from hopper_common.ids import Ids
 from hopper_router import recall, tables, working
 from hopper_router.convert import task_to_proto
 from hopper_router.fairness import Turns
-from hopper_router.hot import HotStore, Repeat
+from hopper_router.hot import AFFINITY_GRACE, HotStore, Repeat
 from hopper_router.hot_path import HotPath, require_same
 from hopper_router.hot_sqlite import SqliteHotStore
 from hopper_router.hub import Hub
@@ -287,6 +287,9 @@ class Engine:
                 left = True
             left = left or change.after.state.final or change.after.state is TaskState.DELEGATED
         self.hub.wake(ready)
+                if change.event is Event.READY and change.after.affinity:
+                    self._tell_its_worker(change.after, now)
+                    continue
         if left:
             self.room_made.fire()
 
@@ -298,6 +301,12 @@ class Engine:
         self._wakes[queue] = time
 
         def wake() -> None:
+    def _tell_its_worker(self, task: Task, now: datetime) -> None:
+        """Wake the worker that a task is left alone for; anybody, when its time for that is over."""
+        for queue in _queues(task):
+            self.hub.wake_worker(queue, task.affinity)
+            self._wake_at(queue, now + AFFINITY_GRACE)
+
             if self._wakes.get(queue) == time:
                 del self._wakes[queue]
             self.hub.wake([queue])
@@ -371,12 +380,13 @@ class Engine:
     ) -> M:
         """
         Claim by *attempt* what is ready, at *most* so many; if nothing is (None), wait for up to *wait* until
-        something is.
+        something is, or is for that *worker*.
         """
         end = self.clock.monotonic() + wait.total_seconds()
         while True:
             await self.promote_due()
-            waiter, looks_again, found = self.hub.waiting(queue, most), False, False
+        worker: str = "",
+            waiter, looks_again, found = self.hub.waiting(queue, most, worker), False, False
             try:
                 claimed = await attempt()
                 if claimed is not None:

@@ -125,9 +125,8 @@ class HotStore(Protocol):
         """
         Claim what is next; the rows after it, whole.
 
-        Nothing at or behind a task is claimed that takes more than one slot, or is left alone for the worker that did
-        what it depended on; and nothing for a worker that has such tasks of its own. A want that gets nothing for that
-        reason is left to a unit.
+        A want is left to a unit if a task that it would get, or one before that, takes more than one slot, or is left
+        alone for the worker that did what it depended on; and the want of a worker that has such tasks of its own.
         """
         ...
 

@@ -154,7 +154,7 @@ given AS MATERIALIZED (
     SELECT p.id, w.worker, w.lease, w.want,
         base.generation - 1 + row_number() OVER (ORDER BY w.want, p.place) AS generation
     FROM placed p JOIN wants w ON w.queue = p.queue AND p.place BETWEEN w.low AND w.high CROSS JOIN base
-    WHERE NOT p.behind AND w.want NOT IN (SELECT want FROM cold)
+    WHERE w.want NOT IN (SELECT want FROM cold)
 ),
 claimed AS (
     UPDATE tasks AS t SET state = 'RUNNING', ready = false, token = t.token + 1, attempt = t.attempt + 1,
@@ -202,7 +202,7 @@ done AS (
             replace((t.live::jsonb - 'failure' - 'progress')::text, '{{}}', '') END
     FROM unnest($4::text[], $5::bigint[], $6::bytea[]) WITH ORDINALITY AS i(id, token, result, position), base
     WHERE t.id = i.id AND t.token = i.token AND t.state = 'RUNNING' AND t.lease_end > $3 AND t.delegation = ''
-        AND NOT t.awaited
+        AND NOT t.awaited AND strpos(t.live, '\\u0000') = 0  -- which jsonb does not take
     RETURNING i.position - 1 AS position, t.*
 ),
 logged AS (
@@ -327,8 +327,7 @@ class PostgresHotStore:
             if isinstance(answer, list):
                 answer.append(row)
         for cold in rows[0]["cold"] or ():
-            if not answers[positions[cold - 1]]:
-                answers[positions[cold - 1]] = Left.COLD
+            answers[positions[cold - 1]] = Left.COLD
 
     async def renew(self, keeps: Sequence[Keep], now: datetime) -> Sequence[Row | None]:
         """See HotStore."""

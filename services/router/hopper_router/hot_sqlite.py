@@ -6,7 +6,6 @@ import json
 import sqlite3
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from itertools import takewhile
 from typing import Any, Final, TypeVar, cast
 
 from sqlalchemy import Connection
@@ -181,9 +180,11 @@ def _claim(driver: sqlite3.Connection, want: Want, now: int) -> list[Row] | Repe
     if repeat is not None:
         return repeat
     picked = _pick(driver, want, now)
-    ids = [id_ for id_, _ in takewhile(lambda row: not row[1], picked)]
+    if any(special for _, special in picked):
+        return Left.COLD
+    ids = [id_ for id_, _ in picked]
     if not ids:
-        return Left.COLD if picked else []
+        return []
     first = _next_generation(driver)
     values = {"worker": want.worker, "lease": length(want.lease), "now": now}
     rows: list[Row] = []

@@ -41,18 +41,23 @@ class Hub:
         self._safety_net = safety_net
         self._jitter = jitter
         self._waiting: dict[str, OrderedDict[Waiter, int]] = {}
+        self._workers: dict[tuple[str, str], Waiter] = {}
         self._looks: dict[str, asyncio.TimerHandle] = {}
         self._looking: set[str] = set()
 
-    def waiting(self, queue: str, most: int = 1) -> Waiter:
+    def waiting(self, queue: str, most: int = 1, worker: str = "") -> Waiter:
         """
         Register as waiting. Do it before looking, so that nothing falls between looking and waiting; `leave` when done.
 
         Args:
             most: How many tasks the waiter would take.
+            worker: Who it is, for `wake_worker`.
         """
         waiter: Waiter = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(queue, OrderedDict())[waiter] = max(most, 1)
+        if worker:
+            self._workers[queue, worker] = waiter
+            waiter.add_done_callback(lambda _: self._forget(queue, worker, waiter))
         if queue not in self._looks:
             self._look_later(queue)
         return waiter
@@ -71,6 +76,7 @@ class Hub:
         waiters = self._waiting.get(queue)
         if waiters is not None and waiters.pop(waiter, None) is not None and not waiters:
             del self._waiting[queue]
+        waiter.cancel()  # nobody waits for it any more
         if found and queue in self._looking:  # nobody was told of what it found, and there may be more
             self._wake(queue, 1)
 
@@ -79,6 +85,19 @@ class Hub:
         for queue, ready in Counter(queues).items():
             self._looking.discard(queue)
             self._wake(queue, ready)
+
+    def wake_worker(self, queue: str, worker: str) -> None:
+        """Wake that worker, if it waits, for one task."""
+        waiter = self._workers.get((queue, worker))
+        waiters = self._waiting.get(queue, OrderedDict())
+        if waiter is not None and waiters.pop(waiter, None) is not None:
+            waiter.set_result(1)
+            if not waiters:
+                del self._waiting[queue]
+
+    def _forget(self, queue: str, worker: str, waiter: Waiter) -> None:
+        if self._workers.get((queue, worker)) is waiter:
+            del self._workers[queue, worker]
 
     def wake_all(self) -> None:
         """Wake everybody: what stands still may have changed."""

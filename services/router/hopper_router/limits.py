@@ -144,7 +144,7 @@ class _Rates:
         self._states: dict[tuple[str, str], int] = {}
         self._changed: set[tuple[str, str]] = set()
         self._empty = {
-            name: set(unit.store.starts_after(name, bucket.empty_after(unit.now)))
+            name: set(unit.store.starts_between(name, *bucket.empty_between(unit.now)))
             for name, bucket in self._per_key.items()
         }
 

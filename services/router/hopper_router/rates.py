@@ -52,13 +52,14 @@ class Bucket:
         ready = self._bounded(used_until, at) + self._step - self._depth
         return max(now, from_micros(-(-ready // _NANOS)))
 
-    def empty_after(self, now: datetime) -> int:
-        """A bucket whose state is greater than that has no token now."""
-        return nanos(now) + self._depth - self._step
+    def empty_between(self, now: datetime) -> tuple[int, int]:
+        """A bucket whose state is greater than the first, and not than the second, has no token now."""
+        full_period = nanos(now) + self._depth
+        return full_period - self._step, full_period
 
     def _bounded(self, used_until: int, at: int) -> int:
-        # Not ahead by more than a period: the limit may have been another, or the clock been set back.
-        return min(max(used_until, at), at + self._depth)
+        # Further ahead than a period it says nothing: the limit was another, or the clock has been set back.
+        return at if used_until > at + self._depth else max(used_until, at)
 
 
 def nanos(time: datetime) -> int:

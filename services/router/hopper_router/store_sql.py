@@ -278,8 +278,8 @@ class Store:
         query = select(column.used_until).where(column.project == project, column.key == key)
         return int(self.conn.execute(query).scalar() or 0)
 
-    def starts_after(self, project: str, used_until: int) -> list[str]:
-        """The keys of a project whose buckets' states are greater."""
+    def starts_between(self, project: str, low: int, high: int) -> list[str]:
+        """The keys of a project whose buckets' states are greater than *low*, and not than *high*."""
         column = tables.starts.c
         query = select(column.key).where(
             column.project == project, column.used_until > used_until, column.key != ""

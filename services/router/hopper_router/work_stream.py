@@ -214,7 +214,7 @@ class WorkStream:
         engine, queue = self._engine, self._wanted.queue
         most = min(self._free, BATCH)
         await engine.promote_due()
-        waiter, looks_again, found = engine.hub.waiting(queue, most), False, False
+        waiter, looks_again, found = engine.hub.waiting(queue, most, self._wanted.worker), False, False
         try:
             tasks = await up_to_date(engine, lambda: self._attempt(most))
             if tasks:

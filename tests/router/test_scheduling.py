@@ -1,6 +1,8 @@
 """Schedules over gRPC, with the clock in the test's hand, on both engines."""
 
 import asyncio
+import signal
+import sys
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -520,6 +522,47 @@ async def test_a_row_from_a_moment_ago_makes_no_second_task(router: Router) -> N
     schedule = await get(router)
     assert (schedule.run_count, times([schedule.next_time])) == (1, [NOW + 2 * HOUR])
     assert schedule.etag == made.etag
+
+
+CRASHING = """
+import asyncio, sys
+from datetime import timedelta
+from hopper_common import failpoints
+from hopper_common.database import Database
+from hopper_router import tables
+from hopper_router.engine import Engine
+from hopper_router.scheduling import Scheduler
+from hopper_testing.clock import ManualClock
+from tests.router.harness import NOW, FakeRegistry
+
+async def main(url, place):
+    db = await Database.open(url, metadata=tables.metadata, migrations="hopper_router.migrations", service="router")
+    engine = await Engine.open(db, FakeRegistry(), ManualClock(NOW + timedelta(hours=3)))
+    with failpoints.active(f"{place}=kill@1"):
+        await Scheduler(engine).run_due()
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    "place", ["transaction.begun", "unit.after", "commit.before", "commit.sent", "commit.after"]
+)
+async def test_a_crash_at_any_point_leaves_one_task_of_each(router: Router, place: str) -> None:
+    """The process is killed around the commit in which three occurrences are caught up."""
+    await create(router, catch_up=pb.Schedule.CATCH_UP_ALL, overlap=pb.Schedule.OVERLAP_QUEUE)
+    await router.stop()
+    crashed = await asyncio.create_subprocess_exec(sys.executable, "-c", CRASHING, router.url, place)
+    async with asyncio.timeout(60):
+        assert await crashed.wait() == -signal.SIGKILL
+    await router.start()
+    before = len(await tasks_of(router))
+    if place != "commit.sent":  # of which nobody can know
+        assert before == (3 if place == "commit.after" else 0)
+    await at(router, NOW + 3 * HOUR)
+    assert occurrences(await tasks_of(router)) == [NOW + HOUR, NOW + 2 * HOUR, NOW + 3 * HOUR]
+    schedule = await get(router)
+    assert (schedule.run_count, times([schedule.next_time])) == (3, [NOW + 4 * HOUR])
 
 
 async def test_old_runs_are_forgotten_and_open_ones_kept(router: Router) -> None:

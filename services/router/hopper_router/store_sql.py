@@ -282,7 +282,7 @@ class Store:
         """The keys of a project whose buckets' states are greater than *low*, and not than *high*."""
         column = tables.starts.c
         query = select(column.key).where(
-            column.project == project, column.used_until > used_until, column.key != ""
+            column.project == project, column.used_until > low, column.used_until <= high, column.key != ""
         )
         return list(self.conn.execute(query).scalars())
 

@@ -10,7 +10,7 @@ from hopper.router.v1.task_pb2 import Task
 from tests.client.router import RunningRouter
 
 README = Path(__file__).parents[2] / "libs" / "client" / "README.md"
-SUBMIT, WATCH, WORK, GET = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+SUBMIT, MANY, WATCH, WORK, GET = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 
 
 async def run(example: str, running: RunningRouter) -> str:
@@ -29,6 +29,12 @@ async def run(example: str, running: RunningRouter) -> str:
 async def test_ask_and_get(running: RunningRouter) -> None:
     assert "went to projects/alpha" in await run(SUBMIT, running)
     assert await run(GET, running) == "TASK_NOT_FOUND {'task': 'instances/global/tasks/nosuch'}\n"
+
+
+async def test_many_are_asked_for_where_no_streams_are_offered(running: RunningRouter) -> None:
+    assert (await run(MANY, running)).split() == list(running.router.tasks)
+    titles = [task.spec.title for task in running.router.tasks.values()]
+    assert titles == [f"read chapter {number}" for number in range(1, 6)]
 
 
 async def test_follow_what_a_worker_does(running: RunningRouter) -> None:

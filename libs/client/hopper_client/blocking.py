@@ -92,7 +92,7 @@ class Hopper:
         """Ask for any number of things that are at hand: see `AsyncHopper.submit_batch`."""
         batches = submitting.Batches(items, instance)
         while (request := batches.next()) is not None:
-            batches.results += self.tasks.SubmitTasks(request).results
+            batches.results += self.tasks.SubmitTasks(request, timeout=submitting.BATCH_TIMEOUT).results
         return batches.results
 
     def resolve_task(self, text: str) -> str:

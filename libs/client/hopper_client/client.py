@@ -137,7 +137,9 @@ class AsyncHopper:
         """
         batches = submitting.Batches(items, instance)
         while (request := batches.next()) is not None:
-            batches.results += (await self.tasks.SubmitTasks(request)).results
+            batches.results += (
+                await self.tasks.SubmitTasks(request, timeout=submitting.BATCH_TIMEOUT)
+            ).results
         return batches.results
 
     async def resolve_task(self, text: str) -> str:

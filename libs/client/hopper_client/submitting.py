@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 
 WINDOW = 256
 MOST_ITEMS = 1000
+BATCH_TIMEOUT = 60.0
+"""Seconds for one call of a thousand tasks: where one of them is out of the ordinary, they go in one by one."""
 MOST_BATCH_BYTES = 3 * 1024 * 1024  # the contract allows 4 MiB
 _OVERHEAD_BYTES = 16
 

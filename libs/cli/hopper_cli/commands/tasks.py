@@ -25,6 +25,8 @@ def register(app: typer.Typer) -> None:
             'hopper add "Release 1.4" -t type:Release --priority high --due "friday 17:00" --after k7q2mz',
             'git diff | hopper add "Review this" -d - --project moodle --watch',
             'hopper add "Where would this go?" --dry-run --json | jq .decision.project',
+            "hopper add --file tasks.jsonl --project moodle",
+            "gh issue list --json title,body --jq '.[] | {title, description: .body}' | hopper add --file -",
         ),
     )(add)
     command(
@@ -53,7 +55,19 @@ def register(app: typer.Typer) -> None:
 
 def add(  # noqa: PLR0913, PLR0917 - each option is an argument
     cli: Cli,
-    title: Annotated[str, typer.Argument(metavar="TITLE", help="What is asked for, on one line.")],
+    title: Annotated[
+        str | None, typer.Argument(metavar="TITLE", help="What is asked for, on one line.")
+    ] = None,
+    file: Annotated[
+        str | None,
+        typer.Option(
+            "--file",
+            "-f",
+            metavar="FILE",
+            help="Add all tasks of a file of JSON lines, each a specification or a title; - reads standard input. "
+            "Other options are for those that do not say otherwise.",
+        ),
+    ] = None,
     description: Annotated[
         str | None,
         typer.Option("--description", "-d", metavar="TEXT", help="All of it; - reads standard input."),
@@ -151,19 +165,40 @@ def add(  # noqa: PLR0913, PLR0917 - each option is an argument
         payload=payload,
         retry=retry,
     )
-    _only_one_reads_stdin(options)
+    _only_one_reads_stdin(options, file)
+    _one_or_many(title, file, alone=dry_run or watch)
     spec = new_spec(options, cli.task, cli.now)
-    if dry_run:
+    if file is not None:
+        _add_all(cli, file, spec, instance)
+    elif dry_run:
         _suggest(cli, instance, spec)
     else:
         _submit(cli, instance, spec, watch)
 
 
-def _only_one_reads_stdin(options: "SpecOptions") -> None:
+def _only_one_reads_stdin(options: "SpecOptions", file: str | None) -> None:
     from hopper_cli.problems import UsageProblem
 
-    if options.description == "-" and options.payload == "-":
-        raise UsageProblem("standard input cannot be both the description and the payload")
+    if [options.description, options.payload, file].count("-") > 1:
+        raise UsageProblem("standard input cannot be two of description, payload and file")
+
+
+def _one_or_many(title: str | None, file: str | None, *, alone: bool) -> None:
+    from hopper_cli.problems import UsageProblem
+
+    if title is None and file is None:
+        raise UsageProblem("missing argument 'TITLE'", remedy="or say --file FILE for many")
+    if title is not None and file is not None:
+        raise UsageProblem("a TITLE is for one task, --file for many")
+    if file is not None and alone:
+        raise UsageProblem("--dry-run and --watch are for one task, --file is for many")
+
+
+def _add_all(cli: Cli, file: str, common: "TaskSpec", instance: str) -> None:
+    from hopper_cli.bulk import add_all, read_specs
+    from hopper_cli.names import instance_name
+
+    add_all(cli, read_specs(file, common), instance_name(instance))
 
 
 def _suggest(cli: Cli, instance: str, spec: "TaskSpec") -> None:

@@ -317,7 +317,7 @@ def test_a_claim_and_an_end_of_the_hot_path_undo_what_came_before() -> None:
         Change(running, running, Event.CLAIM),
         Change(done, done, Event.COMPLETE),
     ):
-        backlog.follow([change], NOW)
+        backlog.follow([change], NOW, 1)
     assert backlog.spots() == {}
     assert backlog.totals == [1, 1, 1, 0]
 

@@ -272,8 +272,9 @@ class Engine:
 
     # ------------------------------------------------------------ after the commit
 
-    def _follow(self, changes: Sequence[Change]) -> None:
-        self.queues.follow(changes)
+    def _follow(self, changes: Sequence[Change], generation: int = 0) -> None:
+        """Do what has to follow; *generation*: one of the commit's, if the tasks do not have theirs yet."""
+        self.queues.follow(changes, generation)
         now = self.clock.now()
         ready: list[str] = []
         left = False

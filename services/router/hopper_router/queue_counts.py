@@ -67,14 +67,16 @@ class QueueCounts:
 
     # ------------------------------------------------------------ following
 
-    def follow(self, changes: Sequence[Moved]) -> None:
-        """Count what a commit of this process has changed."""
-        delta = self.backlog.follow(changes, self._clock.now())
+    def follow(self, changes: Sequence[Moved], generation: int = 0) -> None:
+        """Count what a commit of this process has changed; *generation*: one of its, default: that of the first."""
+        if not changes:
+            return
+        generation = generation or changes[0].after.generation
+        delta = self.backlog.follow(changes, self._clock.now(), generation)
         if self._shared and delta:
             for spot, step in delta.items():
                 self._outgoing[spot] = self._outgoing.get(spot, 0) + step
-            first = self._generations[0] or changes[0].after.generation
-            self._generations = first, changes[-1].after.generation
+            self._generations = self._generations[0] or generation, generation
 
     def doubt(self) -> None:
         """Something may have happened that was not followed: count when somebody asks."""

@@ -299,12 +299,10 @@ class Backlog:
 
     # ------------------------------------------------------------ following
 
-    def follow(self, changes: Sequence[Moved], now: datetime) -> Delta:
-        """Count what a commit has changed; returns it, for whoever else counts."""
-        if not changes:
-            return {}
+    def follow(self, changes: Sequence[Moved], now: datetime, generation: int) -> Delta:
+        """Count what a commit has changed, of whose events one has that generation; returns it."""
         delta = delta_of(changes)
-        self.merge(delta, now, generation=changes[0].after.generation)
+        self.merge(delta, now, generation=generation)
         return delta
 
     def follow_quiet(self, changes: Sequence[Moved]) -> None:

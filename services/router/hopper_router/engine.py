@@ -203,8 +203,13 @@ class Engine:
     def _world(self, load: OpenCounts) -> World:
         return World(self.registry.current, self.policies, load, self._ids, self._turns)
 
-    def view(self, task: Task, view: TaskView.ValueType, *, show_token: bool = False) -> pb.Task:
-        """A task as callers see it, with what can be said of its waiting from memory alone."""
+    def view(
+        self, task: Task, view: TaskView.ValueType, *, show_token: bool = False, generation: int = 0
+    ) -> pb.Task:
+        """
+        A task as callers see it, with what can be said of its waiting from memory alone; *generation*: if the task's
+        own is not known yet.
+        """
         directory = self.registry.current
         wait = None
         if task.state is TaskState.QUEUED:
@@ -219,7 +224,10 @@ class Engine:
                     paused=directory.paused,
                 ),
             )
-        return task_to_proto(task, view=view, wait=wait, show_token=show_token)
+        message = task_to_proto(task, view=view, wait=wait, show_token=show_token)
+        if generation:
+            message.generation = generation
+        return message
 
     async def told_again(self, method: str, repeat: Repeat, response_type: type[M]) -> M:
         """The first answer to a call that the hot path has answered before."""
@@ -280,6 +288,9 @@ class Engine:
         left = False
         for change in changes:
             if claimable(change.after, now):
+                if change.event is Event.READY and change.after.affinity:
+                    self._tell_its_worker(change.after, now)
+                    continue
                 ready += _queues(change.after)
             elif change.after.state is TaskState.QUEUED and change.after.ready_time > now:
                 self._look_at(change.after.ready_time)
@@ -288,11 +299,14 @@ class Engine:
                 left = True
             left = left or change.after.state.final or change.after.state is TaskState.DELEGATED
         self.hub.wake(ready)
-                if change.event is Event.READY and change.after.affinity:
-                    self._tell_its_worker(change.after, now)
-                    continue
         if left:
             self.room_made.fire()
+
+    def _tell_its_worker(self, task: Task, now: datetime) -> None:
+        """Wake the worker that a task is left alone for; anybody, when its time for that is over."""
+        for queue in _queues(task):
+            self.hub.wake_worker(queue, task.affinity)
+            self._wake_at(queue, now + AFFINITY_GRACE)
 
     def _wake_at(self, queue: str, time: datetime) -> None:
         """Wake somebody who waits at a queue then, unless that is to be done before anyway."""
@@ -302,12 +316,6 @@ class Engine:
         self._wakes[queue] = time
 
         def wake() -> None:
-    def _tell_its_worker(self, task: Task, now: datetime) -> None:
-        """Wake the worker that a task is left alone for; anybody, when its time for that is over."""
-        for queue in _queues(task):
-            self.hub.wake_worker(queue, task.affinity)
-            self._wake_at(queue, now + AFFINITY_GRACE)
-
             if self._wakes.get(queue) == time:
                 del self._wakes[queue]
             self.hub.wake([queue])
@@ -378,6 +386,7 @@ class Engine:
         wait: timedelta,
         empty: M,
         most: int = 1,
+        worker: str = "",
     ) -> M:
         """
         Claim by *attempt* what is ready, at *most* so many; if nothing is (None), wait for up to *wait* until
@@ -386,7 +395,6 @@ class Engine:
         end = self.clock.monotonic() + wait.total_seconds()
         while True:
             await self.promote_due()
-        worker: str = "",
             waiter, looks_again, found = self.hub.waiting(queue, most, worker), False, False
             try:
                 claimed = await attempt()

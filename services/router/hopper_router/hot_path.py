@@ -6,16 +6,16 @@ See `hot` for the idea, `planning` for what is decided, `hot_sqlite` and `hot_po
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, NamedTuple, TypeVar
 
-from hopper.router.v1.decision_pb2 import Decision as DecisionMessage
 from hopper_common.clock import Clock
 from hopper_common.errors import HopperError, IdempotencyConflict
 from hopper_common.gather import Gatherer
-from hopper_router.convert import decision_to_proto
+from hopper_router.convert import decision_to_bytes
 from hopper_router.hot import Admission, End, HotStore, Keep, Left, Repeat, Row, Want
 from hopper_router.model import Task, TaskSpec
 from hopper_router.planning import Plan, plan
@@ -26,13 +26,16 @@ from hopper_router.unit import Change, World
 T = TypeVar("T")
 
 GROUP: Final = 512
+BREATH: Final = 50
+"""Tasks of a batch that are decided about at a stretch: then others have their turn."""
 
 
 class Taken(NamedTuple):
-    """A task that was taken in, and the decision about it, as it is stored."""
+    """A task that was taken in, its generation, and the decision about it, serialized."""
 
     task: Task
-    decision: DecisionMessage
+    generation: int
+    record: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +50,6 @@ class Call:
     answer: Callable[[Sequence[Task]], bytes]
 
 
-class _Planned(NamedTuple):
-    call: Call
-    admission: Admission
-    taken: list[Taken]
-
-
 class HotPath:
     """Submit, claim, renew and complete, in sets."""
 
@@ -61,7 +58,7 @@ class HotPath:
         store: HotStore,
         world: Callable[[], World],
         clock: Clock,
-        follow: Callable[[Sequence[Change]], None],
+        follow: Callable[[Sequence[Change], int], None],
         origin: str,
         *,
         group: int = GROUP,
@@ -119,10 +116,10 @@ class HotPath:
     async def _admit(self, calls: Sequence[Call]) -> list[list[Taken] | Repeat | Left | BaseException]:
         now, world = self._clock.now(), self._world()
         outcomes: list[list[Taken] | Repeat | Left | BaseException] = []
-        fresh: list[tuple[int, _Planned]] = []
+        fresh: list[tuple[int, Admission]] = []
         seen: dict[str, int] = {}
         for position, call in enumerate(calls):
-            planned = None if call.request_id in seen else self._plan(world, call, now)
+            planned = None if call.request_id in seen else await self._plan(world, call, now)
             outcomes.append(Left.COLD)
             if call.request_id:
                 seen.setdefault(call.request_id, position)
@@ -132,7 +129,7 @@ class HotPath:
             await self._store_admitted(world, fresh, outcomes)
         return outcomes
 
-    def _plan(self, world: World, call: Call, now: datetime) -> _Planned | None:
+    async def _plan(self, world: World, call: Call, now: datetime) -> Admission | None:
         plans: list[Plan] = []
         where = world.directory.instances.get(call.parent)
         for spec in call.specs:
@@ -145,19 +142,17 @@ class HotPath:
                 return None
             plans.append(planned)
             count(world, planned.task, 1)  # a batch must not fill the same place twice
-        messages = [decision_to_proto(planned.decision) for planned in plans]
+            if len(plans) % BREATH == 0:
+                await asyncio.sleep(0)
         tasks = [planned.task for planned in plans]
-        admission = Admission(
+        return Admission(
             request_id=call.request_id,
             digest=call.digest,
             answer=call.answer(tasks) if call.request_id else b"",
             tasks=tasks,
             decisions=[planned.decision for planned in plans],
-            records=[message.SerializeToString() for message in messages],
+            records=[decision_to_bytes(planned.decision) for planned in plans],
             now=now,
-        )
-        return _Planned(
-            call, admission, [Taken(task, message) for task, message in zip(tasks, messages, strict=True)]
         )
 
     def _take_back(self, world: World, plans: Sequence[Plan]) -> None:
@@ -167,32 +162,33 @@ class HotPath:
     async def _store_admitted(
         self,
         world: World,
-        fresh: Sequence[tuple[int, _Planned]],
+        fresh: Sequence[tuple[int, Admission]],
         outcomes: list[list[Taken] | Repeat | Left | BaseException],
     ) -> None:
         try:
-            stored = await self._store.admit([planned.admission for _, planned in fresh], self._origin)
+            stored = await self._store.admit([admission for _, admission in fresh], self._origin)
         except BaseException:
-            for _, planned in fresh:
-                self._uncount(world, planned)
+            for _, admission in fresh:
+                self._uncount(world, admission)
             raise
         changes: list[Change] = []
-        for (position, planned), generation in zip(fresh, stored, strict=True):
+        last = 0
+        for (position, admission), generation in zip(fresh, stored, strict=True):
             if isinstance(generation, Repeat):
-                self._uncount(world, planned)
+                self._uncount(world, admission)
                 outcomes[position] = generation
                 continue
-            taken = [
-                Taken(replace(one.task, generation=generation + n), one.decision)
-                for n, one in enumerate(planned.taken)
+            outcomes[position] = [
+                Taken(task, generation + n, record)
+                for n, (task, record) in enumerate(zip(admission.tasks, admission.records, strict=True))
             ]
-            outcomes[position] = taken
-            changes += [Change(None, one.task, Event.SUBMIT) for one in taken]
-        self._follow(changes)
+            changes += [Change(None, task, Event.SUBMIT) for task in admission.tasks]
+            last = generation
+        self._follow(changes, last)
 
-    def _uncount(self, world: World, planned: _Planned) -> None:
-        for one in planned.taken:
-            count(world, one.task, -1)
+    def _uncount(self, world: World, admission: Admission) -> None:
+        for task in admission.tasks:
+            count(world, task, -1)
 
     # ------------------------------------------------------------ working
 
@@ -211,7 +207,7 @@ class HotPath:
             for task in tasks:
                 turns.served(task.lane, task.rank)
             answers.append(tasks)
-        self._follow(changes)
+        self._follow(changes, 0)
         return answers
 
     async def _renew(self, keeps: Sequence[Keep]) -> list[Task | Left | BaseException]:
@@ -224,7 +220,7 @@ class HotPath:
         world, done = self._world(), [task for task in answers if isinstance(task, Task)]
         for task in done:
             count(world, task, -1)
-        self._follow([Change(task, task, Event.COMPLETE) for task in done])
+        self._follow([Change(task, task, Event.COMPLETE) for task in done], 0)
         return list(answers)
 
 

@@ -7,7 +7,6 @@ more than this one task, is left to a unit (None).
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -91,14 +90,9 @@ def _placed(
     world: World, where: Instance, spec: TaskSpec, decision: Decision, now: datetime, elapsed: timedelta
 ) -> Plan:
     name = f"{where.name}/tasks/{world.ids.new(now)}"
-    named = replace(
-        decision,
-        name=f"decisions/{world.ids.new(now)}",
-        task=name,
-        instance=where.name,
-        elapsed=elapsed,
-        create_time=now,
-    )
+    decision.name = f"decisions/{world.ids.new(now)}"
+    decision.task, decision.instance = name, where.name
+    decision.elapsed, decision.create_time = elapsed, now
     task = Task(
         name=name,
         instance=where.name,
@@ -108,7 +102,7 @@ def _placed(
         update_time=now,
         ready_time=max(spec.clocks.start_after or now, now),
         project=decision.project,
-        decision=named.name,
+        decision=decision.name,
         queue_time=now,
         rank=world.turns.take(
             lane(decision.project or where.name, spec.priority),
@@ -117,4 +111,4 @@ def _placed(
             spec.slots,
         ),
     )
-    return Plan(task, named)
+    return Plan(task, decision)

@@ -6,7 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, cast
 
 from hopper.common.v1 import watch_pb2
 from hopper.router.v1 import task_pb2 as pb
@@ -16,7 +16,7 @@ from hopper_common import fieldmask
 from hopper_common.errors import FieldViolation, HopperError, InvalidArgument
 from hopper_common.eventlog import Event
 from hopper_common.idempotency import digest_of
-from hopper_router import archive, explain, intake, placing, recall, working
+from hopper_router import archive, explain, intake, placing, recall, wire, working
 from hopper_router.convert import (
     attempt_to_proto,
     decision_to_proto,
@@ -29,7 +29,7 @@ from hopper_router.convert import (
 )
 from hopper_router.engine import Engine
 from hopper_router.hot import Left, Repeat
-from hopper_router.hot_path import Call
+from hopper_router.hot_path import Call, Taken
 from hopper_router.model import OPEN_STATES, Task, TaskSpec
 from hopper_router.servicer import Context, Page, each, up_to_date
 from hopper_router.store_sql import EVENTS, ParkedFilter, TaskFilter
@@ -56,22 +56,25 @@ class TaskServicer(TaskServiceServicer):
 
     async def SubmitTask(self, request: svc.SubmitTaskRequest, context: Context) -> svc.SubmitTaskResponse:
         spec = spec_from_proto(request.spec)
-        taken = await self._engine.hot.submit(
-            Call(
-                "SubmitTask",
-                request.parent,
-                (spec,),
-                request.request_id,
-                digest_of("SubmitTask", request) if request.request_id else b"",
-                _names_of_one,
-            )
-        )
+        taken = await self._take(request, spec)
+        if isinstance(taken, Taken):
+            task = self._engine.view(taken.task, FULL, generation=taken.generation)
+            answer = wire.submitted(task.SerializeToString(), taken.record)
+            return cast("svc.SubmitTaskResponse", answer)  # bytes go out as they are
+        return taken or await self._submit_by_unit(request, spec)
+
+    async def _take(
+        self, request: svc.SubmitTaskRequest, spec: TaskSpec
+    ) -> Taken | svc.SubmitTaskResponse | None:
+        """Take a task in by the hot path; None: it is for a unit."""
+        digest = digest_of("SubmitTask", request) if request.request_id else b""
+        call = Call("SubmitTask", request.parent, (spec,), request.request_id, digest, _names_of_one)
+        taken = await self._engine.hot.submit(call)
         if isinstance(taken, Repeat):
             return await self._engine.told_again("SubmitTask", taken, svc.SubmitTaskResponse)
-        if taken is not Left.COLD:
-            ((task, decision),) = taken
-            return svc.SubmitTaskResponse(task=self._engine.view(task, FULL), decision=decision)
+        return None if isinstance(taken, Left) else taken[0]
 
+    async def _submit_by_unit(self, request: svc.SubmitTaskRequest, spec: TaskSpec) -> svc.SubmitTaskResponse:
         def effect(unit: Unit) -> svc.SubmitTaskResponse:
             task, decision = placing.submit(unit, request.parent, spec)
             recorded = unit.recorded.get(decision.name) or decision_to_proto(decision)
@@ -121,7 +124,9 @@ class TaskServicer(TaskServiceServicer):
             return None
         view = self._engine.view
         return svc.SubmitTasksResponse(
-            results=[svc.SubmitTasksResult(task=view(task, BASIC)) for task, _ in taken]
+            results=[
+                svc.SubmitTasksResult(task=view(one.task, BASIC, generation=one.generation)) for one in taken
+            ]
         )
 
     async def SubmitStream(
@@ -150,10 +155,15 @@ class TaskServicer(TaskServiceServicer):
     ) -> svc.SubmitStreamResponse:
         call = svc.SubmitTaskRequest(parent=request.parent, spec=request.spec, request_id=request.request_id)
         try:
-            answer = await self.SubmitTask(call, context)
+            spec = spec_from_proto(request.spec)
+            taken = await self._take(call, spec)
+            if isinstance(taken, Taken):
+                task = self._engine.view(taken.task, BASIC, generation=taken.generation)
+                return svc.SubmitStreamResponse(task=task)
+            answer = taken or await self._submit_by_unit(call, spec)
         except HopperError as error:
             return svc.SubmitStreamResponse(error=item_error(error))
-        return svc.SubmitStreamResponse(task=answer.task)
+        return svc.SubmitStreamResponse(task=_basic(answer.task))
 
     async def _learn_of(self, projects: set[str]) -> None:
         """Ask once for projects that the copy of the registry lacks: they may have been registered a moment ago."""
@@ -376,12 +386,19 @@ def _replayed(unit: Unit, name: str) -> svc.ReplayTasksResult:
 
 
 def _names_of_one(tasks: Sequence[Task]) -> bytes:
-    return svc.SubmitTaskResponse(task=pb.Task(name=tasks[0].name)).SerializeToString()
+    return wire.submitted_name(tasks[0].name)
 
 
 def _names_of_many(tasks: Sequence[Task]) -> bytes:
-    results = [svc.SubmitTasksResult(task=pb.Task(name=task.name)) for task in tasks]
-    return svc.SubmitTasksResponse(results=results).SerializeToString()
+    return wire.submitted_names(task.name for task in tasks)
+
+
+def _basic(task: pb.Task) -> pb.Task:
+    """A task in FULL view, in BASIC view."""
+    for field in ("description", "payload"):
+        task.spec.ClearField(field)
+    task.ClearField("result")
+    return task
 
 
 def _may_concern(request: svc.WatchTasksRequest, name: str) -> bool:

@@ -100,6 +100,24 @@ def _seconds(length: timedelta) -> bytes:
     return _number(b"\x08", seconds) + _number(b"\x10", length.microseconds * 1000)
 
 
+# ---------------------------------------------------------------- answers
+
+
+def submitted(task: bytes, decision: bytes) -> bytes:
+    """A SubmitTaskResponse of a serialized Task and a serialized Decision."""
+    return _message(b"\x0a", task) + _message(b"\x12", decision)
+
+
+def submitted_name(name: str) -> bytes:
+    """A SubmitTaskResponse of which only the task's name is kept."""
+    return _message(b"\x0a", _text(b"\x0a", name))
+
+
+def submitted_names(names: Iterable[str]) -> bytes:
+    """A SubmitTasksResponse of which only the tasks' names are kept."""
+    return b"".join([_message(b"\x0a", submitted_name(name)) for name in names])
+
+
 # ---------------------------------------------------------------- fields
 
 

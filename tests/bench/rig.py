@@ -207,7 +207,7 @@ class Rig:
                 try:
                     await _knows_projects(router)
                     yield router
-                except grpc.aio.AioRpcError:
+                except Exception:
                     print(process.log_text()[-4000:], file=sys.stderr)  # it is gone with the directory
                     raise
 

@@ -39,7 +39,7 @@ def test_every_command_has_help_with_examples(name: str, capsys: pytest.CaptureF
 
 EXPECTED = {
     "": """up add list search show next done fail release progress ask answer block unblock cancel edit why watch
-        parked replay feedback delegate escalate decompose delegations accept reject stats work
+        parked replay feedback delegate escalate decompose delegations accept reject stats archive work
         doctor demo completion""",
     "project ": "add list show edit remove pause resume workers",
     "instance ": "create tree list show start pause resume stop terminate edit",

@@ -9,6 +9,7 @@ import typer
 def register_all(app: typer.Typer) -> None:
     """Add every command to *app*, in the order of `--help`."""
     from hopper_cli.commands import (
+        archive,
         completion,
         delegations,
         demo,
@@ -45,6 +46,7 @@ def register_all(app: typer.Typer) -> None:
         instances,
         rules,
         stats,
+        archive,
         doctor,
         demo,
         completion,

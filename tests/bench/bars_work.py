@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -10,8 +11,9 @@ from typing import Final
 
 from tests.bench import driving
 from tests.bench.bar import Result, at_least, at_most, bar, quantiles
+from tests.bench.cpu import look_around
 from tests.bench.driving import Queue
-from tests.bench.load import Load, Side
+from tests.bench.load import QUIET, Load, Side
 from tests.bench.rawsql import RawPostgres, pinned
 from tests.bench.rig import ENGINE, POSTGRESQL, Rig
 
@@ -82,13 +84,16 @@ async def claim(rig: Rig) -> Sequence[Result]:
 @bar
 async def pinned_claim(rig: Rig) -> Sequence[Result]:
     """B16: what a claim takes when 40,000 tasks have come and gone and nothing could be cleaned away."""
+    before = await look_around([os.getpid()])
     async with rig.router(POSTGRESQL) as router, pinned(router.url):
         hopper = await _hopper_claims(Queue(router), rig)
     url = rig.database()
     async with RawPostgres.open(url, connections=1) as raw, pinned(url):
         naive = [await raw.claim_seconds(BATCH) for _ in range(_batches(rig))]
     ends = AT_AN_END // BATCH
-    ours, theirs = (_growth(claims, ends) for claims in (hopper, naive))
+    after = await look_around([os.getpid()])
+    busy = max(before.others, after.others) > QUIET
+    ours, theirs = (_growth(claims, ends, busy=busy) for claims in (hopper, naive))
     sides = {
         "hopper, first claims": quantiles(hopper[:ends]),
         "hopper, last claims": quantiles(hopper[-ends:]),
@@ -97,7 +102,10 @@ async def pinned_claim(rig: Rig) -> Sequence[Result]:
         "growth": {"hopper": round(ours, 2), "naive SQL": round(theirs, 2)},
     }
     name = f"B16 claim p50 after {_batches(rig) * BATCH:,} tasks with xmin pinned / at the start"
-    return [at_most(2.0, 1.2).judge(name, ours, sides)]
+    note = (
+        f"by the {'quickest tenth, on a busy machine' if busy else 'median'} of {ends} claims at either end"
+    )
+    return [at_most(2.0, 1.2).judge(name, ours, sides, note=note)]
 
 
 def _batches(rig: Rig) -> int:
@@ -123,5 +131,8 @@ async def _hopper_claims(queue: Queue, rig: Rig) -> list[float]:
     return taken
 
 
-def _growth(claims: Sequence[float], ends: int) -> float:
-    return statistics.median(claims[-ends:]) / statistics.median(claims[:ends])
+def _growth(claims: Sequence[float], ends: int, *, busy: bool) -> float:
+    def typical(some: Sequence[float]) -> float:
+        return statistics.quantiles(some, n=10)[0] if busy else statistics.median(some)
+
+    return typical(claims[-ends:]) / typical(claims[:ends])

@@ -416,8 +416,8 @@ async def test_a_batch_is_split_and_keeps_its_order_and_its_dependencies(
     else:
         results = await hopper.submit_batch(items)
     names = [result.task.name for result in results]
-    assert [result.task.spec.title for result in results[2:1501]] == [
-        str(number) for number in range(2, 1501)
+    assert [result.task.spec.title for result in results[2:1101]] == [
+        str(number) for number in range(2, 1101)
     ]
     assert [number for number, result in enumerate(results) if result.HasField("error")] == [1, 1101]
     assert list(results[900].task.spec.dependencies) == [names[3]]

@@ -82,7 +82,7 @@ def _submit_again(unit: Unit, repeat: Repeat) -> SubmitTaskResponse:
     found = unit.store.decisions([task.decision]).values() or archive.decisions(unit.store.conn, task.name)
     decision = next(decision for decision in found if decision.name == task.decision)
     return SubmitTaskResponse(
-        task=task_to_proto(task, view=pb.TASK_VIEW_FULL, wait=wait_as_logged(unit, task)),
+        task=task_to_proto(task, view=pb.TASK_VIEW_FULL, wait=wait_as_logged(unit, task, task.update_time)),
         decision=decision_to_proto(decision),
     )
 
@@ -93,7 +93,7 @@ def _submits_again(unit: Unit, repeat: Repeat) -> SubmitTasksResponse:
     return SubmitTasksResponse(
         results=[
             SubmitTasksResult(
-                task=task_to_proto(task, view=pb.TASK_VIEW_BASIC, wait=wait_as_logged(unit, task))
+                task=task_to_proto(task, view=pb.TASK_VIEW_BASIC, wait=wait_as_logged(unit, task, task.update_time))
             )
             for task in tasks
         ]
@@ -131,7 +131,7 @@ def _tasks(unit: Unit, names: Collection[str]) -> dict[str, Task]:
 def _again(unit: Unit, event: Event, task: Task) -> TaskEvent:
     then = task_at(event, task)
     told = TaskEvent(kind=event.topic)
-    told.task.CopyFrom(task_to_proto(then, view=pb.TASK_VIEW_BASIC, wait=wait_as_logged(unit, then)))
+    told.task.CopyFrom(task_to_proto(then, view=pb.TASK_VIEW_BASIC, wait=wait_as_logged(unit, then, then.update_time)))
     before = _FROM.get(event.topic)
     if before is not None:
         told.from_state = STATE_TO_PROTO[before]

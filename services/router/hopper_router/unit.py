@@ -247,15 +247,15 @@ class Unit:
         return wait_as_logged(self, task)
 
 
-def wait_as_logged(unit: Unit, task: Task) -> Wait | None:
-    """What the log says of a task's waiting: what can be said without asking the database."""
-    return why_waiting(task, _facts(unit, task))
+def wait_as_logged(unit: Unit, task: Task, now: datetime | None = None) -> Wait | None:
+    """What the log says, or said then, of a task's waiting: what can be said without asking the database."""
+    return why_waiting(task, _facts(unit, task, now or unit.now))
 
 
-def _facts(unit: Unit, task: Task) -> Facts:
+def _facts(unit: Unit, task: Task, now: datetime) -> Facts:
     directory = unit.world.directory
     return Facts(
-        now=unit.now,
+        now=now,
         blockers=task.spec.dependencies,
         dead=(),
         delegations=(),

@@ -19,6 +19,7 @@ from tests.bench import (  # noqa: F401 - importing them registers their bars
     bars_growth,
     bars_hopper,
     bars_memory,
+    bars_partitions,
     bars_peers,
     bars_routing,
     bars_storage,

@@ -9,6 +9,7 @@ single caller pays nothing, and under load the sets grow by themselves.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
@@ -32,6 +33,9 @@ class Gatherer(Generic[I, R]):
             anything else, each item is tried alone, so that a bad one fails alone.
         limit: Most items of a set.
         weigh: How much of the limit an item takes; default: one each.
+
+    Attributes:
+        observe: Called after each set with its size and the seconds it took; None: nobody wants to know.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class Gatherer(Generic[I, R]):
         self._run = run
         self._limit = limit
         self._weigh = weigh
+        self.observe: Callable[[int, float], None] | None = None
         self._waiting: deque[tuple[I, asyncio.Future[R]]] = deque()
         self._worker: asyncio.Task[None] | None = None
 
@@ -76,7 +81,10 @@ class Gatherer(Generic[I, R]):
             while self._waiting:
                 members = self._take()
                 if members:
+                    started = time.perf_counter()
                     await self._run_one(members)
+                    if self.observe is not None:
+                        self.observe(len(members), time.perf_counter() - started)
         finally:
             self._worker = None
 

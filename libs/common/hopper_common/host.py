@@ -42,6 +42,7 @@ from pydantic import ValidationError
 from hopper_common import logs
 from hopper_common.clock import Clock, SystemClock
 from hopper_common.errors import HopperError
+from hopper_common.metrics import Measures, serve_metrics
 from hopper_common.rpc.address import listen_tcp, listen_unix
 from hopper_common.rpc.server import HopperServer, Registered, build_server
 from hopper_common.settings import HostSettings, load_settings
@@ -107,10 +108,12 @@ class Running:
         registered: What its gRPC server offers.
         tasks: What runs beside it, started once the server listens. One may end by itself; one that raises
         stops the process. Cancelled before the service is closed.
+        measures: What Prometheus is told, if anybody asks.
     """
 
     registered: Sequence[Registered] = ()
     tasks: Sequence[_Task] = ()
+    measures: Sequence[Measures] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +190,11 @@ async def serve(
         stack.push_async_callback(server.stop, None)
         addresses = (listen or _listen)(server, settings)
         await server.start()
+        if settings.metrics:
+            measures = [measure for service in running.values() for measure in service.measures]
+            address, port = settings.metrics
+            url = stack.enter_context(serve_metrics(measures, address=address, port=port))
+            log.info("metrics are served", url=url)
         ready(Ready(addresses, settings.data_dir, list(running)))
         tasks = [(name, task) for name, service in running.items() for task in service.tasks]
         await _until_stopped(server, tasks, stopping, settings.drain_timeout.total_seconds())

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PrivateAttr, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from hopper_common.metrics import DEFAULT_ADDRESS, DEFAULT_PORT
 from hopper_common.startup import StartupError
 
 
@@ -84,6 +85,13 @@ class HostSettings(BaseSettings):
         default=None, description="A file for memory. Default: memory.db in data_dir."
     )
 
+    metrics_address: str | None = Field(
+        default=None, description="Where Prometheus may ask. Default: 127.0.0.1, if there is a port; else nowhere."
+    )
+    metrics_port: int | None = Field(
+        default=None, ge=0, le=65535, description="The port for that. Default: 9464, if there is an address."
+    )
+
     _alone: str = PrivateAttr("")
 
     @field_validator("data_dir", "socket")
@@ -118,6 +126,14 @@ class HostSettings(BaseSettings):
     def lock_path(self) -> Path:
         """The lock that keeps a second process of the same kind out of the data directory."""
         return self.data_dir / (f"hopper_{self._alone}.lock" if self._alone else "hopper.lock")
+
+    @property
+    def metrics(self) -> tuple[str, int] | None:
+        """Address and port for Prometheus; None: nowhere."""
+        if self.metrics_address is None and self.metrics_port is None:
+            return None
+        port = DEFAULT_PORT if self.metrics_port is None else self.metrics_port
+        return self.metrics_address or DEFAULT_ADDRESS, port
 
     def database_of(self, service: str) -> str:
         """

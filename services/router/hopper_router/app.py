@@ -29,6 +29,7 @@ from hopper_router.delegation_servicer import DelegationServicer
 from hopper_router.engine import Engine
 from hopper_router.episode_source import StoredEpisodes
 from hopper_router.episodes import EpisodeSender
+from hopper_router.measures import RouterMeasures
 from hopper_router.queue_servicer import QueueServicer
 from hopper_router.registry_client import RegistryClient
 from hopper_router.retention import Retention
@@ -64,6 +65,7 @@ async def open_router(context: HostContext) -> AsyncIterator[Running]:
 
         yield Running(
             registered=_registered(engine),
+            measures=[RouterMeasures(engine)] if context.settings.metrics else [],
             tasks=[
                 registry.run,
                 # Of several routers on one database one does each of these; all of them are right whoever does them.

@@ -7,10 +7,10 @@ See `hot` for the idea, `planning` for what is decided, `hot_sqlite` and `hot_po
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from hopper_common.clock import Clock
 from hopper_common.errors import HopperError, IdempotencyConflict
@@ -105,6 +105,16 @@ class HotPath:
         """End claims with success; whatever concerns others, or is not live, is left to a unit."""
         futures = [self._ends.add(end) for end in ends]
         return [await future for future in futures]
+
+    @property
+    def gatherers(self) -> Mapping[str, Gatherer[Any, Any]]:
+        """What gathers each kind of call."""
+        return {
+            "submit": self._submits,
+            "claim": self._claims,
+            "renew": self._keeps,
+            "complete": self._ends,
+        }
 
     async def close(self) -> None:
         """Wait for what is under way."""

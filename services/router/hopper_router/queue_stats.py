@@ -276,8 +276,8 @@ class Answer:
     """Numbers of all that was asked for, of its projects and of its fairness keys, the greatest backlog first."""
 
     total: Numbers
-    projects: Sequence[Numbers]
-    keys: Sequence[Numbers]
+    projects: list[Numbers]
+    keys: list[Numbers]
 
 
 class Backlog:

@@ -392,6 +392,7 @@ class Store:
         claim = before.claim
         row = {
             "task": before.id,
+            "token": before.token,
             "attempt": before.attempt,
             "worker": claim.worker if claim else "",
             "start_time": to_micros(claim.start) if claim else None,
@@ -405,7 +406,7 @@ class Store:
     def attempts(self, task: str, limit: int) -> list[Attempt]:
         """The attempts of a task that failed, newest first."""
         column = tables.attempts.c
-        query = select(tables.attempts).where(column.task == task_id(task)).order_by(column.end_time.desc())
+        query = select(tables.attempts).where(column.task == task_id(task)).order_by(column.token.desc())
         return [
             Attempt(
                 row.attempt,

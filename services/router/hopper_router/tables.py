@@ -112,10 +112,11 @@ attempts = Table(
     "task_attempts",  # those that failed
     metadata,
     Column("task", Text, primary_key=True),  # its id
-    Column("attempt", Integer, primary_key=True),
+    Column("token", BigInteger, primary_key=True),
+    Column("attempt", Integer, nullable=False),
     Column("worker", Text, nullable=False),
     Column("start_time", BigInteger),
-    Column("end_time", BigInteger, primary_key=True),  # an attempt given back is counted again
+    Column("end_time", BigInteger, nullable=False),
     Column("reason", Text, nullable=False),
     Column("message", Text, nullable=False),
     Column("permanent", Boolean, nullable=False),

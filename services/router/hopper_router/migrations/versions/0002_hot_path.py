@@ -139,6 +139,7 @@ def _tables() -> None:
     op.create_table(
         "task_attempts",
         sa.Column("task", sa.Text(), nullable=False),
+        sa.Column("token", sa.BigInteger(), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=False),
         sa.Column("worker", sa.Text(), nullable=False),
         sa.Column("start_time", sa.BigInteger(), nullable=True),
@@ -146,7 +147,7 @@ def _tables() -> None:
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("message", sa.Text(), nullable=False),
         sa.Column("permanent", sa.Boolean(), nullable=False),
-        sa.PrimaryKeyConstraint("task", "attempt", "end_time"),
+        sa.PrimaryKeyConstraint("task", "token"),
     )
     op.create_table(
         "task_starts",

@@ -481,9 +481,8 @@ async def test_however_many_look_at_once_each_occurrence_is_one_task(router: Rou
     assert len(found) == 25
 
 
-async def test_two_routers_on_one_database_make_one_task_of_each(router: Router, engine_kind: str) -> None:
-    if engine_kind == "sqlite":
-        pytest.skip("SQLite has one process")
+@pytest.mark.parametrize("engine_kind", ["postgresql"])  # SQLite has one process
+async def test_two_routers_on_one_database_make_one_task_of_each(router: Router) -> None:
     await create(router, cron="* * * * *", overlap=pb.Schedule.OVERLAP_QUEUE)
     async with another(router) as other:
         for _ in range(20):

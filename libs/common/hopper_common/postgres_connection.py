@@ -64,6 +64,10 @@ _SETTINGS_OF: Final[dict[Role, dict[str, str]]] = {
         "statement_timeout": "15s",
         "lock_timeout": "10s",
         "idle_in_transaction_session_timeout": "5s",  # what a hung process holds, it holds no longer
+        # What writes finds its rows by an index, also while the tables are small and when they have grown since: a
+        # plan that was made for an empty table and reads all of it would be kept for as long as the connection.
+        "enable_seqscan": "off",
+        "plan_cache_mode": "force_generic_plan",
     },
     "reader": {"statement_timeout": "30s", "idle_in_transaction_session_timeout": "60s"},
     "listener": {"statement_timeout": "5s"},

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Final
 
 from hopper.router.v1 import (
     delegation_service_pb2,
@@ -19,7 +23,9 @@ from hopper.router.v1.routing_service_pb2_grpc import add_RoutingServiceServicer
 from hopper.router.v1.schedule_service_pb2_grpc import add_ScheduleServiceServicer_to_server
 from hopper.router.v1.task_service_pb2_grpc import add_TaskServiceServicer_to_server
 from hopper.router.v1.work_service_pb2_grpc import add_WorkServiceServicer_to_server
+from hopper_common.clock import SharedClock
 from hopper_common.database import Database
+from hopper_common.errors import HopperError
 from hopper_common.host import HostContext, Running, Service
 from hopper_common.rpc.channel import open_channel
 from hopper_common.rpc.server import Registered
@@ -39,6 +45,8 @@ from hopper_router.scheduling import Scheduler
 from hopper_router.task_servicer import TaskServicer
 from hopper_router.work_servicer import WorkServicer
 
+AGREE_EVERY: Final = 30.0
+
 
 @asynccontextmanager
 async def open_router(context: HostContext) -> AsyncIterator[Running]:
@@ -54,10 +62,20 @@ async def open_router(context: HostContext) -> AsyncIterator[Running]:
     try:
         registry = RegistryClient(registry_channel, db)
         await registry.load()
-        engine = await Engine.open(db, registry, context.clock)
+        clock = context.clock if db.dialect == "sqlite" else SharedClock(context.clock)
+        if isinstance(clock, SharedClock):
+            await _agree(clock, db)
+        engine = await Engine.open(db, registry, clock)
         episodes = EpisodeSender(memory_channel, StoredEpisodes(db))
         clockwork = Clockwork(engine)
         scheduler = Scheduler(engine)
+
+        async def keep_agreeing() -> None:
+            while isinstance(clock, SharedClock):
+                await asyncio.sleep(AGREE_EVERY)
+                with contextlib.suppress(HopperError):  # the database is away; its clock can wait
+                    await _agree(clock, db)
+            await context.stopping.wait()
 
         async def stop_waiting() -> None:
             await context.stopping.wait()
@@ -78,12 +96,19 @@ async def open_router(context: HostContext) -> AsyncIterator[Running]:
                 engine.queues.run,
                 lambda: db.lead("retention", Retention(db, context.clock).run),
                 stop_waiting,
+                keep_agreeing,
             ],
         )
     finally:
         await memory_channel.close()
         await registry_channel.close()
         await db.close()
+
+
+async def _agree(clock: SharedClock, db: Database) -> None:
+    """Leases are given by one router and ended by another: they must read the same clock, the database's."""
+    offset = await db.clock_offset()
+    clock.agree(datetime.now(UTC) + offset)
 
 
 def _registered(engine: Engine) -> Sequence[Registered]:
@@ -109,14 +134,14 @@ def _registered(engine: Engine) -> Sequence[Registered]:
             add_DelegationServiceServicer_to_server,
         ),
         Registered.of(
-            queue_service_pb2.DESCRIPTOR.services_by_name["QueueService"],
-            QueueServicer(engine),
-            add_QueueServiceServicer_to_server,
-        ),
-        Registered.of(
             schedule_service_pb2.DESCRIPTOR.services_by_name["ScheduleService"],
             ScheduleServicer(engine),
             add_ScheduleServiceServicer_to_server,
+        ),
+        Registered.of(
+            queue_service_pb2.DESCRIPTOR.services_by_name["QueueService"],
+            QueueServicer(engine),
+            add_QueueServiceServicer_to_server,
         ),
     ]
 

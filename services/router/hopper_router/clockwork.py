@@ -118,11 +118,7 @@ class Clockwork:
     async def replace_orphans(self) -> int:
         """Decide anew about queued tasks whose project is gone; returns how many it was."""
         known = self._engine.registry.current.projects
-        gone = {
-            name
-            for name in await self._engine.read(lambda unit: unit.store.queued_projects())
-            if name not in known
-        }
+        gone = self._engine.busy_projects.difference(known)
         moved, after = 0, ""
         while gone:
             orphans = await self._engine.read(partial(_orphans, gone, after))

@@ -278,6 +278,11 @@ class Engine:
         self._beside.add(task)
         task.add_done_callback(self._beside.discard)
 
+    @property
+    def busy_projects(self) -> set[str]:
+        """The projects that have open tasks, as this router counts them."""
+        return {project for project, count in list(self._load.by_project.items()) if count > 0 and project}
+
     # ------------------------------------------------------------ after the commit
 
     def _follow(self, changes: Sequence[Change], generation: int = 0) -> None:

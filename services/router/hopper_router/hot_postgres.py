@@ -148,7 +148,7 @@ cold AS MATERIALIZED (
     SELECT want FROM wants w
     WHERE EXISTS (SELECT 1 FROM placed p WHERE p.queue = w.queue AND p.behind AND p.place BETWEEN w.low AND w.high)
         OR (SELECT true FROM tasks t
-            WHERE t.ready AND t.affinity <> '' AND t.affinity = w.worker AND t.{column} = w.queue LIMIT 1)
+            WHERE t.ready AND t.affinity <> '' AND t.affinity = w.worker AND t.{column} || '' = w.queue LIMIT 1)
 ),
 given AS MATERIALIZED (
     SELECT p.id, w.worker, w.lease, w.want,

@@ -57,7 +57,8 @@ _PICK: Final = {
     "ORDER BY priority DESC, rank, id LIMIT :most",
 }
 _OWN: Final = {
-    column: f"SELECT 1 FROM tasks WHERE ready AND affinity <> '' AND affinity = ? AND {column} = ? LIMIT 1"
+    column: f"SELECT 1 FROM tasks INDEXED BY tasks_ready_for "
+    f"WHERE ready AND affinity <> '' AND affinity = ? AND {column} = ? LIMIT 1"
     for column in ("project", "instance")
 }
 _CLAIM: Final = f"""

@@ -24,7 +24,7 @@ from hopper_common.database import PAYLOAD_LIMIT, Database, notify
 from hopper_common.errors import HopperError, ShuttingDown
 from hopper_router import tables
 from hopper_router.directory import Directory
-from hopper_router.queue_stats import STAGE_OF, Answer, Backlog, Delta, Moved
+from hopper_router.queue_stats import SINCE, SPAN, STAGE_OF, Answer, Backlog, Delta, Moved
 from hopper_router.store_sql import EVENTS
 
 TELL_EVERY: Final = 1.0
@@ -39,7 +39,7 @@ _log = structlog.get_logger("hopper.router")
 class Counted(NamedTuple):
     """All that is open, as one snapshot has it, and where its log ended."""
 
-    delta: Delta
+    backlog: Backlog
     head: int
 
 
@@ -107,7 +107,7 @@ class QueueCounts:
             self.backlog.give_up_recount()
             self._doubtful = True
             raise
-        return self.backlog.recounted(fresh.delta, fresh.head)
+        return self.backlog.recounted(fresh.backlog, fresh.head)
 
     async def catch_up(self) -> None:
         """Count again if the counts may be wrong, unless that was done a moment ago."""
@@ -186,11 +186,13 @@ def _lines(delta: Delta, generations: tuple[int, int], origin: str) -> Iterator[
 
 
 def count_open(conn: Connection) -> Counted:
-    """Count the open tasks: one look at each, however many there are."""
+    """Count the open tasks: two looks at each, however many there are."""
     delta: Delta = {}
     for project, instance, key, state, wait, second, count in conn.execute(_COUNT):
         delta[project, instance, key, STAGE_OF[state, wait], second] = count
-    return Counted(delta, EVENTS.head(conn))
+    for project, instance, span, count in conn.execute(_COUNT_SINCE):
+        delta[project, instance, "", SINCE, span] = count
+    return Counted(Backlog.of(delta), EVENTS.head(conn))
 
 
 # What `queue_stats.standing` says of one task, of all of them.
@@ -202,6 +204,7 @@ _WAIT: Final = """
         WHEN offered THEN 'APPROVAL'
         WHEN blockers > 0 THEN 'DEPENDENCY'
         WHEN held THEN 'PERSON'
+        WHEN state = 'QUEUED' AND ready_time <= queue_time THEN 'WORKER'
         WHEN state = 'QUEUED' AND failures > 0 THEN 'BACKOFF'
         WHEN state = 'QUEUED' THEN 'SCHEDULE'
         WHEN live LIKE '%"wait"\\:["NO_ELIGIBLE_EXECUTOR"%' THEN 'NO_ELIGIBLE_EXECUTOR'
@@ -211,11 +214,16 @@ _WAIT: Final = """
 _SECOND: Final = """
     CASE
         WHEN state <> 'QUEUED' OR offered OR blockers > 0 OR held THEN 0
-        WHEN ready_time > coalesce(queue_time, 0) THEN (ready_time + 999999) / 1000000
-        ELSE queue_time / 1000000
+        WHEN ready_time <= queue_time THEN 0
+        ELSE (ready_time + 999999) / 1000000
     END
 """
 _COUNT: Final = text(
     f"SELECT project, instance, fairness_key, state, {_WAIT} AS waits, {_SECOND} AS second, count(*) "  # noqa: S608
     f"FROM tasks WHERE {tables.OPEN} GROUP BY 1, 2, 3, 4, 5, 6"
+)
+_COUNT_SINCE: Final = text(
+    f"SELECT project, instance, queue_time / 1000000 / {SPAN} * {SPAN} AS span, count(*) FROM tasks "  # noqa: S608
+    "WHERE state = 'QUEUED' AND NOT offered AND blockers = 0 AND NOT held AND ready_time <= queue_time "
+    f"AND {tables.OPEN} GROUP BY 1, 2, 3"
 )

@@ -7,8 +7,8 @@ How much there is to do, for how long, and why it waits: counts of open tasks, k
 Tasks that are alike are one number: same project, instance and fairness key, and the same *standing*, which is a
 function of the task alone. So a change is a step at one place and a step at another, in whatever order they come, and
 nothing is to be done when time passes: what depends on the time (SCHEDULE, BACKOFF, ready) or on the registry
-(INSTANCE, PROJECT, CAPACITY) is worked out for the one who asks. That takes as long as there are different places,
-keys and seconds at which waiting tasks got ready, however many tasks there are.
+(INSTANCE, PROJECT, CAPACITY) is worked out for the one who asks. That takes as long as there are different places and
+keys, and seconds for which tasks are scheduled, however many tasks there are.
 
 What a process cannot know of itself, it counts from the rows (`Backlog.recounted`), at its start and now and then.
 """
@@ -16,6 +16,7 @@ What a process cannot know of itself, it counts from the rows (`Backlog.recounte
 from __future__ import annotations
 
 import heapq
+import operator
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ STAGES: Final = (
     ("QUEUED", "PERSON"),
     ("QUEUED", "SCHEDULE"),  # until its time has come; then it is ready
     ("QUEUED", "BACKOFF"),  # the same
+    ("QUEUED", "WORKER"),  # ready as it was placed
     ("RUNNING", ""),
     ("INPUT_REQUIRED", "PERSON"),
     ("DELEGATED", "DELEGATION"),
@@ -45,6 +47,7 @@ STAGES: Final = (
 STAGE_OF: Final = {stage: slot for slot, stage in enumerate(STAGES)}
 _SCHEDULE: Final = STAGE_OF["QUEUED", "SCHEDULE"]
 _BACKOFF: Final = STAGE_OF["QUEUED", "BACKOFF"]
+READY: Final = STAGE_OF["QUEUED", "WORKER"]
 _RUNNING: Final = STAGE_OF["RUNNING", ""]
 _ASKS: Final = STAGE_OF["INPUT_REQUIRED", "PERSON"]
 _DELEGATED: Final = STAGE_OF["DELEGATED", "DELEGATION"]
@@ -52,14 +55,17 @@ ADDED: Final = len(STAGES)
 STARTED: Final = ADDED + 1
 ENDED: Final = ADDED + 2
 FAILED: Final = ADDED + 3
-_SLOTS: Final = ADDED + 4
+SINCE: Final = ADDED + 4
+"""Beside READY, by project and instance only: when the tasks got ready, cut to `SPAN` seconds."""
+SPAN: Final = 10
+_SLOTS: Final = SINCE
 
 MINUTE: Final = 60
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY: Final = 86_400
 
 Spot: TypeAlias = tuple[str, str, str, int, int]
-"""Project, instance, fairness key; a stage or flow; for what is ready some time, that second since 1970, else 0."""
+"""Project, instance, fairness key; a stage, flow or SINCE; for what is ready some time, that second, else 0."""
 Delta: TypeAlias = dict[Spot, int]
 """How many more, or fewer, there are at each spot."""
 
@@ -109,46 +115,66 @@ def _kept(task: Task) -> str:
 
 
 def _placed(task: Task) -> tuple[int, int]:
-    return _BACKOFF if task.failures else _SCHEDULE, ready_second(task.ready_time, task.queue_time)
+    if task.queue_time is not None and task.ready_time <= task.queue_time:
+        return READY, ready_span(task.queue_time)
+    return _BACKOFF if task.failures else _SCHEDULE, ready_second(task.ready_time)
 
 
-def ready_second(ready_time: datetime, queue_time: datetime | None) -> int:
-    """
-    When a queued task gets ready, in seconds since 1970: one that waits for its time not before that, and one that was
-    ready as it was placed not after it.
-    """
-    if queue_time is not None and ready_time <= queue_time:
-        since = queue_time - _EPOCH
-        return since.days * _DAY + since.seconds
-    until = ready_time - _EPOCH
+def ready_second(time: datetime) -> int:
+    """The second since 1970 in which what waits for a time has become ready."""
+    until = time - _EPOCH
     return until.days * _DAY + until.seconds + (until.microseconds > 0)
+
+
+def ready_span(time: datetime) -> int:
+    """The second since 1970 of a time, cut to `SPAN`."""
+    since = time - _EPOCH
+    return (since.days * _DAY + since.seconds) // SPAN * SPAN
+
+
+def spots_of(task: Task) -> Sequence[Spot]:
+    """Where an open task is counted."""
+    return _spots(task, *standing(task))
+
+
+def _spots(task: Task, slot: int, time: int) -> Sequence[Spot]:
+    project, instance, key = task.project, task.instance, task.spec.turn_of
+    if slot == READY:
+        return (project, instance, key, READY, 0), (project, instance, "", SINCE, time)
+    return ((project, instance, key, slot, time),)
 
 
 def delta_of(changes: Iterable[Moved]) -> Delta:
     """What changes of tasks do to the counts."""
     delta: Delta = {}
     moment: datetime | None = None  # a set of new tasks shares one: worked out once
-    second = 0
+    span = 0
     for change in changes:
         before, after = change.before, change.after
         project, instance, key = after.project, after.instance, after.spec.turn_of
         if before is None and after.ready_time is after.queue_time and not _kept(after):  # ready as it came
             if after.ready_time is not moment:
                 moment = after.ready_time
-                second = ready_second(moment, moment)
-            _add(delta, (project, instance, key, _SCHEDULE, second), 1)
+                span = ready_span(moment)
+            _add(delta, (project, instance, key, READY, 0), 1)
+            _add(delta, (project, instance, "", SINCE, span), 1)
             _add(delta, (project, instance, key, ADDED, 0), 1)
             continue
         if before is after:
             left = _placed(after) if change.event is Event.CLAIM else (_RUNNING, 0)
-            _add(delta, (project, instance, key, *left), -1)
+            _add_all(delta, _spots(after, *left), -1)
         elif before is not None and not before.state.final:
-            _add(delta, (before.project, before.instance, before.spec.turn_of, *standing(before)), -1)
+            _add_all(delta, spots_of(before), -1)
         if not after.state.final:
-            _add(delta, (project, instance, key, *standing(after)), 1)
+            _add_all(delta, spots_of(after), 1)
         for flow in _flows(before, after, change.event):
             _add(delta, (project, instance, key, flow, 0), 1)
     return delta
+
+
+def _add_all(delta: Delta, spots: Iterable[Spot], step: int) -> None:
+    for spot in spots:
+        _add(delta, spot, step)
 
 
 def _add(delta: Delta, spot: Spot, step: int) -> None:
@@ -189,19 +215,32 @@ class _Cell:
             else:
                 self.times.pop(place, None)
 
-    def forget_open(self) -> None:
-        self.counts[:ADDED] = [0] * ADDED
-        self.times.clear()
-
 
 class _Place(_Cell):
-    """The same of a project's tasks in an instance, and of each key of those."""
+    """The same of a project's tasks in an instance, of each key of those, and since when they have been ready."""
 
-    __slots__ = ("keys",)
+    __slots__ = ("_spans", "keys", "since")
 
     def __init__(self) -> None:
         super().__init__()
         self.keys: dict[str, _Cell] = {}
+        self.since: dict[int, int] = {}
+        self._spans: list[int] = []  # a heap of at least those that count
+
+    def add_since(self, span: int, step: int) -> None:
+        count = self.since.get(span, 0) + step
+        if count:
+            if span not in self.since:
+                heapq.heappush(self._spans, span)
+            self.since[span] = count
+        else:
+            self.since.pop(span, None)
+
+    def oldest_span(self) -> int | None:
+        """When the oldest of those got ready that were ready as they were placed."""
+        while self._spans and self._spans[0] not in self.since:
+            heapq.heappop(self._spans)
+        return self._spans[0] if self._spans else None
 
 
 @dataclass(slots=True)
@@ -212,7 +251,8 @@ class Numbers:
     Attributes:
         waits: By reason, e.g. `WORKER`; that of a task that is ready is INSTANCE, PROJECT, CAPACITY or WORKER.
         ready: Tasks that a worker could claim now.
-        oldest: The second since 1970 at which the first of those got ready; None: there is none.
+        oldest: The second since 1970 at which the first of those got ready, cut to `SPAN`; None: there is none, or it
+            is a key's, of which that is not known.
         added: In the last minute; and so on.
     """
 
@@ -242,32 +282,35 @@ class Numbers:
         for slot, (_, wait) in _KEPT_QUEUED:
             if counts[slot]:
                 self.waits[wait] += counts[slot]
-        self._count_times(cell.times, now, when_ready)
+        self._count_ready(cell, now, when_ready)
         self.added += counts[ADDED]
         self.started += counts[STARTED]
         self.ended += counts[ENDED]
         self.failed += counts[FAILED]
 
-    def _count_times(self, times: Mapping[int, int], now: int, when_ready: str) -> None:
-        come = [place for place in times if place >> 1 <= now]
-        ready = sum(map(times.__getitem__, come))
-        if len(come) < len(times):
-            for place, count in times.items():
-                if place >> 1 > now:
-                    self.waits["BACKOFF" if place & 1 else "SCHEDULE"] += count
+    def _count_ready(self, cell: _Cell, now: int, when_ready: str) -> None:
+        ready, oldest = cell.counts[READY], None
+        for place, count in cell.times.items():
+            time = place >> 1
+            if time > now:
+                self.waits["BACKOFF" if place & 1 else "SCHEDULE"] += count
+            else:
+                ready += count
+                oldest = time if oldest is None else min(oldest, time)
         if not ready:
             return
         self.waits[when_ready] += ready
         if when_ready == WaitReason.WORKER.value:
             self.ready += ready
-            first = min(come) >> 1
-            self.oldest = first if self.oldest is None else min(self.oldest, first)
+            if isinstance(cell, _Place):
+                known = (self.oldest, oldest, cell.oldest_span())
+                self.oldest = min((time for time in known if time is not None), default=None)
 
 
 _KEPT_QUEUED: Final = [
     (slot, stage)
     for slot, stage in enumerate(STAGES)
-    if stage[0] == "QUEUED" and slot not in (_SCHEDULE, _BACKOFF)
+    if stage[0] == "QUEUED" and slot not in (_SCHEDULE, _BACKOFF, READY)
 ]
 
 
@@ -316,7 +359,7 @@ class Backlog:
         if self._journal is not None:
             self._journal.append((generation, delta))
         if generation <= self.counted_through:  # seen when counting: all that is left are the flows
-            delta = {spot: step for spot, step in delta.items() if spot[3] >= ADDED}
+            delta = {spot: step for spot, step in delta.items() if _is_flow(spot)}
         second = int(now.timestamp())
         self._expire(second)
         self._merge(delta, second)
@@ -326,19 +369,30 @@ class Backlog:
             if not step:
                 continue
             project, instance, key, slot, time = spot
-            place = self._places.get((project, instance))
-            if place is None:
-                place = self._places[project, instance] = _Place()
-            cell = place.keys.get(key)
-            if cell is None:
-                cell = place.keys[key] = _Cell()
-            place.add(slot, time, step)
-            cell.add(slot, time, step)
+            place = self._place(project, instance)
+            if slot == SINCE:
+                place.add_since(time, step)
+                continue
+            self._count(place, spot, step)
             if slot >= ADDED:
                 self.totals[slot - ADDED] += step
                 _add(self._flows_of(second), spot, step)
             elif step < 0:
                 self._tidy(project, instance, key)
+
+    def _place(self, project: str, instance: str) -> _Place:
+        place = self._places.get((project, instance))
+        if place is None:
+            place = self._places[project, instance] = _Place()
+        return place
+
+    def _count(self, place: _Place, spot: Spot, step: int) -> None:
+        _, _, key, slot, time = spot
+        cell = place.keys.get(key)
+        if cell is None:
+            cell = place.keys[key] = _Cell()
+        place.add(slot, time, step)
+        cell.add(slot, time, step)
 
     def _flows_of(self, second: int) -> Delta:
         if not self._minute or self._minute[-1][0] != second:
@@ -356,9 +410,9 @@ class Backlog:
 
     def _tidy(self, project: str, instance: str, key: str) -> None:
         place = self._places[project, instance]
-        if not any(place.keys[key].counts):
+        if key in place.keys and not any(place.keys[key].counts):
             del place.keys[key]
-            if not place.keys:
+            if not place.keys and not place.since:
                 del self._places[project, instance]
 
     # ------------------------------------------------------------ counting anew
@@ -367,9 +421,9 @@ class Backlog:
         """From now on remember what changes, until `recounted`; the snapshot to count is taken after this."""
         self._journal, self._blurred = [], False
 
-    def recounted(self, fresh: Mapping[Spot, int], head: int) -> bool:
+    def recounted(self, fresh: Backlog, head: int) -> bool:
         """
-        Take over what was counted in a snapshot whose log ended at *head*.
+        Take over what was counted in a snapshot whose log ended at *head*; *fresh* is used up.
 
         Returns:
             Whether it was: not if something has changed meanwhile of which nobody can say whether it was seen.
@@ -377,19 +431,22 @@ class Backlog:
         journal, self._journal = self._journal or [], None
         if self._blurred:
             return False
-        for place in self._places.values():
-            place.forget_open()
-            for cell in place.keys.values():
-                cell.forget_open()
-        self._merge(dict(fresh), 0)
+        self._places = fresh._places
+        for _, flows in self._minute:
+            for spot, count in flows.items():
+                self._count(self._place(spot[0], spot[1]), spot, count)
         for generation, delta in journal:
             if generation > head:
-                self._merge({spot: step for spot, step in delta.items() if spot[3] < ADDED}, 0)
+                self._merge({spot: step for spot, step in delta.items() if not _is_flow(spot)}, 0)
         self.counted_through = head
-        for project, instance in list(self._places):
-            for key in list(self._places[project, instance].keys):
-                self._tidy(project, instance, key)
         return True
+
+    @classmethod
+    def of(cls, delta: Delta) -> Backlog:
+        """The counts that a delta makes from nothing."""
+        backlog = cls()
+        backlog._merge(delta, 0)
+        return backlog
 
     def give_up_recount(self) -> None:
         """There will be no `recounted`."""
@@ -407,6 +464,8 @@ class Backlog:
                         found[project, instance, key, slot, 0] = count
                 for time, count in cell.times.items():
                     found[project, instance, key, _BACKOFF if time & 1 else _SCHEDULE, time >> 1] = count
+            for span, count in place.since.items():
+                found[project, instance, "", SINCE, span] = count
         return found
 
     def numbers(self, directory: Directory, now: datetime, *, queue: str = "", limit: int = 20) -> Answer:
@@ -417,17 +476,20 @@ class Backlog:
         second = int(now.timestamp())
         self._expire(second)
         why = _Why(directory, self._running(0), self._running(1))
-        places = [at for at in self._places.items() if not queue or queue in at[0]]
+        places = [
+            (name[0], place, why.of(*name))
+            for name, place in self._places.items()
+            if not queue or queue in name
+        ]
         total, projects, backlogs = Numbers(queue), dict[str, Numbers](), Counter[str]()
-        for (project, instance), place in places:
-            when_ready = why.of(project, instance)
+        for project, place, when_ready in places:
             total.count(place, second, when_ready)
             if project:
                 projects.setdefault(project, Numbers(project)).count(place, second, when_ready)
             for key, cell in place.keys.items():
                 backlogs[key] += sum(cell.counts[:ADDED]) - cell.counts[_RUNNING]
         keys = [
-            self._numbers_of(key, places, why, second)
+            _numbers_of(key, places, second)
             for key, _ in heapq.nlargest(limit, backlogs.items(), key=lambda at: (at[1], at[0]))
         ]
         busiest = heapq.nsmallest(limit, projects.values(), key=_greatest_first)
@@ -439,19 +501,29 @@ class Backlog:
             running[name[part]] += place.counts[_RUNNING]
         return running
 
-    def _numbers_of(
-        self, key: str, places: Iterable[tuple[tuple[str, str], _Place]], why: _Why, second: int
-    ) -> Numbers:
-        numbers = Numbers(key)
-        for (project, instance), place in places:
-            cell = place.keys.get(key)
-            if cell is not None:
-                numbers.count(cell, second, why.of(project, instance))
-        return numbers
+
+def _numbers_of(key: str, places: Iterable[tuple[str, _Place, str]], second: int) -> Numbers:
+    """Of a key, wherever it is: added up first, as there may be thousands of places."""
+    sums: dict[str, _Cell] = {}
+    for _, place, when_ready in places:
+        cell = place.keys.get(key)
+        if cell is not None:
+            together = sums.setdefault(when_ready, _Cell())
+            together.counts = list(map(operator.add, together.counts, cell.counts))
+            for time, count in cell.times.items():
+                together.times[time] = together.times.get(time, 0) + count
+    numbers = Numbers(key)
+    for when_ready, cell in sums.items():
+        numbers.count(cell, second, when_ready)
+    return numbers
 
 
 def _greatest_first(numbers: Numbers) -> tuple[int, int, str]:
     return -numbers.backlog, -numbers.states.total(), numbers.name
+
+
+def _is_flow(spot: Spot) -> bool:
+    return ADDED <= spot[3] < SINCE
 
 
 class _Why:

@@ -261,7 +261,7 @@ class Store:
         """When the first of the tasks that are left alone for another worker was last changed; None: there is none."""
         query = select(func.min(_T.c.update_time)).where(
             text("tasks.ready AND tasks.affinity <> ''"),
-            _T.c[column] == value,
+            _few(column, value),
             _T.c.attempt == 0,
             _T.c.update_time > to_micros(since),
         )
@@ -332,24 +332,13 @@ class Store:
 
     def unplaced(self, limit: int, after: str) -> list[Task]:
         """Tasks that a decision left unplaced, oldest first, after that id."""
-        query = select(_T).where(
-            _T.c.state == TaskState.SUBMITTED.value, _T.c.offered.is_(False), _T.c.id > after
-        )
+        query = select(_T).where(text("tasks.state = 'SUBMITTED'"), _T.c.offered.is_(False), _T.c.id > after)
         return [_task(row) for row in self.conn.execute(query.order_by(_T.c.id).limit(limit))]
 
     def queued_for(self, projects: Collection[str], limit: int, after: str) -> list[Task]:
         """Queued tasks of those projects, oldest first, after that id."""
-        query = select(_T).where(
-            _T.c.state == TaskState.QUEUED.value, _T.c.project.in_(projects), _T.c.id > after
-        )
+        query = select(_T).where(*_of_states({TaskState.QUEUED}), _T.c.project.in_(projects), _T.c.id > after)
         return [_task(row) for row in self.conn.execute(query.order_by(_T.c.id).limit(limit))]
-
-    def queued_projects(self) -> set[str]:
-        """The projects that have queued tasks."""
-        query = (
-            select(_T.c.project).where(_T.c.state == TaskState.QUEUED.value, _T.c.project != "").distinct()
-        )
-        return set(self.conn.execute(query).scalars())
 
     def in_instance(
         self, instance: str, states: Collection[TaskState], limit: int, after: str = ""
@@ -615,6 +604,16 @@ _SEARCH: Final = {
 }
 
 
+def _of_states(states: Collection[TaskState]) -> list[ColumnElement[bool]]:
+    """That it is in one of those states; where they are open ones, in the words of the index of what is open."""
+    conditions: list[ColumnElement[bool]] = []
+    if OPEN_STATES.issuperset(states):
+        conditions.append(cast("ColumnElement[bool]", text(f"tasks.{tables.OPEN}")))
+    if set(states) != OPEN_STATES:
+        conditions.append(_T.c.state.in_(sorted(state.value for state in states)))
+    return conditions
+
+
 def _of_instance(name: str) -> list[ColumnElement[bool]]:
     """That it is in that instance, so that the index serves, which leaves the root out."""
     same = _T.c.instance == name
@@ -623,7 +622,7 @@ def _of_instance(name: str) -> list[ColumnElement[bool]]:
 
 def _ready_where(query: ReadyQuery, dialect: str) -> Select[Any]:
     statement = select(_T).where(
-        _T.c[query.column] == query.value,
+        _few(query.column, query.value) if query.own else _T.c[query.column] == query.value,
         text("tasks.ready"),  # as it stands there, so that the partial index serves
     )
     if query.column == "instance":
@@ -652,6 +651,11 @@ def _ready_where(query: ReadyQuery, dialect: str) -> Select[Any]:
     return statement
 
 
+def _few(column: str, value: str) -> ColumnElement[bool]:
+    """That it is in that queue, where the index by affinity is to find the few, and not that of the long queue."""
+    return _T.c[column].concat("") == value
+
+
 def _affinity(query: ReadyQuery) -> list[ColumnElement[bool]]:
     if query.own:
         return [_T.c.affinity == query.worker, text("tasks.affinity <> ''")]  # type: ignore[list-item]
@@ -670,7 +674,7 @@ def _filtered(query: Select[Any], wanted: TaskFilter) -> Select[Any]:
         if len(wanted.id_suffix) >= SHORT_ID:  # what people copy from a list: an index serves it
             query = query.where(_T.c.short_id == short_id(wanted.id_suffix))
     else:
-        query = query.where(_T.c.state.in_(sorted(state.value for state in wanted.states)))
+        query = query.where(*_of_states(wanted.states))
     if wanted.instance:
         query = query.where(*_of_instance(wanted.instance))
     if wanted.project:

@@ -87,7 +87,8 @@ def _partial_index(name: str, *columns: ColumnElement[Any], where: str) -> None:
 
 Index("tasks_short_id", tasks.c.short_id)
 _partial_index("tasks_instance", tasks.c.instance, tasks.c.id, where=BELOW_ROOT)
-_partial_index("tasks_open", tasks.c.state, tasks.c.id, where=OPEN)
+_partial_index("tasks_open", tasks.c.id, where=OPEN)
+_partial_index("tasks_unplaced", tasks.c.id, where="state = 'SUBMITTED'")
 _partial_index("tasks_wake", tasks.c.wake_time, where="wake_time IS NOT NULL")
 # The two queues that workers claim from, in the order of claiming.
 _partial_index(

@@ -15,8 +15,10 @@ from hopper.router.v1 import task_pb2
 revision = "0002"
 down_revision = "0001"
 
+_OPEN = "state IN ('SUBMITTED', 'QUEUED', 'RUNNING', 'INPUT_REQUIRED', 'DELEGATED')"
 _BELOW_ROOT = "instance <> 'instances/global'"
 _OLD_INDEXES = (
+    "tasks_open",
     "tasks_instance",
     "tasks_ready_by_instance",
     "tasks_ready_by_project",
@@ -126,6 +128,8 @@ def _index(name: str, table: str, columns: list[Any], where: str) -> None:
 
 def _indexes() -> None:
     _index("tasks_instance", "tasks", ["instance", "id"], _BELOW_ROOT)
+    _index("tasks_open", "tasks", ["id"], _OPEN)
+    _index("tasks_unplaced", "tasks", ["id"], "state = 'SUBMITTED'")
     order = [sa.literal_column("priority DESC"), "rank", "id"]
     _index("tasks_ready_by_project", "tasks", ["project", *order], "ready")
     _index("tasks_ready_by_instance", "tasks", ["instance", *order], f"ready AND {_BELOW_ROOT}")

@@ -58,7 +58,7 @@ from hopper_router.model import (
     TaskState,
 )
 from hopper_router.queue_counts import count_open
-from hopper_router.queue_stats import standing
+from hopper_router.queue_stats import spots_of
 from hopper_router.store_sql import EVENTS, _delegation, _task
 from hopper_router.task_servicer import TaskServicer
 from hopper_router.transitions import TABLE, Event, claimable, held
@@ -115,7 +115,7 @@ class World:
         ]
         self.waits = waits_of(unit, list(self.tasks.values()))
         self.counts = unit.store.open_counts()
-        self.counted = count_open(conn).delta
+        self.counted = count_open(conn).backlog.spots()
         self.dependencies = [(row.task, row.depends_on) for row in conn.execute(select(tables.dependencies))]
         self.head = EVENTS.head(conn)
 
@@ -202,6 +202,8 @@ class Machine(RuleBasedStateMachine):
         wanted.estimated_effort.FromTimedelta(timedelta(hours=spec["hours"]))
         request = task_svc.SubmitTaskRequest(parent=parent, spec=wanted)
         made = self.attempt(self.task_service.SubmitTask(request, NOBODY))
+        if isinstance(made, bytes):  # of the hot path: they go out as they are
+            made = task_svc.SubmitTaskResponse.FromString(made)
         if made is not None:
             self.names.add(made.task.name)
 
@@ -485,9 +487,7 @@ class Machine(RuleBasedStateMachine):
     def queues_are_counted(self, world: World) -> None:
         """In memory as in the rows, whoever counts them: one task at a time, all in one query, or by why they wait."""
         open_tasks = [task for task in world.tasks.values() if not task.state.final]
-        one_by_one = Counter(
-            (task.project, task.instance, task.spec.turn_of, *standing(task)) for task in open_tasks
-        )
+        one_by_one = Counter(spot for task in open_tasks for spot in spots_of(task))
         queues = self.router.engine.queues
         assert queues.backlog.spots() == world.counted == one_by_one
         total = queues.numbers(self.router.registry.current, limit=5).total

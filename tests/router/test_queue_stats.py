@@ -15,7 +15,7 @@ from hopper_common.timestamps import to_proto
 from hopper_router.directory import EMPTY_DIRECTORY
 from hopper_router.model import InstanceState, Scope, Task, TaskSpec, TaskState
 from hopper_router.queue_counts import QueueCounts, _lines, count_open
-from hopper_router.queue_stats import STAGE_OF, Backlog, Delta, delta_of, ready_second
+from hopper_router.queue_stats import STAGE_OF, Backlog, Delta, delta_of, ready_second, ready_span
 from hopper_router.transitions import Event
 from hopper_router.unit import Change
 from hopper_testing.clock import ManualClock
@@ -221,7 +221,7 @@ async def test_what_happens_while_it_counts_is_counted_once(web: Router) -> None
     await web.submit(required_capabilities=["web"])  # before the snapshot
     snapshot = await web.db.read(count_open)
     await web.submit(required_capabilities=["web"])  # after it
-    assert backlog.recounted(snapshot.delta, snapshot.head)
+    assert backlog.recounted(snapshot.backlog, snapshot.head)
     assert (await total(web)).ready == 3
     late: Delta = {("projects/web", ROOT, "anonymous", STAGE_OF["RUNNING", ""], 0): 1}
     backlog.merge(late, NOW, generation=snapshot.head)  # of which the snapshot knew
@@ -234,7 +234,7 @@ async def test_a_count_is_not_believed_when_nobody_can_say_what_it_has_seen(web:
     snapshot = await web.db.read(count_open)
     await web.submit(required_capabilities=["nobody"])
     backlog.follow_quiet([a_change()])
-    assert not backlog.recounted(snapshot.delta, snapshot.head)
+    assert not backlog.recounted(snapshot.backlog, snapshot.head)
 
 
 def a_change() -> Change:
@@ -299,12 +299,11 @@ async def test_lines_of_others_are_left_alone(web: Router) -> None:
 # ---------------------------------------------------------------- the core
 
 
-def test_a_task_is_ready_in_the_second_of_its_placing_or_in_the_one_after_its_schedule() -> None:
+def test_what_waits_for_a_time_is_ready_in_the_second_after_it_and_the_rest_in_spans() -> None:
     half = timedelta(milliseconds=500)
     second = int(NOW.timestamp())
-    assert ready_second(NOW, NOW) == ready_second(NOW, NOW + half) == second
-    assert ready_second(NOW + half, NOW) == second + 1
-    assert ready_second(NOW + SECOND, NOW) == second + 1
+    assert [ready_second(NOW + time) - second for time in (0 * half, half, 2 * half)] == [0, 1, 1]
+    assert [ready_span(NOW + n * SECOND) - second for n in (0, 9, 10, 19)] == [0, 0, 10, 10]
 
 
 def test_a_claim_and_an_end_of_the_hot_path_undo_what_came_before() -> None:
@@ -327,20 +326,12 @@ def test_a_progress_changes_no_count() -> None:
     assert not any(delta_of([Change(task, replace(task, generation=2), Event.PROGRESS)]).values())
 
 
-def test_asking_is_quick_however_many_tasks_there_are() -> None:
-    """Numbers are of places, keys and seconds: a million tasks at fifty of them are fifty counts."""
-    backlog = Backlog()
+def test_a_million_tasks_of_some_kinds_are_a_few_numbers() -> None:
     delta: Delta = {
-        (
-            f"projects/p{n % 10}",
-            ROOT,
-            f"k{n % 5}",
-            STAGE_OF["QUEUED", "SCHEDULE"],
-            int(NOW.timestamp()),
-        ): 20_000
+        (f"projects/p{n % 10}", ROOT, f"k{n // 10}", STAGE_OF["QUEUED", "WORKER"], 0): 20_000
         for n in range(50)
     }
-    backlog.merge(delta, NOW, generation=1)
-    answer = backlog.numbers(EMPTY_DIRECTORY, NOW, limit=3)
-    assert answer.total.states.total() == sum(delta.values())
+    answer = Backlog.of(delta).numbers(EMPTY_DIRECTORY, NOW, limit=3)
+    assert answer.total.states == {"QUEUED": 1_000_000}
+    assert dict(answer.total.waits) == {"INSTANCE": 1_000_000}  # of an instance that nobody knows
     assert (len(answer.projects), len(answer.keys)) == (3, 3)

@@ -27,10 +27,9 @@ from hopper_router.hot import (
     Row,
     Want,
     by_queue,
-    submitted_body,
 )
 from hopper_router.replicas import news_of_admitted
-from hopper_router.rows import length, task_to_row
+from hopper_router.rows import NEW, SHORT_ID, length, new_row
 
 if TYPE_CHECKING:
     from hopper_common.postgres import PostgresDatabase
@@ -42,10 +41,21 @@ def _type(column: Any) -> str:
     return next((name for kind, name in _TYPES if isinstance(column.type, kind)), "text")
 
 
-_COLUMNS: Final = tuple(column.name for column in tables.tasks.c if column.name != "generation")
-_ARRAYS: Final = ", ".join(
-    f"${n}::{_type(tables.tasks.c[name])}[]" for n, name in enumerate(_COLUMNS, start=10)
-)
+_ARRAYS: Final = ", ".join(f"${n}::{_type(tables.tasks.c[name])}[]" for n, name in enumerate(NEW, start=9))
+# What new tasks have in common, by column.
+_SAME: Final = {
+    "short_id": f"right(id, {SHORT_ID})",
+    "state": "'QUEUED'",
+    "spec_version": "1",
+    "live": "''",
+    "result": "''::bytea",
+    **dict.fromkeys(("worker", "affinity", "delegation"), "''"),
+    **dict.fromkeys(("held", "offered", "awaited"), "false"),
+    **dict.fromkeys(("blockers", "token", "attempt", "failures"), "0"),
+    **dict.fromkeys(("create_time", "update_time", "queue_time"), "$3"),
+}
+_COLUMNS: Final = f"{', '.join((*NEW, *_SAME))}, generation"
+_VALUES: Final = f"{', '.join((*NEW, *_SAME.values()))}, generation"
 _LOCKED: Final = """
 locked AS MATERIALIZED (SELECT pg_advisory_xact_lock($1)),
 base AS MATERIALIZED (
@@ -54,7 +64,7 @@ base AS MATERIALIZED (
 )"""
 
 # $1 lock, $2 tasks, $3 now; calls: $4 request ids, $5 digests, $6 answers, $7 position of the first task;
-# tasks: $8 position of the call, $9 events' bodies, then the columns; then the decisions' project and body.
+# tasks: $8 position of the call, then the columns, then the decision's body; then the channel and what to tell there.
 _ADMIT: Final = f"""
 WITH {_LOCKED},
 calls AS MATERIALIZED (
@@ -68,24 +78,25 @@ remembered AS (
 ),
 fresh AS MATERIALIZED (
     SELECT i.*, base.generation + i.position - 1 AS generation
-    FROM unnest($8::int[], $9::bytea[], {_ARRAYS}, ${10 + len(_COLUMNS)}::bytea[])
-        WITH ORDINALITY AS i(call, event, {", ".join(_COLUMNS)}, record, position)
+    FROM unnest($8::int[], {_ARRAYS}, ${9 + len(NEW)}::bytea[])
+        WITH ORDINALITY AS i(call, {", ".join(NEW)}, record, position)
     JOIN calls USING (call) CROSS JOIN base
     WHERE calls.request_id = '' OR calls.request_id IN (SELECT request_id FROM remembered)
 ),
 stored AS (
-    INSERT INTO tasks ({", ".join(_COLUMNS)}, generation) SELECT {", ".join(_COLUMNS)}, generation FROM fresh
+    INSERT INTO tasks ({_COLUMNS}) SELECT {_VALUES} FROM fresh
 ),
 logged AS (
     INSERT INTO task_events (version, topic, key, body, create_time)
-    SELECT generation, 'SUBMIT', instance || '/tasks/' || id, event, $3 FROM fresh
+    SELECT generation, 'SUBMIT', instance || '/tasks/' || id,
+        convert_to(json_build_array(project, decision, ready_time)::text, 'UTF8'), $3 FROM fresh
 ),
 decided AS (
     INSERT INTO routing_decisions (id, task, instance, project, body)
     SELECT substr(decision, 11), instance || '/tasks/' || id, instance, project, record FROM fresh
 )
 SELECT generation, ARRAY(SELECT request_id FROM remembered) AS remembered,
-    pg_notify(${11 + len(_COLUMNS)}, ${12 + len(_COLUMNS)}) FROM base
+    pg_notify(${10 + len(NEW)}, ${11 + len(NEW)}) FROM base
 """
 
 _REPEATS: Final = (
@@ -244,10 +255,8 @@ class PostgresHotStore:
         for position, call in enumerate(calls, start=1):
             firsts.append(len(rows))
             for task, record in zip(call.tasks, call.records, strict=True):
-                row = task_to_row(task, call.now)
-                del row["generation"]
                 positions.append(position)
-                rows.append((submitted_body(task), *row.values(), record))
+                rows.append((*new_row(task, call.now), record))
         return [
             self._db.lock_key,
             len(rows),

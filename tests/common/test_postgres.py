@@ -1,6 +1,7 @@
 """What is PostgreSQL's own: several processes at one database, statements, roles, and what its errors mean."""
 
 import asyncio
+import contextlib
 import subprocess
 import sys
 import time
@@ -456,6 +457,26 @@ async def test_reads_go_on_after_their_connections_were_ended(db: PostgresDataba
     end_connections(url, "reader")
     for _ in range(2 * READERS):
         assert await db.read(notes) == []
+
+
+async def test_reads_meet_ended_connections_at_any_moment(db: PostgresDatabase, url: str) -> None:
+    """One that the server ends in the middle of a read says so, and nobody else is given it."""
+    over = asyncio.Event()
+    answered = 0
+
+    async def read_on() -> None:
+        nonlocal answered
+        while not over.is_set():
+            with contextlib.suppress(StorageUnavailable):
+                await db.read(notes)
+                answered += 1
+
+    readers = [asyncio.create_task(read_on()) for _ in range(2 * READERS)]
+    for _ in range(30):
+        await asyncio.to_thread(end_connections, url, "reader")
+    over.set()
+    await asyncio.gather(*readers)
+    assert answered > 0
 
 
 # Roles

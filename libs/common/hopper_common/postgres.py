@@ -584,8 +584,10 @@ class _Readers:
         try:
             result = await use(link)
         except BaseException as error:
-            # Who is cancelled leaves a statement behind that is still running.
-            if isinstance(error, Exception) and not link.raw.is_closed() and not link.in_transaction:
+            # Who is cancelled leaves a statement behind that is still running; and a connection that the server has
+            # ended does not know yet that it is closed.
+            usable = isinstance(error, Exception) and not is_lost(error) and not link.raw.is_closed()
+            if usable and not link.in_transaction:
                 self._idle.append(link)
             else:
                 await link.discard()

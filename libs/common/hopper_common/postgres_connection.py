@@ -360,6 +360,9 @@ def is_lost(error: BaseException) -> bool:
     driver_error = error.orig if isinstance(error, DBAPIError) else error
     if isinstance(driver_error, OSError):  # timeouts too
         return True
+    # The driver has lost its place in the conversation: the server has said good-bye in the middle of it.
+    if any(isinstance(cause, asyncpg.InternalClientError) for cause in _causes(error)):
+        return True
     state = sqlstate(error)
     return (
         state[:2] == "08"

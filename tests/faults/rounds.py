@@ -85,6 +85,8 @@ def run(engine: Engine, *, rounds: int, seed: int, say: Say = print) -> Result:
             history, dump = _watch(stage, chance, number, todo, at_rest, result)
             report = check(history, dump, promise=1_000_000 + _MARGIN)
             result.report.add(report)
+            for violation in report.violations:
+                say(f"  {violation}")
             result.rounds += todo
             at_rest = dump.head
             counts = result.report.counts

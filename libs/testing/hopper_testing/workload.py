@@ -32,7 +32,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
-import grpc.aio
+import grpc
 from google.protobuf.message import Message
 
 from hopper.registry.v1.project_pb2 import Project
@@ -73,6 +73,9 @@ PROJECT: Final = "projects/crew"
 
 _CALL_SECONDS: Final = 4.0  # a call's deadline: short, so that a caller is soon back with a repeat
 _PAUSE: Final = (0.05, 0.25)  # seconds until the next attempt, besides those the SDK makes
+_PASSING: Final = frozenset(
+    code.value[0] for code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+)  # of one item: it may have been done
 _OPEN_STATES: Final = (Task.STATE_SUBMITTED, Task.STATE_QUEUED, Task.STATE_RUNNING)
 
 
@@ -247,12 +250,15 @@ class Submitter:
             parent=ROOT, items=[SubmitTasksItem(spec=spec) for spec in specs], request_id=request_id
         )
         titles = [spec.title for spec in specs]
-        numbers, answer = await caller.ask(
-            lambda: self._note(titles, request_id), lambda: caller.hopper.tasks.SubmitTasks(request)
-        )
-        if answer is not None:
-            for number, result in zip(numbers, answer.results, strict=True):
-                self._told(number, result.task, result.error, refused=result.HasField("error"))
+        while True:
+            numbers, answer = await caller.ask(
+                lambda: self._note(titles, request_id), lambda: caller.hopper.tasks.SubmitTasks(request)
+            )
+            results = zip(numbers, answer.results if answer else (), strict=answer is not None)
+            known = [self._told(number, result.task, result.error) for number, result in results]
+            if all(known) or caller.over.is_set():
+                return
+            await caller.pause(caller.chance.uniform(*_PAUSE))
 
     async def stream(self) -> None:
         """A few on one stream; those that got no answer go again, each with its own `request_id`."""
@@ -280,12 +286,8 @@ class Submitter:
             async with asyncio.timeout(_CALL_SECONDS):
                 async for response in caller.hopper.tasks.SubmitStream(requests()):
                     request_id = waiting.pop(0)
-                    refused = response.HasField("error")
-                    if refused and response.error.code == grpc.StatusCode.UNAVAILABLE.value[0]:
-                        caller.ledger.unknown(numbers[request_id], response.error.reason)
-                        continue
-                    self._told(numbers[request_id], response.task, response.error, refused=refused)
-                    del left[request_id]
+                    if self._told(numbers[request_id], response.task, response.error):
+                        del left[request_id]
         except (HopperError, TimeoutError) as error:
             if isinstance(error, HopperError) and not _is_unknown(error):
                 for request_id in waiting:
@@ -303,11 +305,15 @@ class Submitter:
         ledger = self._caller.ledger
         return [ledger.asks(Kind.SUBMIT, title=title, request_id=request_id) for title in titles]
 
-    def _told(self, number: int, task: Task, error: ItemError, *, refused: bool) -> None:
-        if refused:
-            self._caller.ledger.refused(number, error.reason)
-        else:
+    def _told(self, number: int, task: Task, error: ItemError) -> bool:
+        """Write down what became of one; whether that is known."""
+        if not error.code:
             self._caller.ledger.told(number, task=task.name)
+        elif error.code in _PASSING:
+            self._caller.ledger.unknown(number, error.reason)
+        else:
+            self._caller.ledger.refused(number, error.reason)
+        return error.code not in _PASSING
 
 
 # ---------------------------------------------------------------- working
@@ -341,11 +347,18 @@ class Crew:
             completions=[Completion(claim=ref(task), result=caller.chance.randbytes(4)) for task in tasks],
             request_id=caller.new_id(),
         )
-        numbers, answer = await caller.ask(
-            lambda: self.note_completions(request), lambda: caller.hopper.work.CompleteTasks(request)
-        )
-        if answer is not None:
-            self.note_results(numbers, answer.results)
+        await self.complete_again(request)
+
+    async def complete_again(self, request: CompleteTasksRequest) -> None:
+        """Send a completion, until it is known of each what became of it."""
+        caller = self._caller
+        while True:
+            numbers, answer = await caller.ask(
+                lambda: self.note_completions(request), lambda: caller.hopper.work.CompleteTasks(request)
+            )
+            if answer is None or self.note_results(numbers, answer.results) or caller.over.is_set():
+                return
+            await caller.pause(caller.chance.uniform(*_PAUSE))
 
     async def fail(self, task: Task) -> None:
         """Say that it went wrong."""
@@ -396,14 +409,17 @@ class Crew:
             for one in request.completions
         ]
 
-    def note_results(self, numbers: Sequence[int], results: Sequence[ClaimResult]) -> None:
-        """Write down what became of each."""
+    def note_results(self, numbers: Sequence[int], results: Sequence[ClaimResult]) -> bool:
+        """Write down what became of each; whether that is known of all."""
+        ledger = self._caller.ledger
         for number, result in zip(numbers, results, strict=True):
-            if result.HasField("error"):
-                self._caller.ledger.refused(number, result.error.reason)
+            if not result.HasField("error"):
+                ledger.told(number, lease_end=micros(result.updated.claim.lease_expire_time))
+            elif result.error.code in _PASSING:
+                ledger.unknown(number, result.error.reason)
             else:
-                lease_end = micros(result.updated.claim.lease_expire_time)
-                self._caller.ledger.told(number, lease_end=lease_end)
+                ledger.refused(number, result.error.reason)
+        return all(result.error.code not in _PASSING for result in results)
 
     def _note_claim(self, request_id: str) -> int:
         caller = self._caller
@@ -465,6 +481,7 @@ class Streamer:
         self._habits = habits
         self._crew = Crew(caller, habits)
         self._unanswered: list[tuple[list[int], CompleteTasksRequest]] = []
+        self._unclear: list[CompleteTasksRequest] = []
 
     async def step(self) -> None:
         """One stream, from open to its end."""
@@ -481,12 +498,10 @@ class Streamer:
         for numbers, request in unanswered:
             for number in numbers:
                 self._caller.ledger.unknown(number, "the stream broke")
-            again, answer = await self._caller.ask(
-                lambda request=request: self._crew.note_completions(request),  # type: ignore[misc]
-                lambda request=request: self._caller.hopper.work.CompleteTasks(request),  # type: ignore[misc]
-            )
-            if answer is not None:
-                self._crew.note_results(again, answer.results)
+            await self._crew.complete_again(request)
+        unclear, self._unclear = self._unclear, []
+        for request in unclear:
+            await self._crew.complete_again(request)
         await self._caller.pause(self._caller.chance.uniform(0, self._habits.pause))
 
     async def _stream(self) -> None:
@@ -514,8 +529,9 @@ class Streamer:
     def _received(self, response: WorkResponse, began: float) -> CompleteTasksRequest | None:
         """Note what came; what was assigned is to be completed."""
         if response.HasField("answer"):
-            numbers, _ = self._unanswered.pop(0)
-            self._crew.note_results(numbers, response.answer.results)
+            numbers, request = self._unanswered.pop(0)
+            if not self._crew.note_results(numbers, response.answer.results):
+                self._unclear.append(request)
             return None
         tasks = response.assigned.tasks
         ledger = self._caller.ledger

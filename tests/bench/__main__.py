@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.bench import (  # noqa: F401 - importing them registers their bars
+    bars_fairness,
     bars_growth,
     bars_hopper,
     bars_memory,

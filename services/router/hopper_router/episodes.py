@@ -295,13 +295,15 @@ class EpisodeSender:
         else:  # after trouble, and noting it may have been the trouble
             await self._source.save_cursor(self._cursor)
         async for events in self._source.tail(self._cursor):
+            began = asyncio.get_running_loop().time()
             for batch in batches(await self._said(events)):
                 await self._send(batch)
             self._cursor = events[-1].version
             await self._source.save_cursor(self._cursor)
             self._source_backoff.worked()
-            if len(events) < MOST_ITEMS:
-                await asyncio.sleep(self._linger)
+            # What comes in has the right of way: telling takes a fifth of the time at most, and catches up later.
+            took = asyncio.get_running_loop().time() - began
+            await asyncio.sleep(max(self._linger if len(events) < MOST_ITEMS else 0.0, 4 * took))
 
     def _start_over(self, error: ResumeTooOld) -> None:
         # The log was trimmed past us, or the database was restored from a backup and is behind us. What is

@@ -22,7 +22,10 @@ from hopper_router.store_sql import EVENTS, Store
 
 CURSOR: Final = "words_indexed"
 STEP: Final = 500
-EVERY: Final = 2.0
+QUIET: Final = 1.0
+"""Seconds without a commit after which there is time for the index."""
+LATEST: Final = 60.0
+"""Seconds after which it is written all the same."""
 FIRST_WAIT: Final = timedelta(milliseconds=250)
 LONGEST_WAIT: Final = timedelta(seconds=10)
 _TOPICS: Final = frozenset({"SUBMIT", "OFFER", "UPDATE"})
@@ -49,8 +52,17 @@ class WordIndex:
                 await asyncio.sleep(backoff.failed(error.reason))
                 continue
             backoff.worked()
-            await asyncio.sleep(EVERY)  # what comes meanwhile is one step
             await self._db.committed.wait(after=seen)
+            await self._quiet()
+
+    async def _quiet(self) -> None:
+        """Wait until nothing has been committed for a moment, but not for ever."""
+        loop = asyncio.get_running_loop()
+        latest = loop.time() + LATEST
+        seen = -1
+        while seen != self._db.committed.count and loop.time() < latest:
+            seen = self._db.committed.count
+            await asyncio.sleep(QUIET)
 
     async def catch_up(self) -> None:
         """Index everything that has been taken in by now."""
@@ -80,9 +92,16 @@ def step(conn: Connection) -> int:
     if again and store.dialect == "sqlite":
         conn.execute(_FORGET, again)
     if tasks:
-        conn.execute(_ADD[store.dialect], [_words(task) for task in tasks])
+        _add(store, [_words(task) for task in tasks])
     store.put_value(CURSOR, str(events[-1].version if len(events) == STEP else head).encode())
     return len(events)
+
+
+def _add(store: Store, rows: list[dict[str, str]]) -> None:
+    if store.dialect == "sqlite":
+        store.conn.execute(_ADD_TO_SQLITE, rows)
+    else:
+        store.conn.execute(_ADD_TO_POSTGRES, {name: [row[name] for row in rows] for name in rows[0]})
 
 
 def _cursor(store: Store) -> int:
@@ -97,13 +116,12 @@ def _words(task: Task) -> dict[str, str]:
 
 
 _FORGET: Final = text("DELETE FROM tasks_fts WHERE id = :id")
-_ADD: Final = {
-    "sqlite": text(
-        "INSERT INTO tasks_fts (id, title, description, tags) VALUES (:id, :title, :description, :tags)"
-    ),
-    "postgresql": text(
-        "INSERT INTO task_words (id, words) VALUES (:id, setweight(to_tsvector('words', :title), 'A') || "
-        "setweight(to_tsvector('words', :tags), 'B') || to_tsvector('words', :description)) "
-        "ON CONFLICT (id) DO UPDATE SET words = excluded.words"
-    ),
-}
+_ADD_TO_SQLITE: Final = text(
+    "INSERT INTO tasks_fts (id, title, description, tags) VALUES (:id, :title, :description, :tags)"
+)
+_ADD_TO_POSTGRES: Final = text(
+    "INSERT INTO task_words (id, words) SELECT id, setweight(to_tsvector('words', title), 'A') || "
+    "setweight(to_tsvector('words', tags), 'B') || to_tsvector('words', description) "
+    "FROM unnest(CAST(:id AS TEXT[]), CAST(:title AS TEXT[]), CAST(:description AS TEXT[]), CAST(:tags AS TEXT[])) "
+    "AS w(id, title, description, tags) ON CONFLICT (id) DO UPDATE SET words = excluded.words"
+)

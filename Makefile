@@ -6,6 +6,9 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= python3
 PYTEST_ARGS ?=
 BARS ?=
+ENGINES ?= sqlite postgresql
+ROUNDS ?= 200
+SEED ?=
 # The commit whose protos must stay readable; empty means: work it out (see proto-breaking).
 AGAINST ?=
 
@@ -17,7 +20,7 @@ define check
 	@out=$$($(2) 2>&1) && echo "ok      $(1)" || { printf '%s\n' "$$out"; echo "FAILED  $(1)"; exit 1; }
 endef
 
-.PHONY: help setup demo test bench verify fix proto clean
+.PHONY: help setup demo test bench faults verify fix proto clean
 .PHONY: lint format-check types imports proto-lint proto-format proto-breaking proto-check
 
 help: ## Show this list
@@ -33,6 +36,11 @@ test: $(VENV)/.dev ## Run the tests (PYTEST_ARGS='-k router')
 
 bench: $(VENV)/.dev ## Measure, against the bars (BARS="submit claim peers")
 	@$(BIN)/python -m tests.bench $(BARS)
+
+faults: $(VENV)/.dev ## Kill, cut off and crowd a Hopper (ENGINES=sqlite ROUNDS=20 SEED=7)
+	@$(BIN)/python -m tests.faults $(addprefix --engine ,$(ENGINES)) --rounds $(ROUNDS) $(addprefix --seed ,$(SEED))
+	@HOPPER_RACE_ROUNDS=100 HOPPER_CANCEL_ROUNDS=500 HOPPER_FLOOD_TASKS=100000 \
+		$(BIN)/python -m pytest tests/faults --ignore tests/faults/test_rounds.py --timeout 3600
 
 verify: lint format-check types imports proto-lint proto-format proto-breaking proto-check ## Run every check (all of them: make -k verify)
 

@@ -4,6 +4,7 @@ import argparse
 import secrets
 import sys
 from functools import partial
+from pathlib import Path
 
 from tests.faults import rounds
 from tests.faults.stage import ENGINES
@@ -15,10 +16,11 @@ def main() -> int:
     parser.add_argument("--engine", action="append", choices=ENGINES, help="default: each")
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**32))
+    parser.add_argument("--keep", type=Path, help="a directory for ledgers and logs")
     arguments = parser.parse_args()
     say = partial(print, flush=True)
     results = [
-        rounds.run(engine, rounds=arguments.rounds, seed=arguments.seed, say=say)
+        rounds.run(engine, rounds=arguments.rounds, seed=arguments.seed, say=say, keep=arguments.keep)
         for engine in arguments.engine or ENGINES
     ]
     say()

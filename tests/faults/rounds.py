@@ -8,6 +8,7 @@ more. Worker processes are killed as well, and two of them have the same names.
 
 import asyncio
 import random
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -71,12 +72,18 @@ class Result:
             yield f"  {violation}"
 
 
-def run(engine: Engine, *, rounds: int, seed: int, say: Say = print) -> Result:
-    """Let faults strike for so many rounds, and check."""
+def run(engine: Engine, *, rounds: int, seed: int, say: Say = print, keep: Path | None = None) -> Result:
+    """
+    Let faults strike for so many rounds, and check.
+
+    Args:
+        say: Told how it goes.
+        keep: Where ledgers and logs are left, whatever comes of it.
+    """
     result = Result(engine, seed)
     began = time.monotonic()
     chance = random.Random(f"{engine}/{seed}")
-    with stage_in_temporary_directory(engine) as stage:
+    with stage_in_temporary_directory(engine) as stage, _kept(stage, keep):
         at_rest = first = prepare(stage.addresses[0])
         number = 0
         while result.rounds < rounds:
@@ -98,6 +105,18 @@ def run(engine: Engine, *, rounds: int, seed: int, say: Say = print) -> Result:
         result.report.violations += _still_there(stage, first)
     result.seconds = time.monotonic() - began
     return result
+
+
+@contextmanager
+def _kept(stage: Stage, keep: Path | None) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        if keep is not None:
+            target = keep / stage.engine
+            shutil.copytree(stage.directory / "ledgers", target / "ledgers", dirs_exist_ok=True)
+            for log in stage.directory.glob("*.log"):
+                shutil.copy(log, target)
 
 
 def _watch(

@@ -8,6 +8,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
 from typing import Final
 
 import grpc
@@ -92,8 +93,8 @@ def assert_one_winner(name: str, answers: Sequence[Task | HopperError]) -> None:
     assert winner.claim.worker == f"w{answers.index(winner)}"
     told = {(loser.reason, loser.metadata.get("task"), loser.metadata.get("holder")) for loser in losers}
     assert told == {("TASK_CLAIMED", name, winner.claim.worker)}
-    until = {loser.metadata["lease_expire_time"] for loser in losers}
-    assert until == {winner.claim.lease_expire_time.ToJsonString()}
+    until = {datetime.fromisoformat(loser.metadata["lease_expire_time"]) for loser in losers}
+    assert until == {winner.claim.lease_expire_time.ToDatetime(UTC)}
     assert micros(winner.claim.lease_expire_time) > micros(winner.claim.start_time)
 
 

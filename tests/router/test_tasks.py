@@ -835,10 +835,49 @@ async def test_load_is_right_again_after_a_commit_that_failed(router: Router) ->
         raise StorageFull(service="router")
 
     if isinstance(router.db, PostgresDatabase):  # it takes simple tasks in by one statement
-        router.db.statement = refusing  # type: ignore[method-assign]
+        router.db.statement = refusing  # type: ignore[method-assign, assignment]
     router.db.write = failing  # type: ignore[method-assign]
     for _ in range(5):
         await refusal(router.submit(), Code.RESOURCE_EXHAUSTED, "STORAGE_FULL", service="router")
     router.db.write = write  # type: ignore[method-assign]
     vars(router.db).pop("statement", None)
     assert [(await router.submit()).project for _ in range(3)] == [web, web, ""]
+
+
+async def test_a_batch_of_all_kinds_is_one_call(router: Router) -> None:
+    """Simple items go together, odd ones by themselves; a repeat gets the same, and nothing twice."""
+    web = router.registry.project("web")
+    router.registry.team("team", "lead")
+    items = [
+        svc.SubmitTasksItem(spec=pb.TaskSpec(title="plain", project=web)),
+        svc.SubmitTasksItem(spec=pb.TaskSpec(title="handed over", required_capabilities=["lead"])),
+        svc.SubmitTasksItem(spec=pb.TaskSpec(title="after", project=web), after=[0, 1]),
+        svc.SubmitTasksItem(spec=pb.TaskSpec(title="nobody", required_capabilities=["magic"])),
+        svc.SubmitTasksItem(spec=pb.TaskSpec(title="no such pin", project="projects/none")),
+        svc.SubmitTasksItem(spec=pb.TaskSpec(title="forward", project=web), after=[6]),
+        svc.SubmitTasksItem(spec=pb.TaskSpec(title="last", project=web)),
+    ]
+    request = svc.SubmitTasksRequest(parent=ROOT, items=items, request_id=str(uuid4()))
+    first = await router.tasks.SubmitTasks(request)
+    assert [result.WhichOneof("result") for result in first.results] == [
+        "task", "task", "task", "task", "error", "error", "task",
+    ]  # fmt: skip
+    tasks = [result.task for result in first.results]
+    assert [task.spec.title for task in tasks if task.name] == [
+        "plain", "handed over", "after", "nobody", "last",
+    ]  # fmt: skip
+    assert [State.Name(tasks[n].state) for n in (0, 1, 2, 3)] == [
+        "STATE_QUEUED", "STATE_DELEGATED", "STATE_QUEUED", "STATE_SUBMITTED",
+    ]  # fmt: skip
+    assert set(tasks[2].wait.on) == {tasks[0].name, tasks[1].name}
+    before = {task.name for task in await router.found()}
+    assert await router.tasks.SubmitTasks(request) == first
+    assert {task.name for task in await router.found()} == before
+
+
+async def test_an_answer_of_a_unit_is_given_again_when_it_would_be_simple_now(router: Router) -> None:
+    request = svc.SubmitTaskRequest(parent=ROOT, spec=pb.TaskSpec(title="early"), request_id=str(uuid4()))
+    first = await router.tasks.SubmitTask(request)
+    assert first.task.state == State.STATE_SUBMITTED  # nobody is there yet: a unit's work
+    router.registry.project("web")
+    assert await router.tasks.SubmitTask(request) == first

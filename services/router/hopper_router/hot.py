@@ -44,6 +44,7 @@ class Admission:
 
     Attributes:
         answer: What a repeat of the call is answered from: the response with names only.
+        places: Which of the call's tasks these are, from 0.
         records: The decision about each, as it is stored.
     """
 
@@ -54,6 +55,7 @@ class Admission:
     decisions: Sequence[Decision]
     records: Sequence[bytes]
     now: datetime
+    places: Sequence[int] = (0,)
 
 
 class Repeat(NamedTuple):

@@ -7,7 +7,7 @@ See `hot` for the idea, `planning` for what is decided, `hot_sqlite` and `hot_po
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, NamedTuple, TypeVar
@@ -47,7 +47,10 @@ class Call:
     specs: Sequence[TaskSpec]
     request_id: str
     digest: bytes
-    answer: Callable[[Sequence[Task]], bytes]
+    answer: Callable[[Mapping[int, Task]], bytes]
+    partial: bool = False
+    others: Collection[int] = ()
+    """Places of tasks that are known to be for a unit."""
 
 
 class HotPath:
@@ -68,7 +71,7 @@ class HotPath:
         self._clock = clock
         self._follow = follow
         self._origin = origin
-        self._submits: Gatherer[Call, list[Taken] | Repeat | Left] = Gatherer(
+        self._submits: Gatherer[Call, list[Taken | None] | Repeat | Left] = Gatherer(
             self._admit, limit=max(group, 1), weigh=lambda call: len(call.specs)
         )
         self._claims: Gatherer[Want, list[Task] | Repeat | Left] = Gatherer(self._claim, limit=group)
@@ -77,9 +80,10 @@ class HotPath:
 
     # ------------------------------------------------------------ what callers ask for
 
-    async def submit(self, call: Call) -> list[Taken] | Repeat | Left:
+    async def submit(self, call: Call) -> list[Taken | None] | Repeat | Left:
         """
-        Take the tasks of a call in, all of them or none.
+        Take the tasks of a call in: all of them or none, or those of the simple kind where the call is *partial*; the
+        others are None.
 
         Raises:
             IdempotencyConflict: The id was used for something else.
@@ -123,9 +127,9 @@ class HotPath:
 
     # ------------------------------------------------------------ taking in
 
-    async def _admit(self, calls: Sequence[Call]) -> list[list[Taken] | Repeat | Left | BaseException]:
+    async def _admit(self, calls: Sequence[Call]) -> list[list[Taken | None] | Repeat | Left | BaseException]:
         now, world = self._clock.now(), self._world()
-        outcomes: list[list[Taken] | Repeat | Left | BaseException] = []
+        outcomes: list[list[Taken | None] | Repeat | Left | BaseException] = []
         fresh: list[tuple[int, Admission]] = []
         seen: dict[str, int] = {}
         for position, call in enumerate(calls):
@@ -136,44 +140,47 @@ class HotPath:
             if planned is not None:
                 fresh.append((position, planned))
         if fresh:
-            await self._store_admitted(world, fresh, outcomes)
+            await self._store_admitted(world, calls, fresh, outcomes)
         return outcomes
 
     async def _plan(self, world: World, call: Call, now: datetime) -> Admission | None:
-        plans: list[Plan] = []
+        plans: dict[int, Plan] = {}
         where = world.directory.instances.get(call.parent)
-        for spec in call.specs:
+        for place, spec in enumerate(call.specs):
+            if place in call.others:
+                continue
             try:
                 planned = plan(world, where, spec, self._clock, now)
             except HopperError:  # a unit says it again, to the one who asked
                 planned = None
+            if planned is None and call.partial:
+                continue
             if planned is None:
-                self._take_back(world, plans)
-                return None
-            plans.append(planned)
+                return None  # the only one
+            plans[place] = planned
             count(world, planned.task, 1)  # a batch must not fill the same place twice
             if len(plans) % BREATH == 0:
                 await asyncio.sleep(0)
-        tasks = [planned.task for planned in plans]
+        if not plans:
+            return None
+        tasks = {place: planned.task for place, planned in plans.items()}
         return Admission(
             request_id=call.request_id,
             digest=call.digest,
             answer=call.answer(tasks) if call.request_id else b"",
-            tasks=tasks,
-            decisions=[planned.decision for planned in plans],
-            records=[decision_to_bytes(planned.decision) for planned in plans],
+            tasks=list(tasks.values()),
+            decisions=[planned.decision for planned in plans.values()],
+            records=[decision_to_bytes(planned.decision) for planned in plans.values()],
             now=now,
+            places=list(plans),
         )
-
-    def _take_back(self, world: World, plans: Sequence[Plan]) -> None:
-        for planned in plans:
-            count(world, planned.task, -1)
 
     async def _store_admitted(
         self,
         world: World,
+        calls: Sequence[Call],
         fresh: Sequence[tuple[int, Admission]],
-        outcomes: list[list[Taken] | Repeat | Left | BaseException],
+        outcomes: list[list[Taken | None] | Repeat | Left | BaseException],
     ) -> None:
         try:
             stored = await self._store.admit([admission for _, admission in fresh], self._origin)
@@ -188,10 +195,10 @@ class HotPath:
                 self._uncount(world, admission)
                 outcomes[position] = generation
                 continue
-            outcomes[position] = [
-                Taken(task, generation + n, record)
-                for n, (task, record) in enumerate(zip(admission.tasks, admission.records, strict=True))
-            ]
+            taken: list[Taken | None] = [None] * len(calls[position].specs)
+            for n, place in enumerate(admission.places):
+                taken[place] = Taken(admission.tasks[n], generation + n, admission.records[n])
+            outcomes[position] = taken
             changes += [Change(None, task, Event.SUBMIT) for task in admission.tasks]
             last = generation
         self._follow(changes, last)

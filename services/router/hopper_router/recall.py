@@ -70,7 +70,9 @@ def task_at(event: Event, task: Task) -> Task:
 
 
 def answer(unit: Unit, method: str, repeat: Repeat, response_type: type[M]) -> M:
-    """The first answer to a call that the hot path answered, told from the log."""
+    """The first answer to a call that was answered before: as it is stored, or told from the log."""
+    if repeat.generation is None:  # a unit answered, and it is there whole
+        return response_type.FromString(repeat.answer)
     response = _ANSWERS[method](unit, repeat)
     if not isinstance(response, response_type):
         raise TypeError(f"{method} is not answered with a {response_type.__name__}")
@@ -88,16 +90,17 @@ def _submit_again(unit: Unit, repeat: Repeat) -> SubmitTaskResponse:
 
 
 def _submits_again(unit: Unit, repeat: Repeat) -> SubmitTasksResponse:
-    count = len(SubmitTasksResponse.FromString(repeat.answer).results)
-    tasks = _tasks_at(unit, repeat, count)
-    return SubmitTasksResponse(
-        results=[
-            SubmitTasksResult(
-                task=task_to_proto(task, view=pb.TASK_VIEW_BASIC, wait=wait_as_logged(unit, task, task.update_time))
-            )
-            for task in tasks
-        ]
-    )
+    """An item that was left to a unit has an empty result here."""
+    names = [result.task.name for result in SubmitTasksResponse.FromString(repeat.answer).results]
+    tasks = {task.name: task for task in _tasks_at(unit, repeat, sum(map(bool, names)))}
+    return SubmitTasksResponse(results=[_result_again(unit, name, tasks.get(name)) for name in names])
+
+
+def _result_again(unit: Unit, name: str, task: Task | None) -> SubmitTasksResult:
+    if task is None:  # gone since, or never the hot path's
+        return SubmitTasksResult(task=pb.Task(name=name)) if name else SubmitTasksResult()
+    wait = wait_as_logged(unit, task, task.update_time)
+    return SubmitTasksResult(task=task_to_proto(task, view=pb.TASK_VIEW_BASIC, wait=wait))
 
 
 def _claims_again(unit: Unit, repeat: Repeat) -> ClaimTasksResponse:
@@ -131,7 +134,9 @@ def _tasks(unit: Unit, names: Collection[str]) -> dict[str, Task]:
 def _again(unit: Unit, event: Event, task: Task) -> TaskEvent:
     then = task_at(event, task)
     told = TaskEvent(kind=event.topic)
-    told.task.CopyFrom(task_to_proto(then, view=pb.TASK_VIEW_BASIC, wait=wait_as_logged(unit, then, then.update_time)))
+    told.task.CopyFrom(
+        task_to_proto(then, view=pb.TASK_VIEW_BASIC, wait=wait_as_logged(unit, then, then.update_time))
+    )
     before = _FROM.get(event.topic)
     if before is not None:
         told.from_state = STATE_TO_PROTO[before]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Final, cast
+from uuid import UUID, uuid5
 
 from hopper.common.v1 import watch_pb2
 from hopper.router.v1 import task_pb2 as pb
@@ -87,18 +89,36 @@ class TaskServicer(TaskServiceServicer):
 
     async def SubmitTasks(self, request: svc.SubmitTasksRequest, context: Context) -> svc.SubmitTasksResponse:
         specs = [spec_from_proto(item.spec) for item in request.items]
-        taken = await self._submit_hot(request, specs)
-        if taken is not None:
-            return taken
+        response = await self._submit_hot(request, specs)
+        if response is None:
+            return await self._submit_rest(request, specs, {})
+        rest = [place for place, result in enumerate(response.results) if not result.WhichOneof("result")]
+        if rest:
+            others = svc.SubmitTasksRequest()
+            others.CopyFrom(request)
+            if request.request_id:  # what a unit does of the call is remembered under an id of its own
+                others.request_id = str(uuid5(UUID(request.request_id), "rest"))
+            done = {place: result for place, result in enumerate(response.results) if place not in rest}
+            answer = await self._submit_rest(others, specs, done)
+            for place, result in zip(rest, answer.results, strict=True):
+                response.results[place].CopyFrom(result)
+        return response
+
+    async def _submit_rest(
+        self,
+        request: svc.SubmitTasksRequest,
+        specs: list[TaskSpec],
+        done: Mapping[int, svc.SubmitTasksResult],
+    ) -> svc.SubmitTasksResponse:
+        """The items that are not done yet, by a unit; one result for each of these, in order."""
         await self._learn_of({spec.project for spec in specs if spec.project})
 
         def effect(unit: Unit) -> svc.SubmitTasksResponse:
-            intake.require_accepting(
-                unit, request.parent
-            )  # the same for all of them, so it is nobody's own error
-            batch = _Batch(unit, request, specs)
+            # The same for all of them, so it is nobody's own error.
+            intake.require_accepting(unit, request.parent)
+            batch = _Batch(unit, request, specs, {place: one.task.name for place, one in done.items()})
             results = each(
-                range(len(specs)),
+                [place for place in range(len(specs)) if place not in done],
                 batch.submit,
                 lambda _, error: svc.SubmitTasksResult(error=item_error(error)),
             )
@@ -112,11 +132,18 @@ class TaskServicer(TaskServiceServicer):
     async def _submit_hot(
         self, request: svc.SubmitTasksRequest, specs: list[TaskSpec]
     ) -> svc.SubmitTasksResponse | None:
-        """All of a batch in one set, if every item is of the simple kind; None: nothing was done."""
-        if any(item.after for item in request.items):
-            return None
+        """The items of the simple kind, in one set; the others have an empty result. None: there are none."""
         digest = digest_of("SubmitTasks", request) if request.request_id else b""
-        call = Call("SubmitTasks", request.parent, specs, request.request_id, digest, _names_of_many)
+        call = Call(
+            "SubmitTasks",
+            request.parent,
+            specs,
+            request.request_id,
+            digest,
+            partial(_names_of_many, len(specs)),
+            partial=True,
+            others={place for place, item in enumerate(request.items) if item.after},
+        )
         taken = await self._engine.hot.submit(call)
         if isinstance(taken, Repeat):
             return await self._engine.told_again("SubmitTasks", taken, svc.SubmitTasksResponse)
@@ -125,7 +152,10 @@ class TaskServicer(TaskServiceServicer):
         view = self._engine.view
         return svc.SubmitTasksResponse(
             results=[
-                svc.SubmitTasksResult(task=view(one.task, BASIC, generation=one.generation)) for one in taken
+                svc.SubmitTasksResult(task=view(one.task, BASIC, generation=one.generation))
+                if one
+                else svc.SubmitTasksResult()
+                for one in taken
             ]
         )
 
@@ -323,11 +353,13 @@ class TaskServicer(TaskServiceServicer):
 class _Batch:
     """The items of one SubmitTasks call; an item may wait for earlier ones."""
 
-    def __init__(self, unit: Unit, request: svc.SubmitTasksRequest, specs: list[TaskSpec]) -> None:
+    def __init__(
+        self, unit: Unit, request: svc.SubmitTasksRequest, specs: list[TaskSpec], names: Mapping[int, str]
+    ) -> None:
         self._unit = unit
         self._request = request
         self._specs = specs
-        self._names: dict[int, str] = {}
+        self._names = dict(names)
 
     def submit(self, position: int) -> svc.SubmitTasksResult:
         spec = replace(self._specs[position], dependencies=self._dependencies(position))
@@ -338,7 +370,7 @@ class _Batch:
     def _dependencies(self, position: int) -> tuple[str, ...]:
         earlier: list[str] = []
         for other in self._request.items[position].after:
-            if other not in self._names:
+            if other >= position or other not in self._names:
                 field = f"items[{position}].after"
                 problem = (
                     f"item {other} does not come before this one"
@@ -385,12 +417,12 @@ def _replayed(unit: Unit, name: str) -> svc.ReplayTasksResult:
     return svc.ReplayTasksResult(name=name, task=task_view(unit, task))
 
 
-def _names_of_one(tasks: Sequence[Task]) -> bytes:
+def _names_of_one(tasks: Mapping[int, Task]) -> bytes:
     return wire.submitted_name(tasks[0].name)
 
 
-def _names_of_many(tasks: Sequence[Task]) -> bytes:
-    return wire.submitted_names(task.name for task in tasks)
+def _names_of_many(count: int, tasks: Mapping[int, Task]) -> bytes:
+    return wire.submitted_names(tasks[place].name if place in tasks else "" for place in range(count))
 
 
 def _basic(task: pb.Task) -> pb.Task:

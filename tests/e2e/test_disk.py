@@ -251,7 +251,7 @@ def test_a_database_of_a_newer_hopper_is_refused_by_name(
     shutil.copytree(closed_data, data_dir)
     database = data_dir / f"{service}.db"
     with closing(sqlite3.connect(database)) as connection:
-        connection.execute(f"UPDATE alembic_version_{service} SET version_num = '9999'")  # noqa: S608 - one of three
+        connection.execute(f"UPDATE alembic_version_{service} SET version_num = '9999'")
         connection.commit()
     assert refusal_of(data_dir) == (
         f"hopper: cannot open {service}: {database} is at {service} revision 9999, which this Hopper does not know: "

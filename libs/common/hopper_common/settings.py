@@ -86,7 +86,8 @@ class HostSettings(BaseSettings):
     )
 
     metrics_address: str | None = Field(
-        default=None, description="Where Prometheus may ask. Default: 127.0.0.1, if there is a port; else nowhere."
+        default=None,
+        description="Where Prometheus may ask. Default: 127.0.0.1, if there is a port; else nowhere.",
     )
     metrics_port: int | None = Field(
         default=None, ge=0, le=65535, description="The port for that. Default: 9464, if there is an address."

@@ -165,6 +165,15 @@ def test_processes_agree_on_a_shared_clock() -> None:
     assert clock.now() == NOON + timedelta(hours=2, seconds=5)
 
 
+def test_time_passes_also_for_who_was_ahead_of_the_shared_clock() -> None:
+    ours = ManualClock(NOON)
+    clock = SharedClock(ours)
+    assert clock.now() == NOON
+    clock.agree(NOON - timedelta(minutes=5))
+    ours.advance(timedelta(seconds=1))
+    assert clock.now() == NOON - timedelta(minutes=5) + timedelta(seconds=1)
+
+
 @pytest.mark.parametrize("step", [timedelta(hours=1), timedelta(hours=-1)])
 def test_a_step_of_the_shared_clock_is_followed_slowly_and_never_backwards(step: timedelta) -> None:
     ours = ManualClock(NOON)

@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 import pytest
@@ -99,6 +99,14 @@ async def test_a_read_goes_on_after_a_version_up_to_a_limit_and_by_topic(db: Dat
 
 async def test_an_empty_log_has_a_head_before_its_first_event(db: Database) -> None:
     assert await db.read(lambda conn: (LOG.head(conn), LOG.oldest(conn))) == (0, 1)
+
+
+async def test_the_time_of_the_newest_event_is_known(db: Database) -> None:
+    assert await db.read(LOG.newest_time) is None
+    later = NOW + timedelta(seconds=1)
+    await db.write(append)
+    await db.write(lambda conn: LOG.append(conn, topic="task", key="k", body=b"", now=later))
+    assert await db.read(LOG.newest_time) == later
 
 
 async def test_a_unit_that_fails_leaves_nothing_and_in_sqlite_no_hole(db: Database) -> None:

@@ -115,6 +115,25 @@ def test_leases_are_as_long_before_a_step_as_after_it(engine: Engine) -> None:
                 process.step(0.0)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_step_back_while_the_router_is_away_keeps_nobodys_task_for_an_hour(engine: Engine) -> None:
+    """On PostgreSQL it is the server's clock that counts, and that is right."""
+    with stepped(engine) as (process, _):
+        prepare(process.address)
+        with connected(process.address) as stubs:
+            submit = SubmitTaskRequest(parent=ROOT, spec=task_spec("left by the dead"))
+            name = stubs.tasks.SubmitTask(submit, timeout=10).task.name
+            (kept,) = stubs.work.ClaimTasks(claim_request("w", lease=1.0), timeout=10).tasks
+        process.kill()
+        process.step(-HOUR)
+        process.start()
+        with connected(process.address) as stubs:
+            (again,) = stubs.work.ClaimTasks(claim_request("v", wait=10), timeout=30).tasks
+            assert again.name == name
+            assert again.claim.fencing_token > kept.claim.fencing_token
+            assert renew(stubs, kept, 1.0) == "STALE_TOKEN"
+
+
 def renew(stubs: Stubs, task: Task, seconds: float) -> str:
     """Extend a lease; the reason of the refusal, or nothing."""
     request = RenewClaimsRequest(claims=[ref(task)])

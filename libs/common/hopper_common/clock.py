@@ -105,8 +105,9 @@ class SharedClock:
     """
     A clock on which several processes agree: one of their own, moved to what they share.
 
-    What is shared is a database server's clock. A process that comes takes it as it is; later it is followed by no more
-    than `FOLLOW` at a time, so that a step of that clock is no step of ours. Never backwards. Threads may share it.
+    What is shared is a database server's clock, or what is written in the database. A process that comes takes it as it
+    is; later it is followed by no more than `FOLLOW` at a time, so that a step of that clock is no step of ours. Never
+    backwards from then on. Threads may share it.
 
     Args:
         clock: This process's own.
@@ -135,6 +136,7 @@ class SharedClock:
         ahead = shared - self._clock.now()
         with self._lock:
             if self._shift is None:
-                self._shift = ahead
+                # Whatever was read before: a clock that waited for the shared one to catch up would end no lease.
+                self._shift, self._last = ahead, shared
             else:
                 self._shift += max(-self.FOLLOW, min(self.FOLLOW, ahead - self._shift))

@@ -110,6 +110,11 @@ class EventLog:
         """The version of the newest event, 0 if there never was one."""
         return conn.execute(self._newest).scalar() or 0
 
+    def newest_time(self, conn: Connection) -> datetime | None:
+        """When the newest event was logged, by the clock of whoever did; None if there never was one."""
+        newest = select(self._columns.create_time).order_by(self._columns.version.desc()).limit(1)
+        return from_micros(conn.execute(newest).scalar())
+
     def oldest(self, conn: Connection) -> int:
         """The version of the oldest event still kept, 1 if there never was one."""
         return conn.execute(self._oldest).scalar() or 1

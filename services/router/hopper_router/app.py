@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from hopper.router.v1 import (
@@ -23,7 +23,7 @@ from hopper.router.v1.routing_service_pb2_grpc import add_RoutingServiceServicer
 from hopper.router.v1.schedule_service_pb2_grpc import add_ScheduleServiceServicer_to_server
 from hopper.router.v1.task_service_pb2_grpc import add_TaskServiceServicer_to_server
 from hopper.router.v1.work_service_pb2_grpc import add_WorkServiceServicer_to_server
-from hopper_common.clock import SharedClock
+from hopper_common.clock import Clock, SharedClock
 from hopper_common.database import Database
 from hopper_common.errors import HopperError
 from hopper_common.host import HostContext, Running, Service
@@ -42,10 +42,12 @@ from hopper_router.retention import Retention
 from hopper_router.routing_servicer import RoutingServicer
 from hopper_router.schedule_servicer import ScheduleServicer
 from hopper_router.scheduling import Scheduler
+from hopper_router.store_sql import EVENTS
 from hopper_router.task_servicer import TaskServicer
 from hopper_router.work_servicer import WorkServicer
 
 AGREE_EVERY: Final = 30.0
+MOST_AHEAD: Final = timedelta(days=1)
 
 
 @asynccontextmanager
@@ -62,20 +64,18 @@ async def open_router(context: HostContext) -> AsyncIterator[Running]:
     try:
         registry = RegistryClient(registry_channel, db)
         await registry.load()
-        clock = context.clock if db.dialect == "sqlite" else SharedClock(context.clock)
-        if isinstance(clock, SharedClock):
-            await _agree(clock, db)
+        clock = SharedClock(context.clock)
+        clock.agree(await _first_time(context.clock, db))
         engine = await Engine.open(db, registry, clock)
         episodes = EpisodeSender(memory_channel, StoredEpisodes(db))
         clockwork = Clockwork(engine)
         scheduler = Scheduler(engine)
 
         async def keep_agreeing() -> None:
-            while isinstance(clock, SharedClock):
+            while True:
                 await asyncio.sleep(AGREE_EVERY)
                 with contextlib.suppress(HopperError):  # the database is away; its clock can wait
-                    await _agree(clock, db)
-            await context.stopping.wait()
+                    clock.agree(await _shared_time(context.clock, db))
 
         async def stop_waiting() -> None:
             await context.stopping.wait()
@@ -105,10 +105,27 @@ async def open_router(context: HostContext) -> AsyncIterator[Running]:
         await db.close()
 
 
-async def _agree(clock: SharedClock, db: Database) -> None:
-    """Leases are given by one router and ended by another: they must read the same clock, the database's."""
-    offset = await db.clock_offset()
-    clock.agree(datetime.now(UTC) + offset)
+async def _shared_time(clock: Clock, db: Database) -> datetime:
+    """
+    The time that every router of a database goes by: its server's; of a file, our own.
+
+    Leases are given by one router and ended by another: they must read the same clock.
+    """
+    if db.dialect == "sqlite":
+        return clock.now()
+    return datetime.now(UTC) + await db.clock_offset()
+
+
+async def _first_time(clock: Clock, db: Database) -> datetime:
+    """
+    The time to begin with: the shared one, but not before what has been logged.
+
+    If the clock was stepped back while we were away, the leases of before would last longer by that. A log that is far
+    ahead is not believed: then its clock was wrong.
+    """
+    shared = await _shared_time(clock, db)
+    logged = await db.read(EVENTS.newest_time)
+    return logged if logged is not None and shared < logged <= shared + MOST_AHEAD else shared
 
 
 def _registered(engine: Engine) -> Sequence[Registered]:

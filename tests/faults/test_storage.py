@@ -252,6 +252,7 @@ def ledger_of_replicas(replicas: Stage, request: pytest.FixtureRequest) -> Itera
 
 
 def test_what_one_router_granted_another_keeps_and_ends(replicas: Stage) -> None:
+    at_rest(replicas)
     first, second = replicas.routers
     with connected(replicas.addresses[0]) as one, connected(replicas.addresses[1]) as other:
         name = submit(one, "granted by the first").name
@@ -270,6 +271,7 @@ def test_what_one_router_granted_another_keeps_and_ends(replicas: Stage) -> None
 
 def test_who_takes_over_brings_back_what_ran_out(replicas: Stage, figure: Figure) -> None:
     """Each router is killed in turn, so that at one of the times it is the one that reaps."""
+    at_rest(replicas)
     for dying, living in ((0, 1), (1, 0)):
         with connected(replicas.addresses[dying]) as one, connected(replicas.addresses[living]) as other:
             submit(one, f"left by {dying}")

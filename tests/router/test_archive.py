@@ -307,13 +307,11 @@ def test_months_follow_each_other(month: Month, count_: int, expected: tuple[int
     assert month.next(count_) == expected
 
 
-@pytest.fixture
-def on_postgres(engine_kind: str) -> None:
-    if engine_kind != "postgresql":
-        pytest.skip("only PostgreSQL has partitions")
+on_postgres = pytest.mark.parametrize("engine_kind", ["postgresql"])
+"""Only PostgreSQL has partitions."""
 
 
-@pytest.mark.usefixtures("on_postgres")
+@on_postgres
 async def test_each_month_has_a_partition_made_before_it_is_needed(web: Router) -> None:
     await finished(web)
     await later(web, 40 * DAY)
@@ -323,7 +321,7 @@ async def test_each_month_has_a_partition_made_before_it_is_needed(web: Router) 
     assert (await count(web, "tasks_archive_2026_01"), await count(web, archive_months.REST)) == (1, 0)
 
 
-@pytest.mark.usefixtures("on_postgres")
+@on_postgres
 async def test_what_lay_in_the_rest_moves_to_its_month(web: Router) -> None:
     row = {"id": "x", "instance": ROOT, "project": "", "state": "SUCCEEDED", "body": b""}
     times = [to_micros(time) for time in (NOW, NOW + 31 * DAY - timedelta(microseconds=1), NOW + 31 * DAY)]
@@ -341,7 +339,7 @@ async def test_what_lay_in_the_rest_moves_to_its_month(web: Router) -> None:
     assert await web.db.read(lambda conn: conn.execute(total).scalar()) == 3
 
 
-@pytest.mark.usefixtures("on_postgres")
+@on_postgres
 @pytest.mark.parametrize(
     ("before", "left"), [(NOW + 30 * DAY, True), (NOW + 31 * DAY, False), (NOW + 365 * DAY, False)]
 )

@@ -20,7 +20,9 @@ HOPPER_SERVICES = [
     "hopper.registry.v1.InstanceService",
     "hopper.registry.v1.ProjectService",
     "hopper.router.v1.DelegationService",
+    "hopper.router.v1.QueueService",
     "hopper.router.v1.RoutingService",
+    "hopper.router.v1.ScheduleService",
     "hopper.router.v1.TaskService",
     "hopper.router.v1.WorkService",
 ]
@@ -106,6 +108,8 @@ CALLS: dict[str, tuple[dict[str, Any], str]] = {
     "hopper.registry.v1.InstanceService/GetTree": ({}, "root"),
     "hopper.registry.v1.ProjectService/GetProject": ({"name": "projects/crew"}, "project"),
     "hopper.router.v1.DelegationService/ListDelegations": ({"task": "<task>"}, ""),
+    "hopper.router.v1.QueueService/GetQueueStats": ({}, "total"),
+    "hopper.router.v1.ScheduleService/ListSchedules": ({}, ""),
     "hopper.router.v1.RoutingService/GetDecision": ({"name": "<decision>"}, "decision"),
     "hopper.router.v1.TaskService/GetTask": ({"name": "<task>"}, "task"),
     "hopper.router.v1.WorkService/ClaimTasks": ({"queue": "projects/crew", "worker": "w", "maxTasks": 1}, ""),

@@ -17,7 +17,19 @@ from hopper_common.rpc.access import require_declared
 ROOT = Path(__file__).parents[2]
 TOP = {"protos", "services", "libs", "tests", "deploy", "Makefile", "pyproject.toml", "buf.yaml", "README.md"}
 ALSO = {"LICENSE", "CHANGELOG.md"}
-EXTRAS = {"postgres", "redis", "opensearch", "llm", "mcp", "a2a", "otel", "celery", "discovery", "dev"}
+EXTRAS = {
+    "postgres",
+    "metrics",
+    "redis",
+    "opensearch",
+    "llm",
+    "mcp",
+    "a2a",
+    "otel",
+    "celery",
+    "discovery",
+    "dev",
+}
 SERVICES = ("registry", "router", "memory")
 
 

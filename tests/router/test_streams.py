@@ -306,12 +306,20 @@ async def test_a_claim_under_way_when_its_worker_goes_is_released(
         await go_on.wait()
         return tasks
 
+    stop_assigning, left = work_stream.WorkStream._stop_assigning, asyncio.Event()
+
+    def leaving(stream: work_stream.WorkStream) -> None:
+        left.set()
+        stop_assigning(stream)
+
     monkeypatch.setattr(router.engine.hot, "claim", slow)
+    monkeypatch.setattr(work_stream.WorkStream, "_stop_assigning", leaving)
     async with opened(router, web) as stream:
         await stream.slots(1)
         await claimed.wait()
         assert (await router.get(task)).state == State.STATE_RUNNING
         stream.call.cancel()
+        await left.wait()  # before that, what is claimed may still be delivered
     go_on.set()
 
     async def free_again() -> bool:
@@ -546,12 +554,13 @@ async def test_no_more_than_the_window_is_in_work(
 async def test_who_does_not_read_is_not_read(live_router: Router) -> None:
     router = live_router
     router.registry.project("web")
-    count, description = 3000, "x" * 8000  # far more than fits on the way, there and back
+    # Far more than fits on the way, there and back: an answer has the tags, and not the description.
+    count, tags = 4000, [f"{'x' * 97}{number:03}" for number in range(64)]
     async with submitting(router) as stream:
 
         async def write() -> None:
             for number in range(count):
-                await stream.say(request(str(number), description=description))
+                await stream.say(request(str(number), tags=tags))
             await stream.half_close()
 
         writing = asyncio.ensure_future(write())

@@ -105,6 +105,9 @@ _REPEATS: Final = (
 
 _GRACE: Final = length(AFFINITY_GRACE)
 _LEASE: Final = "LEAST(i.lease, t.heartbeat)"
+# When a statement was sent it may have had to wait for the lock, behind one that was sent later: what happens to a task
+# happens after what has happened to it.
+_NOW: Final = "GREATEST($3, t.update_time)"
 
 
 _SERVED: Final = """
@@ -169,15 +172,15 @@ given AS MATERIALIZED (
 ),
 claimed AS (
     UPDATE tasks AS t SET state = 'RUNNING', ready = false, token = t.token + 1, attempt = t.attempt + 1,
-        worker = i.worker, lease = {_LEASE}, lease_end = $3 + {_LEASE}, claim_time = $3,
-        first_start = COALESCE(t.first_start, $3), update_time = $3, generation = i.generation,
-        wake_time = LEAST($3 + {_LEASE}, t.finish_by, $3 + t.run_for)
+        worker = i.worker, lease = {_LEASE}, lease_end = {_NOW} + {_LEASE}, claim_time = {_NOW},
+        first_start = COALESCE(t.first_start, {_NOW}), update_time = {_NOW}, generation = i.generation,
+        wake_time = LEAST({_NOW} + {_LEASE}, t.finish_by, {_NOW} + t.run_for)
     FROM given AS i WHERE t.id = i.id RETURNING i.want, t.*
 ),
 logged AS (
     INSERT INTO task_events (version, topic, key, body, create_time)
     SELECT generation, 'CLAIM', instance || '/tasks/' || id,
-        convert_to(json_build_array({", ".join(CLAIMED)})::text, 'UTF8'), $3 FROM claimed
+        convert_to(json_build_array({", ".join(CLAIMED)})::text, 'UTF8'), claim_time FROM claimed
 ),
 remembered AS (
     INSERT INTO requests (request_id, digest, response, create_time, generation)
@@ -207,7 +210,7 @@ RETURNING i.position - 1 AS position, t.*
 _COMPLETE: Final = f"""
 WITH {_LOCKED},
 done AS (
-    UPDATE tasks AS t SET state = 'SUCCEEDED', result = i.result, finish_time = $3, update_time = $3,
+    UPDATE tasks AS t SET state = 'SUCCEEDED', result = i.result, finish_time = {_NOW}, update_time = {_NOW},
         wake_time = NULL, generation = base.generation + i.position - 1,
         live = CASE WHEN t.live = '' THEN '' ELSE
             replace((t.live::jsonb - 'failure' - 'progress')::text, '{{}}', '') END
@@ -218,7 +221,7 @@ done AS (
 ),
 logged AS (
     INSERT INTO task_events (version, topic, key, body, create_time)
-    SELECT generation, 'COMPLETE', instance || '/tasks/' || id, '[]'::bytea, $3 FROM done
+    SELECT generation, 'COMPLETE', instance || '/tasks/' || id, '[]'::bytea, finish_time FROM done
 )
 SELECT d.*, {_tell("done", "json_build_object('o', $9::text, 'p', projects, 'i', instances)", _LEFT)} AS told
 FROM done d

@@ -61,25 +61,28 @@ _OWN: Final = {
     f"WHERE ready AND affinity <> '' AND affinity = ? AND {column} = ? LIMIT 1"
     for column in ("project", "instance")
 }
+# As in hot_postgres: what happens to a task happens after what has happened to it.
+_NOW: Final = "max(:now, update_time)"
+_LEASE: Final = "min(:lease, coalesce(heartbeat, :lease))"
 _CLAIM: Final = f"""
 UPDATE tasks SET state = 'RUNNING', ready = 0, token = token + 1, attempt = attempt + 1, worker = :worker,
-    lease = min(:lease, coalesce(heartbeat, :lease)), lease_end = :now + min(:lease, coalesce(heartbeat, :lease)),
-    claim_time = :now, first_start = coalesce(first_start, :now), update_time = :now, generation = :generation,
-    wake_time = nullif(min(:now + min(:lease, coalesce(heartbeat, :lease)), coalesce(finish_by, {_NEVER}),
-        coalesce(:now + run_for, {_NEVER})), {_NEVER})
+    lease = {_LEASE}, lease_end = {_NOW} + {_LEASE}, claim_time = {_NOW}, update_time = {_NOW},
+    first_start = coalesce(first_start, {_NOW}), generation = :generation,
+    wake_time = nullif(min({_NOW} + {_LEASE}, coalesce(finish_by, {_NEVER}),
+        coalesce({_NOW} + run_for, {_NEVER})), {_NEVER})
 WHERE id = :id RETURNING *
 """
 _RENEW: Final = f"""
-UPDATE tasks SET lease = min(:lease, coalesce(heartbeat, :lease)),
-    lease_end = max(lease_end, :now + min(:lease, coalesce(heartbeat, :lease))),
-    wake_time = nullif(min(max(lease_end, :now + min(:lease, coalesce(heartbeat, :lease))),
+UPDATE tasks SET lease = {_LEASE},
+    lease_end = max(lease_end, :now + {_LEASE}),
+    wake_time = nullif(min(max(lease_end, :now + {_LEASE}),
         coalesce(finish_by, {_NEVER}), coalesce(claim_time + run_for, {_NEVER})), {_NEVER})
 WHERE id = :id AND token = :token AND state = 'RUNNING' AND lease_end > :now RETURNING *
 """
-_COMPLETE: Final = """
-UPDATE tasks SET state = 'SUCCEEDED', result = :result, finish_time = :now, update_time = :now, wake_time = NULL,
+_COMPLETE: Final = f"""
+UPDATE tasks SET state = 'SUCCEEDED', result = :result, finish_time = {_NOW}, update_time = {_NOW}, wake_time = NULL,
     generation = :generation,
-    live = CASE WHEN live = '' THEN '' ELSE replace(json_remove(live, '$.failure', '$.progress'), '{}', '') END
+    live = CASE WHEN live = '' THEN '' ELSE replace(json_remove(live, '$.failure', '$.progress'), '{{}}', '') END
 WHERE id = :id AND token = :token AND state = 'RUNNING' AND lease_end > :now AND delegation = ''
     AND NOT awaited
 RETURNING *
@@ -194,7 +197,13 @@ def _claim(driver: sqlite3.Connection, want: Want, now: int) -> list[Row] | Repe
     driver.executemany(
         _INSERT_EVENT,
         [
-            (row["generation"], "CLAIM", f"{row['instance']}/tasks/{row['id']}", _claimed_body(row), now)
+            (
+                row["generation"],
+                "CLAIM",
+                f"{row['instance']}/tasks/{row['id']}",
+                _claimed_body(row),
+                row["claim_time"],
+            )
             for row in rows
         ],
     )
@@ -233,7 +242,7 @@ def _complete(driver: sqlite3.Connection, ends: Sequence[End], now: int) -> list
     driver.executemany(
         _INSERT_EVENT,
         [
-            (row["generation"], "COMPLETE", f"{row['instance']}/tasks/{row['id']}", b"[]", now)
+            (row["generation"], "COMPLETE", f"{row['instance']}/tasks/{row['id']}", b"[]", row["finish_time"])
             for row in done
             if row is not None
         ],

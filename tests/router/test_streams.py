@@ -18,6 +18,7 @@ from hopper.router.v1.task_service_pb2_grpc import TaskServiceStub
 from hopper.router.v1.work_service_pb2_grpc import WorkServiceStub
 from hopper_common.errors import StorageUnavailable
 from hopper_common.rpc.channel import OPTIONS, open_channel
+from hopper_router import work_stream
 from hopper_router.hot import Want
 from hopper_router.hub import Hub
 from hopper_router.work_stream import BATCH

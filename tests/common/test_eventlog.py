@@ -211,7 +211,7 @@ async def test_a_tail_that_has_seen_everything_does_not_poll(watched: WatchedDat
     assert watched.reads == 50 + 1
     await appended(watched, 1)
     assert [event.version for event in await waiting] == [1]
-    assert watched.reads == 50 + 2
+    assert watched.reads <= 50 + 2  # its first look may take so long that it sees the event already
 
 
 async def test_a_commit_while_a_tail_reads_is_not_lost(watched: WatchedDatabase) -> None:

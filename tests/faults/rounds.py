@@ -90,7 +90,7 @@ def run(engine: Engine, *, rounds: int, seed: int, say: Say = print, keep: Path 
             number += 1
             todo = min(ROUNDS_PER_WATCH, rounds - result.rounds)
             history, dump = _watch(stage, chance, number, todo, at_rest, result)
-            report = check(history, dump, promise=1_000_000 + _MARGIN, skew=stage.skew)
+            report = check(history, dump, promise=1_000_000 + _MARGIN)
             result.report.add(report)
             for violation in report.violations:
                 say(f"  {violation}")

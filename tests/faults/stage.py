@@ -30,7 +30,6 @@ Engine = Literal["sqlite", "postgresql"]
 ENGINES: Final[tuple[Engine, ...]] = ("sqlite", "postgresql")
 
 _CALLERS_PATIENCE: Final = 30.0
-_SKEW: Final = 100_000
 _ENOUGH_ANSWERS: Final = 10
 _WORK_SECONDS: Final = 20.0
 
@@ -62,11 +61,6 @@ class Stage:
             f"unix:{router.data_dir}/{socket}.sock"
             for router, socket in zip(self.routers, _SOCKETS, strict=False)
         ]
-
-    @property
-    def skew(self) -> int:
-        """Microseconds by which the clocks of the routers may differ: several ask the database for its time."""
-        return _SKEW if len(self.routers) > 1 else 0
 
     def start(self, router: HopperProcess, failpoints: str = "") -> None:
         """Start a router that is not running; one that a failpoint kills while it starts is started without it."""

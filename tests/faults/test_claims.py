@@ -188,7 +188,7 @@ async def test_of_a_cancellation_and_a_completion_one_wins_and_both_are_told_so(
     figure("won", won)
     history = History.read([ledger.path])
     dump = await asyncio.to_thread(lambda: take_dump(stage.addresses[0], after=at_rest))
-    assert check(history, dump, skew=stage.skew).violations == []
+    assert check(history, dump).violations == []
 
 
 async def after(seconds: float, call: Callable[[], Awaitable[bool]]) -> bool:

@@ -58,9 +58,7 @@ def used(stage: Stage, ledger: Ledger, rest: int, *, seconds: float) -> Report:
     left = asyncio.run(drain(stage.addresses[-1], ledger, seconds=30))
     assert left == 0
     history = History.read([ledger.path, stage.ledger.path])
-    return check(
-        history, take_dump(stage.addresses[-1], after=rest), promise=1_000_000 + _MARGIN, skew=stage.skew
-    )
+    return check(history, take_dump(stage.addresses[-1], after=rest), promise=1_000_000 + _MARGIN)
 
 
 def submit(stubs: Stubs, title: str, *, request_id: str = "", timeout: float = 30) -> Task:

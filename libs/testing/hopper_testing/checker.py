@@ -171,7 +171,7 @@ class Report:
         self.back_after += other.back_after
 
 
-def check(history: History, dump: Dump, *, promise: int = PROMISE, skew: int = 0) -> Report:
+def check(history: History, dump: Dump, *, promise: int = PROMISE) -> Report:
     """
     Everything that is not as it was promised.
 
@@ -179,7 +179,6 @@ def check(history: History, dump: Dump, *, promise: int = PROMISE, skew: int = 0
         dump: Taken when the callers had ended and the server was up; of everything since a moment at which no task
             was open, and the callers had not begun.
         promise: Microseconds in which a task has to be ready again after its lease's end.
-        skew: Microseconds by which the clocks of several servers may differ.
     """
     books = _Books(history, dump)
     report = Report(counts=_counts(history, dump), back_after=list(_back_after(books)))
@@ -187,7 +186,7 @@ def check(history: History, dump: Dump, *, promise: int = PROMISE, skew: int = 0
         *(
             _submissions,
             _refusals,
-            partial(_tokens, skew=skew),
+            _tokens,
             _owners_by_server,
             _owners_by_clients,
             _grants_logged,
@@ -383,12 +382,12 @@ def _refusals(books: _Books) -> Iterator[Violation]:
 # ---------------------------------------------------------------- owned
 
 
-def _tokens(books: _Books, *, skew: int) -> Iterator[Violation]:
+def _tokens(books: _Books) -> Iterator[Violation]:
     for name, grants in books.grants.items():
         for (earlier, _, _), (later, _, _) in pairwise(grants):
             if later.token == earlier.token:
                 yield Violation(Rule.TOKENS, name, f"{earlier.worker} and {later.worker} have {later.token}")
-            elif later.start < earlier.start - skew:
+            elif later.start < earlier.start:
                 early = (earlier.start - later.start) / SECOND
                 detail = f"{later.token} began {early:.6f} s before {earlier.token}"
                 yield Violation(Rule.TOKENS, name, detail)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from hopper_testing.checker import SECOND, Report, Rule, check
@@ -22,6 +22,7 @@ def made(seed: int, steps: int = 60) -> tuple[History, Dump]:
     return Simulated(random.Random(seed)).run(steps)
 
 
+@settings(deadline=None)  # how long an example takes says how busy the machine is
 @given(SEEDS)
 def test_a_hopper_that_keeps_its_promises_has_no_violations(seed: int) -> None:
     report = check(*made(seed))
@@ -356,6 +357,7 @@ def test_every_rule_has_a_fault_that_breaks_it() -> None:
 
 
 @pytest.mark.parametrize(("plant", "rule"), FAULTS.items(), ids=[plant.__name__ for plant in FAULTS])
+@settings(deadline=None)
 @given(seed=SEEDS)
 def test_a_planted_fault_is_found(plant: Planted, rule: Rule, seed: int) -> None:
     history, dump = made(seed)

@@ -220,3 +220,29 @@ async def test_a_desk_is_one_queue_over_both(pair: list[Router]) -> None:
         router.registry.instance("desk", Scope.PERSONAL)
     await asyncio.gather(*(router.submit(parent="instances/desk") for router in pair))
     assert len(await pair[0].claim("instances/desk", max_tasks=5)) == 2
+
+
+async def test_more_than_a_notification_holds_is_looked_up(pair: list[Router]) -> None:
+    """A unit that touches hundreds of projects tells the others to look, and is none the worse for it."""
+    here, there = pair
+    projects = [f"p{number:03}-with-a-name-that-takes-its-room" for number in range(100)]
+    for router in pair:
+        for project in projects:
+            router.registry.project(project)
+    first = await here.submit("first", project="projects/web")
+    items = [
+        task_svc.SubmitTasksItem(
+            spec=pb.TaskSpec(title=project, project=f"projects/{project}", dependencies=[first.name])
+        )
+        for project in projects
+    ]
+    answer = await here.tasks.SubmitTasks(task_svc.SubmitTasksRequest(parent=ROOT, items=items))
+    assert all(result.task.name for result in answer.results)
+
+    async def looks() -> bool:
+        return there.engine._load_is_doubtful
+
+    await until(looks)
+    await there.submit("next", project="projects/web", dependencies=[first.name])  # a unit counts anew
+    load = there.engine._load.by_project
+    assert {load[f"projects/{project}"] for project in projects} == {1}

@@ -151,7 +151,7 @@ class Engine:
                 self._count(conn)
             counted = True
             if self.db.dialect == "postgresql" and unit.changes:
-                notify(conn, news_of(unit.changes, unit.now).line(self._origin))
+                notify(conn, news_of(unit.changes, unit.now).told(self._origin))
             count_load(self._load, unit.changes)
             return result, unit
 
@@ -236,13 +236,13 @@ class Engine:
     # ------------------------------------------------------------ other routers on the same database
 
     def _heard(self, line: str) -> None:
-        if not line:  # something was missed, or was too much to tell
+        news = News.heard(line, self._origin) if line else News(too_much=True)  # or something was missed
+        if news is None:
+            return
+        if news.too_much:
             self._load_is_doubtful = True
             self.hub.wake_all()
             self._start(self.refresh_policies())
-            return
-        news = News.heard(line, self._origin)
-        if news is None:
             return
         for project, step in news.projects.items():
             self._load.by_project[project] += step

@@ -6,7 +6,7 @@ themselves, and keeps what each router has in memory of the whole (who is how bu
 What is missed is made good by counting anew.
 
     {"o": origin, "r": {queue: tasks that got ready}, "p": {project: open tasks more}, "i": {instance: open tasks more},
-     "v": {lane: rank served last}, "y": 1 if policies have changed}
+     "v": {lane: rank served last}, "y": 1 if policies have changed, "a": 1 if it is too much to tell}
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from hopper_common.database import PAYLOAD_LIMIT
 from hopper_router.model import Task
 from hopper_router.transitions import Event, claimable
 from hopper_router.unit import WORKABLE, Change
@@ -32,6 +33,12 @@ class News:
     instances: Mapping[str, int] = field(default_factory=dict)
     served: Mapping[str, int] = field(default_factory=dict)
     policies: bool = False
+    too_much: bool = False
+
+    def told(self, origin: str) -> str:
+        """As it is told in one notification, whose length is limited: what does not fit is to be looked up."""
+        line = self.line(origin)
+        return line if len(line) <= PAYLOAD_LIMIT else News(too_much=True).line(origin)
 
     def line(self, origin: str) -> str:
         """As it is told."""
@@ -39,6 +46,8 @@ class News:
         line: dict[str, Any] = {"o": origin, **{key: value for key, value in said.items() if value}}
         if self.policies:
             line["y"] = 1
+        if self.too_much:
+            line["a"] = 1
         return json.dumps(line, separators=(",", ":"))
 
     @classmethod
@@ -53,6 +62,7 @@ class News:
             said.get("i") or {},
             said.get("v") or {},
             bool(said.get("y")),
+            bool(said.get("a")),
         )
 
 

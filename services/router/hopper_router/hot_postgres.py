@@ -103,6 +103,8 @@ _REPEATS: Final = (
     "SELECT request_id, digest, response, generation FROM requests WHERE request_id = ANY($1::text[])"
 )
 
+_MOST_TOLD: Final = 7000
+"""Bytes of a line that a statement tells other routers; NOTIFY takes 8,000."""
 _GRACE: Final = length(AFFINITY_GRACE)
 _LEASE: Final = "LEAST(i.lease, t.heartbeat)"
 # When a statement was sent it may have had to wait for the lock, behind one that was sent later: what happens to a task
@@ -237,7 +239,11 @@ class PostgresHotStore:
     async def admit(self, calls: Sequence[Admission], origin: str) -> Sequence[int | Repeat]:
         """See HotStore."""
         news = news_of_admitted([task for call in calls for task in call.tasks], calls[0].now)
-        values = [*self._admission(calls), self._db.channel, self._db.message([news.line(origin)])]
+        values = [
+            *self._admission(calls),
+            self._db.channel,
+            self._db.message([news.told(origin, _MOST_TOLD)]),
+        ]
         row = (await self._db.statement(lambda conn: conn.fetch(_ADMIT, *values)))[0]
         remembered = set(row["remembered"])
         repeated = [

@@ -35,10 +35,10 @@ class News:
     policies: bool = False
     too_much: bool = False
 
-    def told(self, origin: str) -> str:
+    def told(self, origin: str, limit: int = PAYLOAD_LIMIT) -> str:
         """As it is told in one notification, whose length is limited: what does not fit is to be looked up."""
         line = self.line(origin)
-        return line if len(line) <= PAYLOAD_LIMIT else News(too_much=True).line(origin)
+        return line if len(line) <= limit else News(too_much=True).line(origin)
 
     def line(self, origin: str) -> str:
         """As it is told."""

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,9 +29,19 @@ from hopper_common.errors import (
 from hopper_common.eventlog import Event
 from hopper_common.rpc.channel import open_channel
 from hopper_router import episodes, tables
-from hopper_router.convert import event_to_bytes
-from hopper_router.episodes import DecisionRecord, EpisodeSender, batches, episode, outcome, rerouted
+from hopper_router.convert import decision_to_bytes, event_to_bytes, spec_to_bytes
+from hopper_router.episode_source import ended_from_row
+from hopper_router.episodes import (
+    DecisionRecord,
+    EndedTask,
+    EpisodeSender,
+    batches,
+    episode,
+    outcome,
+    rerouted,
+)
 from hopper_router.model import Candidate, Claim, Decision, Failure, Outcome, Task, TaskSpec, TaskState
+from hopper_router.rows import task_to_row
 from hopper_router.store_sql import EPISODES_SENT, EVENTS, Store
 from hopper_testing.database import FaultyDatabase, temporary_database
 from tests.router.neighbours import Neighbour
@@ -74,11 +85,21 @@ def a_task(number: int = 1, **changes: Any) -> Task:
     return Task(**{**values, **changes})
 
 
+def a_record(
+    decision: Decision, spec: TaskSpec = SPEC, parent_decision: str = "", replaced: str = ""
+) -> DecisionRecord:
+    return DecisionRecord(decision_to_bytes(decision), spec_to_bytes(spec), parent_decision, replaced)
+
+
+def an_end(task: Task) -> EndedTask:
+    return ended_from_row(SimpleNamespace(**task_to_row(task, NOW)))
+
+
 # ---------------------------------------------------------------- what is said
 
 
 def test_an_episode_is_the_decision_and_what_was_asked() -> None:
-    said = episode(DecisionRecord(a_decision(), SPEC, parent_decision="decisions/0"))
+    said = episode(a_record(a_decision(), parent_decision="decisions/0"))
 
     assert (said.decision, said.parent_decision) == ("decisions/1", "decisions/0")
     assert (said.task, said.instance) == ("instances/global/tasks/1", "instances/global")
@@ -92,7 +113,7 @@ def test_an_episode_is_the_decision_and_what_was_asked() -> None:
 
 
 def test_a_long_description_is_cut_between_characters() -> None:
-    said = episode(DecisionRecord(a_decision(), replace(SPEC, description="x" + "ü" * 4000)))
+    said = episode(a_record(a_decision(), replace(SPEC, description="x" + "ü" * 4000)))
 
     assert said.description == "x" + "ü" * 1999
     assert len(said.description.encode()) <= 4000
@@ -100,14 +121,13 @@ def test_a_long_description_is_cut_between_characters() -> None:
 
 def test_a_confidence_a_hair_above_one_is_one() -> None:
     decision = a_decision(confidence=1.0000000002, candidates=(Candidate("projects/p", 1, 1.0000000002),))
-    said = episode(DecisionRecord(decision, SPEC))
+    said = episode(a_record(decision))
 
     assert (said.confidence, said.candidates[0].confidence) == (1, 1)
 
 
 def test_a_later_decision_reroutes_the_one_before() -> None:
-    record = DecisionRecord(a_decision(3), SPEC, earlier_decisions=("decisions/1", "decisions/2"))
-    said = rerouted(record)
+    said = rerouted(a_record(a_decision(3), replaced="decisions/2"))
 
     assert said is not None
     assert (said.decision, said.outcome) == ("decisions/2", Episode.OUTCOME_REROUTED)
@@ -115,11 +135,11 @@ def test_a_later_decision_reroutes_the_one_before() -> None:
 
 
 def test_a_first_decision_reroutes_nothing() -> None:
-    assert rerouted(DecisionRecord(a_decision(), SPEC)) is None
+    assert rerouted(a_record(a_decision())) is None
 
 
 def test_an_outcome_is_how_the_task_ended() -> None:
-    said = outcome(a_task())
+    said = outcome(an_end(a_task()))
 
     assert said is not None
     assert (said.decision, said.outcome) == ("decisions/1", Episode.OUTCOME_SUCCEEDED)
@@ -131,7 +151,7 @@ def test_an_outcome_is_how_the_task_ended() -> None:
 
 @pytest.mark.parametrize("state", TaskState)
 def test_only_what_ended_has_an_outcome(state: TaskState) -> None:
-    said = outcome(a_task(state=state))
+    said = outcome(an_end(a_task(state=state)))
 
     if state.final:
         assert said is not None
@@ -141,12 +161,12 @@ def test_only_what_ended_has_an_outcome(state: TaskState) -> None:
 
 
 def test_what_was_never_decided_has_no_outcome() -> None:
-    assert outcome(a_task(state=TaskState.CANCELLED, decision="")) is None
+    assert outcome(an_end(a_task(state=TaskState.CANCELLED, decision=""))) is None
 
 
 def test_a_failure_has_its_reason() -> None:
-    failed = outcome(a_task(state=TaskState.FAILED, failure=Failure("NO_NETWORK", "secret text")))
-    cancelled = outcome(a_task(state=TaskState.CANCELLED, failure=Failure("NO_NETWORK")))
+    failed = outcome(an_end(a_task(state=TaskState.FAILED, failure=Failure("NO_NETWORK", "secret text"))))
+    cancelled = outcome(an_end(a_task(state=TaskState.CANCELLED, failure=Failure("NO_NETWORK"))))
 
     assert failed is not None
     assert cancelled is not None
@@ -154,7 +174,7 @@ def test_a_failure_has_its_reason() -> None:
 
 
 def test_what_was_never_claimed_took_no_time() -> None:
-    said = outcome(a_task(state=TaskState.CANCELLED, claim=None, first_start=None))
+    said = outcome(an_end(a_task(state=TaskState.CANCELLED, claim=None, first_start=None)))
 
     assert said is not None
     assert not said.HasField("queue_duration")
@@ -162,7 +182,7 @@ def test_what_was_never_claimed_took_no_time() -> None:
 
 
 def test_a_clock_that_was_set_back_makes_no_negative_lengths() -> None:
-    said = outcome(a_task(queue_time=NOW + timedelta(hours=1), finish_time=NOW))
+    said = outcome(an_end(a_task(queue_time=NOW + timedelta(hours=1), finish_time=NOW)))
 
     assert said is not None
     assert (said.queue_duration.seconds, said.run_duration.seconds) == (0, 0)
@@ -217,14 +237,14 @@ class Router:
     def __init__(self, db: FaultyDatabase) -> None:
         self.db = db
         self.known: dict[str, DecisionRecord] = {}
-        self.ended: dict[str, Task] = {}
+        self.tasks: dict[str, Task] = {}
 
     async def decide(self, *numbers: int, task: int | None = None, earlier: Sequence[int] = ()) -> None:
         """Decide on tasks of these numbers, or several times on one."""
         for number in numbers:
             decision = a_decision(number, task=f"instances/global/tasks/{task or number}")
-            names = tuple(f"decisions/{one}" for one in earlier)
-            self.known[decision.name] = DecisionRecord(decision, SPEC, earlier_decisions=names)
+            replaced = f"decisions/{earlier[-1]}" if earlier else ""
+            self.known[decision.name] = a_record(decision, replaced=replaced)
         tasks = [
             a_task(task or number, state=TaskState.SUBMITTED, decision=f"decisions/{number}")
             for number in numbers
@@ -233,7 +253,7 @@ class Router:
 
     async def finish(self, number: int, kind: str = "COMPLETE", **changes: Any) -> None:
         task = a_task(number, **changes)
-        self.ended[task.name] = task
+        self.tasks[task.name] = task
         await self.log(kind, task)
 
     async def log(self, kind: str, *tasks: Task) -> None:
@@ -253,11 +273,13 @@ class Router:
     def tail(self, after: int) -> AsyncIterator[list[Event]]:
         return EVENTS.tail(self.db, after=after)
 
-    async def records(self, decisions: Collection[str]) -> Sequence[DecisionRecord]:
-        return [self.known[name] for name in decisions if name in self.known]
+    async def records(
+        self, decisions: Collection[str], first: Collection[str]
+    ) -> Mapping[str, DecisionRecord]:
+        return {name: self.known[name] for name in decisions if name in self.known}
 
-    async def tasks(self, names: Collection[str]) -> Mapping[str, Task]:
-        return {name: self.ended[name] for name in names if name in self.ended}
+    async def ended(self, tasks: Collection[str]) -> Mapping[str, EndedTask]:
+        return {name: an_end(self.tasks[name]) for name in tasks if name in self.tasks}
 
     async def until_sent(self) -> None:
         """Wait until the cursor is at the end of the log."""
@@ -367,14 +389,14 @@ async def test_memory_learns_of_a_task_from_its_decision_to_its_end(
         await router.until_sent()
 
     assert memory.episodes == {"decisions/1": episode(router.known["decisions/1"])}
-    assert memory.outcomes == {"decisions/1": outcome(a_task(1))}
+    assert memory.outcomes == {"decisions/1": outcome(an_end(a_task(1)))}
 
 
 async def test_an_open_task_has_no_outcome_whatever_happens_to_it(
     server: Neighbour, router: Router, memory: Memory
 ) -> None:
     task = a_task(1, state=TaskState.QUEUED)
-    router.ended[task.name] = task
+    router.tasks[task.name] = task
     async with sending(server, router):
         await router.log("TIME_OUT", task)  # a topic that memory hears of, and a state that is not final
         await router.until_sent()

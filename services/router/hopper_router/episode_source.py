@@ -1,13 +1,22 @@
-"""What `episodes` reads of the router's rows."""
+"""
+What `episodes` reads of the router's rows: no more columns than it tells, in one statement for many.
+
+A decision and a spec are handed on as the bytes they are stored as.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+import json
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from typing import Any, Final
+
+from sqlalchemy import Connection, Row, TextClause, text
 
 from hopper_common.database import Database
 from hopper_common.eventlog import Event
-from hopper_router.episodes import TOPICS, DecisionRecord
-from hopper_router.model import Decision, Delegation, Task
+from hopper_router.episodes import TOPICS, DecisionRecord, EndedTask
+from hopper_router.model import TaskState
+from hopper_router.rows import live_from_json
 from hopper_router.store_sql import EPISODES_SENT, EVENTS, Store, task_id
 
 
@@ -29,47 +38,101 @@ class StoredEpisodes:
         """The events that memory hears of."""
         return EVENTS.tail(self._db, after=after, topics=TOPICS)
 
-    async def records(self, decisions: Collection[str]) -> Sequence[DecisionRecord]:
+    async def records(
+        self, decisions: Collection[str], first: Collection[str]
+    ) -> Mapping[str, DecisionRecord]:
         """Decisions with what surrounds them."""
-        return await self._db.read(lambda conn: _records(Store(conn), decisions))
+        return await self._db.read(lambda conn: _records(conn, decisions, first))
 
-    async def tasks(self, names: Collection[str]) -> Mapping[str, Task]:
+    async def ended(self, tasks: Collection[str]) -> Mapping[str, EndedTask]:
         """Tasks as they are now."""
-        return await self._db.read(lambda conn: Store(conn).tasks(names))
+        return await self._db.read(lambda conn: _ended(conn, tasks))
 
 
-def _records(store: Store, names: Collection[str]) -> list[DecisionRecord]:
-    decisions = store.decisions(names)
-    tasks = store.tasks({decision.task for decision in decisions.values()})
-    came = store.delegations({task.delegation for task in tasks.values() if task.delegation})
-    about = _by_task(store, {*tasks, *(delegation.task for delegation in came.values())})
-    return [
-        DecisionRecord(
-            decision=decision,
-            spec=tasks[decision.task].spec,
-            parent_decision=_decision_behind(came.get(tasks[decision.task].delegation), about),
-            earlier_decisions=_before(decision, about[decision.task]),
-        )
-        for decision in decisions.values()
-    ]
+def _records(conn: Connection, names: Collection[str], first: Collection[str]) -> dict[str, DecisionRecord]:
+    decisions = _rows(conn, _DECISIONS, names)
+    tasks = {row.id: row for row in _rows(conn, _TASKS, {row.task for row in decisions})}
+    replaced = _decisions(conn, _REPLACED, set(names).difference(first))
+    parents = _decisions(conn, _PARENTS, {row.delegation for row in tasks.values()} - {""})
+    records: dict[str, DecisionRecord] = {}
+    for row in decisions:
+        task = tasks.get(task_id(row.task))
+        if task is not None:
+            records[f"decisions/{row.id}"] = DecisionRecord(
+                row.body,
+                task.spec,
+                parents.get(task_id(task.delegation), ""),
+                replaced.get(row.id, ""),
+            )
+    return records
 
 
-def _by_task(store: Store, tasks: Collection[str]) -> dict[str, list[Decision]]:
-    """Every decision about those tasks, oldest first."""
-    found: dict[str, list[Decision]] = {task: [] for task in tasks}
-    for decision in store.decisions_about(tasks):
-        found[decision.task].append(decision)
-    return found
+def _decisions(
+    conn: Connection, statement: Mapping[str, TextClause], names: Collection[str]
+) -> dict[str, str]:
+    """By ids, the names of the decisions that a statement finds for them."""
+    return {row.id: f"decisions/{row.decision}" for row in _rows(conn, statement, names) if row.decision}
 
 
-def _before(decision: Decision, decisions: Sequence[Decision]) -> tuple[str, ...]:
-    names = [other.name for other in decisions]
-    return tuple(names[: names.index(decision.name)])
+def _ended(conn: Connection, names: Collection[str]) -> dict[str, EndedTask]:
+    return {f"{row.instance}/tasks/{row.id}": ended_from_row(row) for row in _rows(conn, _ENDED, names)}
 
 
-def _decision_behind(came: Delegation | None, about: Mapping[str, Sequence[Decision]]) -> str:
-    """The decision in force one level up when the task was handed over."""
-    if came is None:
-        return ""
-    earlier = [decision.name for decision in about[came.task] if task_id(decision.name) < task_id(came.name)]
-    return earlier[-1] if earlier else ""
+def ended_from_row(row: Any) -> EndedTask:
+    """What memory wants to know of a row of `tasks`; only of a failed one its `live` is looked at."""
+    state = TaskState(row.state)
+    failure = live_from_json(row.live).get("failure") if state in _FAILED else None
+    return EndedTask(
+        state=state,
+        decision=row.decision,
+        finish_time=row.update_time if row.finish_time is None else row.finish_time,
+        attempts=row.attempt,
+        failure_reason=failure.reason if failure else "",
+        worker=row.worker,
+        claim_time=row.claim_time,
+        queue_time=row.queue_time,
+        first_start=row.first_start,
+    )
+
+
+_FAILED: Final = frozenset({TaskState.FAILED, TaskState.REJECTED})
+
+
+# ---------------------------------------------------------------- statements
+
+
+def _rows(
+    conn: Connection, statement: Mapping[str, TextClause], names: Collection[str]
+) -> Iterable[Row[Any]]:
+    """What a statement finds for the ids of these names."""
+    if not names:
+        return ()
+    dialect = conn.dialect.name
+    ids = [task_id(name) for name in names]
+    return conn.execute(statement[dialect], {"ids": json.dumps(ids) if dialect == "sqlite" else ids}).all()
+
+
+def _by_id(query: str) -> dict[str, TextClause]:
+    """A query of those rows whose id is one of a list, by dialect. The list is one parameter, however long it is."""
+    return {
+        "sqlite": text(f"{query} WHERE id IN (SELECT value FROM json_each(:ids))"),
+        "postgresql": text(f"{query} WHERE id = ANY(CAST(:ids AS TEXT[]))"),
+    }
+
+
+def _last_before(alias: str) -> str:
+    """The last decision about the task of a row, of those whose ids are less than the row's: they grow with time."""
+    return (
+        f"(SELECT max(d.id) FROM routing_decisions d WHERE d.task = {alias}.task AND d.id < {alias}.id)"
+        " AS decision"
+    )
+
+
+_DECISIONS: Final = _by_id("SELECT id, task, body FROM routing_decisions")
+_TASKS: Final = _by_id("SELECT id, delegation, spec FROM tasks")
+_REPLACED: Final = _by_id(f"SELECT id, {_last_before('made')} FROM routing_decisions made")
+_PARENTS: Final = _by_id(f"SELECT id, {_last_before('handed')} FROM task_delegations handed")
+_ENDED: Final = _by_id(
+    "SELECT id, instance, state, decision, attempt, worker, claim_time, first_start, queue_time, finish_time, "
+    "update_time, CASE WHEN state IN ('FAILED', 'REJECTED') THEN live ELSE '' END AS live FROM tasks"
+)

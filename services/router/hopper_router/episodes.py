@@ -20,17 +20,19 @@ memory would mend (a field it does not know) is waited out like any other troubl
 
 import asyncio
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import grpc.aio
 import structlog
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 
-from hopper.memory.v1.episode_pb2 import Episode, EpisodeCandidate, EpisodeOutcome
+from hopper.memory.v1.episode_pb2 import Episode, EpisodeOutcome
 from hopper.memory.v1.episodic_service_pb2 import RecordEpisodesRequest
 from hopper.memory.v1.episodic_service_pb2_grpc import EpisodicMemoryServiceStub
+from hopper.router.v1.decision_pb2 import Decision
+from hopper.router.v1.task_pb2 import TaskSpec
 from hopper_common.errors import (
     HopperError,
     InvalidArgument,
@@ -42,10 +44,9 @@ from hopper_common.errors import (
 )
 from hopper_common.eventlog import Event
 from hopper_common.rpc.errors import from_rpc_error
-from hopper_common.timestamps import to_proto
 from hopper_router.backoff import Backoff
 from hopper_router.convert import STATE_FROM_PROTO, event_from_bytes
-from hopper_router.model import Decision, Task, TaskSpec, TaskState
+from hopper_router.model import TaskState
 from hopper_router.recall import decision_of, is_short
 from hopper_router.transitions import TABLE
 from hopper_router.transitions import Event as Transition
@@ -66,23 +67,47 @@ MOST_BYTES: Final = 3 * 1024 * 1024
 _MOST_TITLE_BYTES: Final = 300
 _MOST_DESCRIPTION_BYTES: Final = 4000
 _MOST_CANDIDATES: Final = 10
+_BREATH: Final = 50
+"""Events that are worked on at a stretch: then others have their turn."""
 
 
-@dataclass(frozen=True, slots=True)
-class DecisionRecord:
+class DecisionRecord(NamedTuple):
     """
     A decision with what memory wants to know besides.
 
     Attributes:
-        spec: What the task asks for.
+        decision: As it is stored: `hopper.router.v1.Decision`.
+        spec: What the task asks for, as it is stored: `hopper.router.v1.TaskSpec`.
         parent_decision: The decision one level up that handed the task here; "" at the top.
-        earlier_decisions: About the same task, before this one, oldest first.
+        replaced: The decision about the same task before this one; "": there was none.
     """
 
-    decision: Decision
-    spec: TaskSpec
+    decision: bytes
+    spec: bytes
     parent_decision: str = ""
-    earlier_decisions: tuple[str, ...] = ()
+    replaced: str = ""
+
+
+class EndedTask(NamedTuple):
+    """
+    What memory wants to know of a task that ended; times in microseconds.
+
+    Attributes:
+        state: It may have gone on since: then it is not a final one.
+        decision: The one in force; "": there is none.
+        worker: Who had it last; "": nobody.
+        claim_time: Since when that worker had it.
+    """
+
+    state: TaskState
+    decision: str
+    finish_time: int
+    attempts: int
+    failure_reason: str
+    worker: str
+    claim_time: int | None
+    queue_time: int | None
+    first_start: int | None
 
 
 class EpisodeSource(Protocol):
@@ -107,11 +132,18 @@ class EpisodeSource(Protocol):
         """
         ...
 
-    async def records(self, decisions: Collection[str]) -> Sequence[DecisionRecord]:
-        """The decisions of these names, in any order; those that do not exist are left out."""
+    async def records(
+        self, decisions: Collection[str], first: Collection[str]
+    ) -> Mapping[str, DecisionRecord]:
+        """
+        The decisions of these names, by name; those that do not exist are left out.
+
+        Args:
+            first: Those of them that are known to be the first about their task.
+        """
         ...
 
-    async def tasks(self, names: Collection[str]) -> Mapping[str, Task]:
+    async def ended(self, tasks: Collection[str]) -> Mapping[str, EndedTask]:
         """The tasks of these names, by name, as they are now; those that do not exist are left out."""
         ...
 
@@ -121,8 +153,8 @@ class EpisodeSource(Protocol):
 
 def episode(record: DecisionRecord) -> Episode:
     """A decision as memory keeps it."""
-    decision, spec = record.decision, record.spec
-    return Episode(
+    decision, spec = Decision.FromString(record.decision), TaskSpec.FromString(record.spec)
+    said = Episode(
         decision=decision.name,
         task=decision.task,
         instance=decision.instance,
@@ -133,41 +165,40 @@ def episode(record: DecisionRecord) -> Episode:
         project=decision.project,
         confidence=_share(decision.confidence),
         strategy=decision.strategy,
-        decide_time=to_proto(decision.create_time),
-        candidates=[
-            EpisodeCandidate(project=candidate.project, confidence=_share(candidate.confidence))
-            for candidate in decision.candidates[:_MOST_CANDIDATES]
-        ],
+        decide_time=decision.create_time,
     )
+    add = said.candidates.add
+    for candidate in decision.candidates[:_MOST_CANDIDATES]:
+        add(project=candidate.project, confidence=_share(candidate.confidence))
+    return said
 
 
 def rerouted(record: DecisionRecord) -> EpisodeOutcome | None:
     """What a decision means for the one it replaces; None if it is the task's first."""
     # Those before that one were told when it replaced them.
-    if not record.earlier_decisions:
+    if not record.replaced:
         return None
     return EpisodeOutcome(
-        decision=record.earlier_decisions[-1],
+        decision=record.replaced,
         outcome=Episode.OUTCOME_REROUTED,
-        finish_time=to_proto(record.decision.create_time),
+        finish_time=Decision.FromString(record.decision).create_time,
     )
 
 
-def outcome(task: Task) -> EpisodeOutcome | None:
+def outcome(task: EndedTask) -> EpisodeOutcome | None:
     """What came of the decision in force of a task; None while it is open, or if nothing was decided."""
     if not task.state.final or not task.decision:
         return None
     said = EpisodeOutcome(
         decision=task.decision,
         outcome=_OUTCOMES[task.state],
-        finish_time=to_proto(task.finish_time or task.update_time),
-        attempts=task.attempt,
+        finish_time=_time(task.finish_time),
+        attempts=task.attempts,
+        failure_reason=task.failure_reason,
+        worker=task.worker,
     )
-    if task.failure is not None and task.state in (TaskState.FAILED, TaskState.REJECTED):
-        said.failure_reason = task.failure.reason
-    if task.claim is not None:
-        said.worker = task.claim.worker
-        said.run_duration.CopyFrom(_length((task.finish_time or task.update_time) - task.claim.start))
+    if task.claim_time is not None:
+        said.run_duration.CopyFrom(_length(task.finish_time - task.claim_time))
     if task.first_start is not None and task.queue_time is not None:
         said.queue_duration.CopyFrom(_length(task.first_start - task.queue_time))
     return said
@@ -185,12 +216,18 @@ def _cut(text: str, most: int) -> str:
 
 def _share(value: float) -> float:
     """Sums of floats may end a hair above 1, and memory is strict."""
-    return min(max(value, 0.0), 1.0)
+    return value if 0.0 <= value <= 1.0 else min(max(value, 0.0), 1.0)
 
 
-def _length(length: timedelta) -> Duration:
+def _time(micros: int) -> Timestamp:
+    seconds, rest = divmod(micros, 1_000_000)
+    return Timestamp(seconds=seconds, nanos=1000 * rest)
+
+
+def _length(micros: int) -> Duration:
     """A clock that was set back makes no negative lengths."""
-    return to_proto(max(length, timedelta()))
+    seconds, rest = divmod(max(micros, 0), 1_000_000)
+    return Duration(seconds=seconds, nanos=1000 * rest)
 
 
 Said = Episode | EpisodeOutcome
@@ -221,12 +258,17 @@ def _request(said: Iterable[Said]) -> RecordEpisodesRequest:
     return request
 
 
-@dataclass(frozen=True, slots=True)
-class _News:
-    """What an event is about: a decision that was made, or else a task that ended."""
+class _News(NamedTuple):
+    """
+    What an event is about: a decision that was made, or else a task that ended.
+
+    Attributes:
+        first: The decision is known to be the first about its task.
+    """
 
     decision: str = ""
     task: str = ""
+    first: bool = False
 
 
 def _news(events: Iterable[Event]) -> Iterator[_News]:
@@ -234,7 +276,10 @@ def _news(events: Iterable[Event]) -> Iterator[_News]:
         if event.topic not in TOPICS:
             continue
         if is_short(event):
-            yield _News(task=event.key) if event.topic == "COMPLETE" else _News(decision=decision_of(event))
+            if event.topic == "COMPLETE":
+                yield _News(task=event.key)
+            else:  # the hot path decides about new tasks only
+                yield _News(decision=decision_of(event), first=True)
             continue
         happened = event_from_bytes(event.body, event.version).task
         if event.topic in _DECIDED and happened.decision:
@@ -295,15 +340,13 @@ class EpisodeSender:
         else:  # after trouble, and noting it may have been the trouble
             await self._source.save_cursor(self._cursor)
         async for events in self._source.tail(self._cursor):
-            began = asyncio.get_running_loop().time()
             for batch in batches(await self._said(events)):
                 await self._send(batch)
             self._cursor = events[-1].version
             await self._source.save_cursor(self._cursor)
             self._source_backoff.worked()
-            # What comes in has the right of way: telling takes a fifth of the time at most, and catches up later.
-            took = asyncio.get_running_loop().time() - began
-            await asyncio.sleep(max(self._linger if len(events) < MOST_ITEMS else 0.0, 4 * took))
+            if len(events) < MOST_ITEMS:
+                await asyncio.sleep(self._linger)
 
     def _start_over(self, error: ResumeTooOld) -> None:
         # The log was trimmed past us, or the database was restored from a backup and is behind us. What is
@@ -315,17 +358,21 @@ class EpisodeSender:
     async def _said(self, events: Iterable[Event]) -> list[Said]:
         """Everything that events say to memory, in their order."""
         news = list(_news(events))
-        decisions = [new.decision for new in news if new.decision]
-        ended = [new.task for new in news if new.task]
-        records = await self._source.records(decisions) if decisions else ()
-        by_name = {record.decision.name: record for record in records}
-        tasks = await self._source.tasks(ended) if ended else {}
+        decisions = {new.decision: new.first for new in news if new.decision}
+        ended = {new.task for new in news if new.task}
+        records: Mapping[str, DecisionRecord] = {}
+        if decisions:
+            first = [decision for decision, is_first in decisions.items() if is_first]
+            records = await self._source.records(decisions, first)
+        tasks = await self._source.ended(ended) if ended else {}
         said: list[Said] = []
-        for new in news:
-            found = _of_decision(by_name.get(new.decision)) if new.decision else _of_task(tasks.get(new.task))
-            if found is None:
-                _log.warning("memory is not told of what is gone", decision=new.decision, task=new.task)
-            said.extend(found or ())
+        now = asyncio.get_running_loop().time
+        for begin in range(0, len(news), _BREATH):
+            began = now()
+            for new in news[begin : begin + _BREATH]:
+                said += _told(new, records, tasks)
+            # What comes in has the right of way: this takes a fifth of the time at most, and catches up later.
+            await asyncio.sleep(4 * (now() - began))
         return said
 
     async def _send(self, said: Sequence[Said]) -> None:
@@ -356,15 +403,15 @@ class EpisodeSender:
 _REFUSALS: Final = frozenset({InvalidArgument.reason, RequestTooLarge.reason})
 
 
-def _of_decision(record: DecisionRecord | None) -> list[Said] | None:
-    if record is None:
-        return None
-    replaced = rerouted(record)
-    return [episode(record)] if replaced is None else [episode(record), replaced]
-
-
-def _of_task(task: Task | None) -> list[Said] | None:
-    if task is None:
-        return None
-    ended = outcome(task)
-    return [] if ended is None else [ended]
+def _told(
+    new: _News, records: Mapping[str, DecisionRecord], tasks: Mapping[str, EndedTask]
+) -> Iterable[Said]:
+    record, task = records.get(new.decision), tasks.get(new.task)
+    if record is not None:
+        replaced = rerouted(record)
+        return (episode(record),) if replaced is None else (episode(record), replaced)
+    if task is not None:
+        ended = outcome(task)
+        return () if ended is None else (ended,)
+    _log.warning("memory is not told of what is gone", decision=new.decision, task=new.task)
+    return ()

@@ -474,12 +474,6 @@ class Store:
             query = query.where(column.id < before_id)
         return [decision_from_bytes(body) for body in self.conn.execute(query).scalars()]
 
-    def decisions_about(self, tasks: Collection[str]) -> list[Decision]:
-        """Every decision about those tasks, oldest first."""
-        column = tables.decisions.c
-        query = select(column.body).where(column.task.in_(tasks)).order_by(column.id)
-        return [decision_from_bytes(body) for body in self.conn.execute(query).scalars()]
-
     # ------------------------------------------------------------ delegations
 
     def insert_delegation(self, delegation: Delegation) -> None:

@@ -62,7 +62,7 @@ class Candidates:
         limits: The most open tasks each takes, infinite where there is no limit.
         speed, thrift, promise: Velocity, cost and SLA from 0 to 1, 1 the best.
         limited: Rows that have a limit.
-        salts: A stable hash of each name, for breaking ties.
+        salts: A stable hash of each name, for breaking ties, x as x ^ x >> 30: see `routing`.
         sieves, plans, kept: What others derive from these candidates and keep for as long as they live.
     """
 
@@ -131,7 +131,7 @@ class Candidates:
             promise=_smallest_is_best(
                 _column(ordered, lambda project: project.sla.total_seconds() if project.sla else 0)
             ),
-            salts=np.array([stable_hash(name) for name in names], dtype=np.uint64),
+            salts=np.array([salt ^ salt >> 30 for salt in map(stable_hash, names)], dtype=np.uint64),
         )
 
     def __len__(self) -> int:

@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from hopper_router.candidates import BoolArray, Candidates, IntArray, holders
+from hopper_router.candidates import BoolArray, Candidates, HashArray, IntArray, holders
 from hopper_router.kept import Kept
 from hopper_router.load import LoadColumn
 from hopper_router.model import Exclusion, Project, TaskSpec
@@ -33,6 +33,7 @@ class Sieve:
         eligible: The rows that are left, in order.
         everybody: Whether that is all of them.
         unlimited: Which of the eligible, by position, take any number of tasks.
+        salts: Those of the eligible, for breaking ties.
         exclusions: Who was ruled out, in the order of the filters.
         caught: By filter the rows it ruled out.
     """
@@ -41,6 +42,7 @@ class Sieve:
     eligible: IntArray
     everybody: bool
     unlimited: IntArray
+    salts: HashArray
     exclusions: tuple[Exclusion, ...]
     caught: tuple[tuple[str, IntArray], ...]
 
@@ -121,6 +123,7 @@ class _Filters:
             eligible=eligible,
             everybody=len(eligible) == len(names),
             unlimited=np.flatnonzero(np.isinf(self._candidates.limits[eligible])),
+            salts=self._candidates.salts[eligible],
             exclusions=tuple(
                 Exclusion(name, len(rows), tuple(names[row] for row in rows[:MAX_NAMED].tolist()), detail)
                 for name, detail, rows in self._caught

@@ -45,7 +45,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from hopper_router.candidates import Candidates, HashArray, IntArray, stable_hash
+from hopper_router.candidates import Candidates, HashArray, stable_hash
 from hopper_router.filters import Sieve, detail_of, id_of, sieve
 from hopper_router.load import Load, LoadColumn, column_of
 from hopper_router.model import Basis, Candidate, Decision, Exclusion, Factor, Outcome, TaskSpec
@@ -176,7 +176,7 @@ def _field(
 ) -> _Field:
     text = Text.of(task.title, task.description)
     question = Question(task, text, candidates, policy, load)
-    return _Field(question, left.eligible, strategies[policy.strategy].judge(question, left))
+    return _Field(question, left, strategies[policy.strategy].judge(question, left))
 
 
 # ---------------------------------------------------------------- choosing
@@ -192,9 +192,10 @@ class _Choice(NamedTuple):
 class _Field:
     """The eligible rows with their verdict: a position is an index among them."""
 
-    def __init__(self, question: Question, eligible: IntArray, verdict: Verdict) -> None:
+    def __init__(self, question: Question, sieve: Sieve, verdict: Verdict) -> None:
         self.question = question
-        self.eligible = eligible
+        self.sieve = sieve
+        self.eligible = sieve.eligible
         self.verdict = verdict
         self.best = self._best_first()
         self._made: dict[int, Candidate] = {}
@@ -236,67 +237,52 @@ class _Field:
         scores = self.verdict.scores
         better = int(np.count_nonzero(scores > scores[position]))
         equal = np.flatnonzero(scores == scores[position])
-        ties = self._ties(equal)
+        ties = self._ties()[equal]
         return 1 + better + int(np.count_nonzero(ties < ties[np.searchsorted(equal, position)]))
 
     def _best_first(self) -> list[int]:
         """The best, equal ones in the order of their ties."""
-        rest = self.verdict.scores.copy()
+        scores = self.verdict.scores
+        rest = scores.copy()
         best: list[int] = []
-        scores: list[float] = []
+        found: list[float] = []
         # Quicker than sorting: finding the greatest of a thousand takes less time than a call.
         for _ in range(min(MAX_RECORDED, len(rest))):
             at = int(rest.argmax())
             best.append(at)
-            scores.append(rest.item(at))
+            found.append(rest.item(at))
             rest[at] = -np.inf
-        if rest.item(rest.argmax()) == scores[-1]:
-            better = [at for at, score in zip(best, scores, strict=True) if score > scores[-1]]
-            return [*self._by_ties(better), *self._least_ties(scores[-1], len(best) - len(better))]
-        return best if len(set(scores)) == len(scores) else self._by_ties(best)
+        last = found[-1]
+        more = rest.item(rest.argmax()) == last
+        if not more and len(set(found)) == len(found):
+            return best
+        ties = self._ties()
+        better = found.index(last) if more else len(best)
+        first = sorted(best[:better], key=lambda at: (-scores.item(at), ties.item(at)))
+        return [*first, *_least(np.where(scores == last, ties, _LAST), len(best) - better)] if more else first
 
-    def _by_ties(self, positions: list[int]) -> list[int]:
-        """Those few in order of score, equal ones of ties."""
-        if len(positions) < 2:
-            return positions
-        title, salts, scores = (
-            stable_hash(self.question.task.title),
-            self.question.candidates.salts,
-            self.verdict.scores,
-        )
-        keys = {at: (-scores.item(at), _mix(salts.item(self.eligible.item(at)), title)) for at in positions}
-        return sorted(positions, key=keys.__getitem__)
-
-    def _least_ties(self, score: float, count: int) -> list[int]:
-        """Of all that have that very score, the first."""
-        positions = np.flatnonzero(self.verdict.scores == score)
-        ties = self._ties(positions)
-        first: list[int] = []
-        for _ in range(count):
-            at = int(ties.argmin())
-            first.append(int(positions[at]))
-            ties[at] = _LAST
-        return first
-
-    def _ties(self, positions: IntArray) -> HashArray:
-        return _mix_all(self.question.candidates.salts[self.eligible[positions]], self.question.task.title)
+    def _ties(self) -> HashArray:
+        """What the order of equal scores goes by."""
+        return _mixed(self.sieve.salts, stable_hash(self.question.task.title))
 
 
-_LAST: Final = np.uint64(2**64 - 1)
+def _least(numbers: HashArray, count: int) -> list[int]:
+    """Where the least of those are, which are used up."""
+    found = []
+    for _ in range(count):
+        at = int(numbers.argmin())
+        found.append(at)
+        numbers[at] = _LAST
+    return found
 
 
-def _mix(salt: int, title: int) -> int:
-    """One number for each project and title, all alike in being unlike: the finalizer of splitmix64."""
-    mixed = salt ^ title
-    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-    return mixed ^ (mixed >> 31)
+def _mixed(salts: HashArray, title: int) -> HashArray:
+    """
+    One number for each project and title, all alike in being unlike: the finalizer of splitmix64.
 
-
-def _mix_all(salts: HashArray, title: str) -> HashArray:
-    """The same for many projects at once."""
-    mixed = salts ^ np.uint64(stable_hash(title))
-    mixed ^= mixed >> _30
+    Its first step, `mixed ^= mixed >> 30`, is the same for both together as for each alone: see `Candidates.salts`.
+    """
+    mixed = salts ^ np.uint64(title ^ title >> 30)
     mixed *= _FIRST
     mixed ^= mixed >> _27
     mixed *= _SECOND
@@ -304,8 +290,9 @@ def _mix_all(salts: HashArray, title: str) -> HashArray:
     return mixed
 
 
-_30, _27, _31 = np.uint64(30), np.uint64(27), np.uint64(31)
-_FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_LAST: Final = np.array(2**64 - 1, dtype=np.uint64)
+_27, _31 = np.array(27, dtype=np.uint64), np.array(31, dtype=np.uint64)
+_FIRST, _SECOND = np.array([0xBF58476D1CE4E5B9, 0x94D049BB133111EB], dtype=np.uint64).reshape(2, 1)
 
 
 def _choose(field: _Field) -> _Choice:

@@ -5,11 +5,11 @@ What does not depend on the task's text is worked out once and kept:
 
 - `Plan`, for a policy and a set of candidates: its rules and weights as columns; kept with the candidates.
 - `Pace`, in a plan, for an urgency: the weighted factors that depend on nothing but it; kept with the plan.
-- `Standing`, for a plan, an urgency and a sieve: the circumstances of the eligible; kept with the load, with which it
-  changes, one row at a time.
+- `Standing`, for a plan, an urgency and a sieve: the circumstances of the eligible, and how they would score with
+  nothing else; kept with the load, with which it changes, one row at a time.
 
-So a decision pays for the words, tags and rules that the task does touch, for a few additions over all that are
-eligible, and for the lines of the five that are recorded.
+So a decision pays for the words, tags and rules that the task does touch, for scoring the projects that these speak
+for, and for the lines of the five that are recorded.
 """
 
 from __future__ import annotations
@@ -39,8 +39,11 @@ EVIDENCE: Final = frozenset({"rules", "tags", "capability", "text", "boost"})
 
 _HIGHEST_LEAD: Final = 500.0
 _MOST_WORKLOADS: Final = 4096
+_MOST_ALONE: Final = 1024
 _FEW: Final = 16
 """Up to so many changes of load are taken in one by one."""
+_SPARSE: Final = 0.25
+"""Where evidence speaks for no more than this share of the eligible, the others are not scored anew."""
 
 
 class Question(NamedTuple):
@@ -86,8 +89,16 @@ class RulesStrategy:
         sheet = _Sheet(question, sieve)
         evidence, standing = sheet.evidence(), sheet.standing
         informed = evidence.item(evidence.argmax()) >= LEAST_EVIDENCE
-        scores = _rounded(np.add(evidence, standing.total, evidence))
-        masses = _masses(scores, standing.best)
+        touched = (evidence != _ZERO).nonzero()[0]
+        if touched.size > _SPARSE * evidence.size:
+            scores = _rounded(np.add(evidence, standing.total, evidence))
+            masses = _masses(scores, standing.best, scores.size)
+        else:
+            scores, masses = standing.scores.copy(), standing.masses.copy()
+            if touched.size:
+                own = _rounded(evidence[touched] + standing.total[touched])
+                scores[touched] = own
+                masses[touched] = _masses(own, standing.best, scores.size)
         return Verdict(scores, masses, float(np.add.reduce(masses)), informed, sheet.factors)
 
 
@@ -102,13 +113,13 @@ def _rounded(scores: FloatArray) -> FloatArray:
     return scores
 
 
-def _masses(scores: FloatArray, base: float) -> FloatArray:
-    """The mass of each, as `routing` has it; the exponents are bounded where e^x overflows."""
+def _masses(scores: FloatArray, base: float, count: int) -> FloatArray:
+    """The mass of each of some among *count*, as `routing` has it; the exponents are bounded where e^x overflows."""
     lead = np.subtract(scores, base)
     np.divide(lead, _SHARPNESS, lead)
     masses: FloatArray = np.minimum(lead, _ZERO)
     np.exp(masses, masses)
-    np.divide(masses, len(scores), masses)
+    np.divide(masses, count, masses)
     highest = lead.item(lead.argmax())
     if highest > 0:
         np.maximum(lead, _ZERO, out=lead)
@@ -237,7 +248,14 @@ class Standing:
         workload: The factor.
         total: The weighted sum of all circumstances.
         best: The greatest of these.
+        scores, masses: Those of who has no evidence for or against it.
     """
+
+    workload: FloatArray
+    total: FloatArray
+    best: float
+    scores: FloatArray
+    masses: FloatArray
 
     def __init__(self, load: LoadColumn, sieve: Sieve, pace: Pace) -> None:
         self._load, self._sieve = load, sieve
@@ -262,8 +280,10 @@ class Standing:
         self._seen += len(changed)
         if len(changed) > _FEW or not all(map(self._adjust, changed)):
             self._rebuild()
-        else:
-            self.best = float(self.total.max())
+        elif (best := self.total.item(self.total.argmax())) != self.best:
+            self.best = best
+            self.masses = _masses(self.scores, best, self.scores.size)
+            self._alone.clear()
 
     def _rebuild(self) -> None:
         sieve = self._sieve
@@ -273,13 +293,16 @@ class Standing:
         # what a project with a limit holds is nobody else's measure.
         self._busiest = max(BUSY, float(self._open[sieve.unlimited].max(initial=0.0)))
         measure = np.where(np.isinf(self._limits), self._busiest, self._limits)
-        self.workload: FloatArray = np.maximum(1.0 - self._open / measure, 0.0)
+        self.workload = np.maximum(1.0 - self._open / measure, 0.0)
         total = self._weight * self.workload
         total += self._velocity
         total += self._cost
         total += self._sla
-        self.total: FloatArray = total
-        self.best = float(total.max())
+        self.total = total
+        self.best = total.item(total.argmax())
+        self.scores = _rounded(total.copy())
+        self.masses = _masses(self.scores, self.best, total.size)
+        self._alone: Kept[float, tuple[float, float]] = Kept(_MOST_ALONE)
 
     def _adjust(self, row: int) -> bool:
         """Take in one row's change; False: it was, or becomes, the measure of the others."""
@@ -293,8 +316,15 @@ class Standing:
             measure = self._busiest
         self._open[at] = now
         workload = self.workload[at] = max(1.0 - now / measure, 0.0)
-        self.total[at] = self._weight * workload + self._velocity[at] + self._cost[at] + self._sla[at]
+        total = self._weight * workload + self._velocity.item(at) + self._cost.item(at) + self._sla.item(at)
+        self.total[at] = total
+        self.scores[at], self.masses[at] = self._alone.get(total, lambda: self._scored(total))
         return True
+
+    def _scored(self, total: float) -> tuple[float, float]:
+        """The score and the mass that come of circumstances alone."""
+        score = _rounded(np.array([total]))
+        return score.item(), _masses(score, self.best, self.total.size).item()
 
 
 # ---------------------------------------------------------------- one task
@@ -313,9 +343,8 @@ class _Sheet:
         self.rules: IntArray | None = self._rules_that_count()
         self.overlap: Overlap | None = candidates.text.overlap(question.text)
         self.folded = {tag: tag.casefold() for tag in task.tags}
-        tags = set(self.folded.values())
-        self.tags = tags.intersection(candidates.tags)
-        self.boosts = sorted(candidates.boosted.keys() & tags) if candidates.boosted else []
+        self.tags = candidates.tags.keys() & self.folded.values()
+        self.boosts = sorted(candidates.boosted.keys() & self.folded.values()) if candidates.boosted else []
         self.required = len(set(task.required_capabilities)) if task.required_capabilities else 0
 
     def _rules_that_count(self) -> IntArray | None:

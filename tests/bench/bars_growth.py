@@ -5,24 +5,29 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from hopper.router.v1 import task_service_pb2, work_service_pb2
 from hopper_client import Hopper
+from hopper_testing.postgres import OwnServer
 from tests.bench import driving, message
 from tests.bench.bar import Result, at_least, at_most, bar, quantiles
 from tests.bench.copies import Copies, multiply
 from tests.bench.cpu import look_around, rss_bytes, settle
 from tests.bench.driving import Queue
+from tests.bench.full_table import DATABASE, Size, fill, opened
 from tests.bench.load import BUSY, QUIET, Load, Side, closed_loop
 from tests.bench.rig import ENGINE, POSTGRESQL, SQLITE, Rig, Router
 
-FINISHED: Final = int(os.environ.get("HOPPER_BENCH_FINISHED", "100000"))
-"""Finished tasks of the full table; the bar says 10,000,000. There is a tenth as many open ones."""
-OPEN: Final = FINISHED // 10
+TABLE: Final = os.environ.get("HOPPER_BENCH_TABLE", "")
+"""The directory of the full table, as `full_table` made it; without one a small table is made."""
+SMALL: Final = Size(100_000, 10_000)
+SOMEBODY: Final = "somebody"
+SOME: Final = 20
 RESIDENT_TASKS: Final = 100_000
 DEEP: Final = 10_000
 CALLS: Final = 300
@@ -71,23 +76,28 @@ async def replicas(rig: Rig) -> Sequence[Result]:
 
 @bar
 async def full_table(rig: Rig) -> Sequence[Result]:
-    """B20: submit, claim and list with a full table, beside an empty one."""
-    url = rig.database()
-    async with rig.router(POSTGRESQL, place=url) as router:
-        await driving.submit(router, 1, 0.1)
-        await Queue(router).fill(2)
-        await driving.complete(router, await driving.claim(router, "bench", 1))
-    begin = time.perf_counter()
-    await multiply(url, [Copies("state = 'SUCCEEDED'", "0s", FINISHED), Copies("ready", "0q", OPEN)])
-    took = time.perf_counter() - begin
-    async with AsyncExitStack() as stack:
-        full = await stack.enter_async_context(rig.router(POSTGRESQL, place=url))
-        empty = await stack.enter_async_context(rig.router(POSTGRESQL))
+    """B20: submit, claim and list with a full table, beside an empty one of the same server."""
+    async with _full_table(rig) as table, AsyncExitStack() as stack:
+        address = table.server.create_database()
+        stack.callback(table.server.drop, address)
+        empty = await stack.enter_async_context(rig.router(POSTGRESQL, place=address))
+        begin = time.perf_counter()
+        full = await stack.enter_async_context(rig.router(POSTGRESQL, place=table.url))
+        started = time.perf_counter() - begin
+        for router in (empty, full):
+            driving.check_batch(await router.tasks.SubmitTasks(_somebodys()))
         sides = [
-            side for name, router in (("full", full), ("empty", empty)) for side in _uses(name, router, rig)
+            side
+            for name, router in (("full", full), ("empty", empty))
+            for side in _uses(name, router, rig, table.server.pid)
         ]
         rounds = await rig.bench().interleaved(*sides)
-    note = f"{rounds.method}; {FINISHED:,} finished and {OPEN:,} open tasks, filled in {took:.0f} s"
+        memory = {"empty": rss_bytes(empty.pid), "full": rss_bytes(full.pid)}
+    note = (
+        f"{rounds.method}; {table.size.finished:,} finished and {table.size.open:,} open tasks; the router took "
+        f"{started:.1f} s to start, and has {memory['full'] / 1e6:.0f} MB; "
+        f"with the empty table {memory['empty'] / 1e6:.0f} MB"
+    )
     return [
         at_least(0.67, 0.9).judge(
             f"B20 {use} with a full table / with an empty one",
@@ -95,30 +105,64 @@ async def full_table(rig: Rig) -> Sequence[Result]:
             rounds.figures(f"{use}, full", f"{use}, empty"),
             note=note,
         )
-        for use in ("SubmitTask c64", "claim + complete", "ListTasks c16")
+        for use in USES
     ]
 
 
-def _uses(name: str, router: Router, rig: Rig) -> list[Side]:
-    queue = Queue(router)
-    processes = router.processes(rig)
+@dataclass(frozen=True, slots=True)
+class _Table:
+    server: OwnServer
+    url: str
+    size: Size
 
-    async def fill() -> None:
+
+@asynccontextmanager
+async def _full_table(rig: Rig) -> AsyncIterator[_Table]:
+    if not TABLE:
+        url = rig.database()
+        await fill(rig, url, SMALL)
+        yield _Table(rig.postgres, url, SMALL)
+        return
+    with opened(Path(TABLE)) as (server, size):
+        yield _Table(server, server.url(DATABASE), size)
+
+
+def _somebodys() -> task_service_pb2.SubmitTasksRequest:
+    """A few tasks of a requester who has no others."""
+    request = task_service_pb2.SubmitTasksRequest()
+    request.CopyFrom(message.batch(SOME))
+    for item in request.items:
+        item.spec.requester = SOMEBODY
+    return request
+
+
+USES: Final = (
+    "SubmitTask c64", "claim + complete", "ListTasks c16", "ListTasks of a project", "ListTasks of a requester",
+)  # fmt: skip
+
+
+def _uses(name: str, router: Router, rig: Rig, postgres: int) -> list[Side]:
+    queue = Queue(router)
+    processes = {"router": router.pid, "postgres": postgres}
+
+    async def fill_queue() -> None:
         queue.ready = 0  # somebody else's, of the same projects, may be there
         await queue.fill_for(rig.pace.seconds)
 
-    async def look(_: int) -> None:
-        await router.tasks.ListTasks(task_service_pb2.ListTasksRequest(page_size=50))
+    def lists(project: str = "", requester: str = "") -> Callable[[float], Awaitable[Load]]:
+        request = task_service_pb2.ListTasksRequest(page_size=50, project=project, requester=requester)
+        return lambda seconds: closed_loop(lambda _: router.tasks.ListTasks(request), 16, seconds)
 
+    runs: list[Callable[[float], Awaitable[Load]]] = [
+        lambda seconds: driving.submit(router, 64, seconds),
+        lambda seconds: queue.work_off(seconds, workers=1, batch=driving.CLAIM),
+        lists(),
+        lists(project=message.QUEUE),
+        lists(requester=SOMEBODY),
+    ]
     return [
-        Side(f"SubmitTask c64, {name}", lambda seconds: driving.submit(router, 64, seconds), processes),
-        Side(
-            f"claim + complete, {name}",
-            lambda seconds: queue.work_off(seconds, workers=1, batch=driving.CLAIM),
-            processes,
-            fill,
-        ),
-        Side(f"ListTasks c16, {name}", lambda seconds: closed_loop(look, 16, seconds), processes),
+        Side(f"{use}, {name}", run, processes, fill_queue if use.startswith("claim") else None)
+        for use, run in zip(USES, runs, strict=True)
     ]
 
 

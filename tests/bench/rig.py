@@ -95,7 +95,7 @@ class Rig:
         self, pace: Pace | None = None, *, projects: int = message.PROJECTS, memory: bool = MEMORY
     ) -> None:
         self.pace = pace or Pace.of_environment()
-        self._projects = projects
+        self.projects = projects
         self._places = 0
         self._memory = memory
         self._stack = AsyncExitStack()
@@ -143,7 +143,7 @@ class Rig:
         """The registry, with all projects in it."""
         process = self._start(HopperProcess(self.directory / "registry", service="registry"))
         with Hopper(process.address) as client:
-            for number in range(self._projects):
+            for number in range(self.projects):
                 client.projects.RegisterProject(
                     project_service_pb2.RegisterProjectRequest(
                         project_id=f"p{number}", project=message.project(number)

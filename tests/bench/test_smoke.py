@@ -5,12 +5,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.bench import __main__, driving
+from hopper.router.v1 import task_service_pb2
+from hopper_testing.processes import temporary_directory
+from tests.bench import __main__, driving, message
 from tests.bench.bar import BARS, at_least
 from tests.bench.cpu import snapshot
+from tests.bench.full_table import DATABASE, Size, opened, prepare
 from tests.bench.load import Load, Pace, Rounds, Sample, Side, closed_loop
 from tests.bench.rawsql import raw_sqlite, sqlite_insert
-from tests.bench.rig import SQLITE, Rig
+from tests.bench.rig import POSTGRESQL, SQLITE, Rig, Router
 
 
 async def test_a_router_and_its_floors_are_measured_and_judged() -> None:
@@ -31,6 +34,31 @@ async def test_a_router_and_its_floors_are_measured_and_judged() -> None:
     assert rounds.rate("rows") > 0
     assert rounds.cpu("hopper", "router") > 0
     assert rounds.p50("hopper") < rounds.p99("hopper")
+
+
+async def test_a_full_table_can_be_worked_on_as_often_as_one_likes() -> None:
+    size = Size(finished=2000, open=200)
+    with temporary_directory() as directory:
+        directory.chmod(0o755)  # the server may run as another user
+        async with Rig(projects=10, memory=False) as rig:
+            await prepare(rig, directory / "table", size)
+            for left in (20, 19):
+                with opened(directory / "table") as (server, found):
+                    assert found == size
+                    async with rig.router(POSTGRESQL, place=server.url(DATABASE)) as router:
+                        assert await _open_tasks_before_one_is_done(router) == left
+
+
+async def _open_tasks_before_one_is_done(router: Router) -> int:
+    wanted = task_service_pb2.ListTasksRequest(requester=f"requester{message.HOT}", page_size=100)
+    found = (await router.tasks.ListTasks(wanted)).tasks
+    assert {(task.project, task.spec.title) for task in found} == {
+        (message.QUEUE, message.spec(message.HOT).title)
+    }
+    [claimed] = await driving.claim(router, "worker", 1)
+    assert claimed.name == found[-1].name
+    await driving.complete(router, [claimed])
+    return len(found)
 
 
 def test_every_bar_is_run_by_the_main_program() -> None:

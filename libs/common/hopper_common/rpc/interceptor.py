@@ -107,9 +107,60 @@ class _OpenStream:
     writing: bool = False
 
 
-class CallInterceptor(grpc.aio.ServerInterceptor):
+class _Cap:
     """
-    The one interceptor of a Hopper server.
+    Ends calls that take longer than *seconds*.
+
+    One timer for all of them: they come in the order in which they are due, so only the first has to be watched.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._due: dict[asyncio.Task[Any], float] = {}
+        self._overdue: set[asyncio.Task[Any]] = set()
+        self._watching = False
+
+    async def keep(self, work: Awaitable[Any], method: Method) -> Any:
+        """
+        Wait for a call's work, in the call's own task.
+
+        Raises:
+            DeadlineExceeded: It was not done in time, and was cancelled.
+        """
+        task, loop = cast("asyncio.Task[Any]", asyncio.current_task()), asyncio.get_running_loop()
+        self._due[task] = loop.time() + self._seconds
+        if not self._watching:
+            self._watching = True
+            loop.call_later(self._seconds, self._end_overdue, loop)
+        try:
+            return await work
+        except asyncio.CancelledError as error:
+            # Who was cancelled besides, by the client or a stop, is no longer waited for.
+            if task not in self._overdue or task.uncancel() > 0:
+                raise
+            raise DeadlineExceeded(method=method.path, seconds=f"{self._seconds:g}") from error
+        finally:
+            self._due.pop(task, None)
+            self._overdue.discard(task)
+
+    def _end_overdue(self, loop: asyncio.AbstractEventLoop) -> None:
+        now = loop.time()
+        while self._due:
+            task, due = next(iter(self._due.items()))
+            if due > now:
+                loop.call_at(due, self._end_overdue, loop)
+                return
+            del self._due[task]
+            self._overdue.add(task)
+            task.cancel()
+        self._watching = False
+
+
+class CallInterceptor:
+    """
+    What surrounds the handlers of a Hopper server, put around each when it is registered.
+
+    No `grpc.aio.ServerInterceptor`: those are run for every call anew, though what they return never changes.
 
     Args:
         services: What the server offers. Calls of anything else are answered METHOD_NOT_OFFERED.
@@ -119,26 +170,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def __init__(self, services: Iterable[ServiceDescriptor], *, unary_cap: timedelta = UNARY_CAP) -> None:
         methods = (Method.of(method) for service in services for method in service.methods)
         self._methods: Mapping[str, Method] = {method.path: method for method in methods}
-        self._unary_cap = unary_cap
-        self._wrapped: dict[str, _Handler] = {}
+        self._cap = _Cap(unary_cap.total_seconds())
         self._streams: dict[asyncio.Task[Any], _OpenStream] = {}
         self._draining = False
 
-    async def intercept_service(
-        self,
-        continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]]",
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> _Handler:
-        # What is offered does not change once the server runs.
-        wrapped = self._wrapped.get(handler_call_details.method)
-        if wrapped is not None:
-            return wrapped
-        handler = await continuation(handler_call_details)
-        method = self._methods.get(handler_call_details.method)
-        if handler is None or method is None:
-            return _not_offered(handler_call_details.method)
-        wrapped = self._wrapped[method.path] = self._wrap(handler, method)
-        return wrapped
+    def surround(self, service: str, handlers: Mapping[str, _Handler]) -> dict[str, _Handler]:
+        """The handlers of a service by method name, as they are to be registered."""
+        return {name: self._wrap(handler, f"/{service}/{name}") for name, handler in handlers.items()}
 
     def drain(self) -> None:
         """
@@ -154,10 +192,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     # The four shapes.
 
-    def _wrap(self, handler: _Handler, method: Method) -> _Handler:
-        behaviour = _behaviour(handler)
-        if not (inspect.iscoroutinefunction(behaviour) or inspect.isasyncgenfunction(behaviour)):
-            return _not_offered(method.path)  # the generated base class: nobody has written this method
+    def _wrap(self, handler: _Handler, path: str) -> _Handler:
+        behaviour, method = _behaviour(handler), self._methods.get(path)
+        written = inspect.iscoroutinefunction(behaviour) or inspect.isasyncgenfunction(behaviour)
+        if method is None or not written:  # the generated base class: nobody has written this method
+            return not_offered(path)
         if handler.response_streaming:
             make = grpc.stream_stream_rpc_method_handler
             if not handler.request_streaming:
@@ -181,7 +220,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 self._refuse_when_draining(method)
                 request = parse(raw)
                 if cast("float | None", context.time_remaining()) is None:
-                    return await self._capped(behaviour(request, context), method)
+                    return await self._cap.keep(behaviour(request, context), method)
                 # grpc cancels the call when the client's own deadline passes
                 return await behaviour(request, context)
             except BaseException as error:
@@ -234,16 +273,6 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _refuse_when_draining(self, method: Method) -> None:
         if self._draining and not method.outlives_drain:
             raise ShuttingDown(service=method.service)
-
-    async def _capped(self, response: Awaitable[Any], method: Method) -> Any:
-        cap = self._unary_cap.total_seconds()
-        try:
-            async with asyncio.timeout(cap) as timer:
-                return await response
-        except TimeoutError as error:
-            if not timer.expired():
-                raise
-            raise DeadlineExceeded(method=method.path, seconds=f"{cap:g}") from error
 
     # Around the handler.
 
@@ -353,7 +382,9 @@ async def _parsed(raws: AsyncIterator[bytes], method: Method) -> AsyncIterator[M
         yield method.parse(raw)
 
 
-def _not_offered(path: str) -> _Handler:
+def not_offered(path: str) -> _Handler:
+    """What answers calls of a method that nobody has written."""
+
     async def answer(requests: AsyncIterator[bytes], context: _Context) -> None:
         await context.abort_with_status(to_status(MethodNotOffered(method=path)))
 

@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_g
 from hopper_common.rpc.access import require_declared
 from hopper_common.rpc.channel import MAX_MESSAGE_BYTES
 from hopper_common.rpc.health import Health
-from hopper_common.rpc.interceptor import UNARY_CAP, CallInterceptor
+from hopper_common.rpc.interceptor import UNARY_CAP, CallInterceptor, not_offered
 from hopper_common.rpc.symbols import Symbols
 
 _OPTIONS = (
@@ -80,15 +80,16 @@ class HopperServer(grpc.aio.Server):
         self._health = Health(names)
         every = [*services, *_own_services(self._health, names)]
         self._calls = CallInterceptor([service.descriptor for service in every], unary_cap=unary_cap)
-        self._server = grpc.aio.server(interceptors=[self._calls], options=_OPTIONS)
+        self._server = grpc.aio.server(handlers=[_NobodyElse()], options=_OPTIONS)
         for service in every:
             service.add(service.servicer, self)
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Any) -> None:
-        self._server.add_generic_rpc_handlers(generic_rpc_handlers)
+        """Generated code registers every method twice; see `add_registered_method_handlers`."""
 
     def add_registered_method_handlers(self, service_name: str, method_handlers: Any) -> None:
-        self._server.add_registered_method_handlers(service_name, method_handlers)
+        surrounded = self._calls.surround(service_name, method_handlers)
+        self._server.add_registered_method_handlers(service_name, surrounded)
 
     def add_insecure_port(self, address: str) -> int:
         return self._server.add_insecure_port(address)
@@ -107,6 +108,13 @@ class HopperServer(grpc.aio.Server):
 
     async def wait_for_termination(self, timeout: float | None = None) -> bool:
         return await self._server.wait_for_termination(timeout)
+
+
+class _NobodyElse(grpc.GenericRpcHandler):
+    """Answers what no service has registered."""
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        return not_offered(handler_call_details.method)
 
 
 def _own_services(health: Health, names: Sequence[str]) -> list[Registered]:

@@ -49,6 +49,6 @@ def test_no_phrase_reaches_from_the_title_into_the_description() -> None:
 def test_a_long_description_is_cut_between_words() -> None:
     text = Text.of("title", "x" * (SCORED_CHARACTERS - 10) + " " + "invoice " * 20)
 
-    assert text.head == ("x" * (SCORED_CHARACTERS - 10), "invoice")
+    assert text.head == ["x" * (SCORED_CHARACTERS - 10), "invoice"]
     assert set(text.tail) == {"invoice"}
     assert " invoice invoice " in text.spelled()

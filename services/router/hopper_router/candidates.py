@@ -16,7 +16,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, Self, TypeVar, cast
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -206,18 +206,17 @@ class TextIndex:
 
     def overlap(self, text: Text) -> Overlap | None:
         """What a task's title and description share with the projects; None: nobody shares any word."""
-        head = set(map(self.runs.get, text.topic))
-        title = set(map(self.runs.get, text.title))
-        head.discard(None)
-        title.discard(None)
-        if not (head or title):
+        runs = self.runs
+        described, named = runs.keys() & text.head, runs.keys() & text.title
+        if not (described or named):
             return None
+        head, title = {runs[word] for word in described}, {runs[word] for word in named}
         # The title counts twice.
-        pairs = np.frombuffer(b"".join(cast("list[bytes]", [*head, *title, *title])))
+        pairs = np.frombuffer(b"".join([*head, *title, *title]))
         size = len(self.texts)
         sums = np.bincount(pairs[::2].astype(np.intp), pairs[1::2], size + 2)
         share: FloatArray = np.multiply(sums[:size], 1.0 / (_DAMPING + sums.item(size)))
-        return Overlap(share, cast("set[bytes]", head | title))
+        return Overlap(share, head | title, described | named)
 
     def shared_words(self, row: int, overlap: Overlap, text: Text, most: int) -> tuple[str, ...]:
         """The words that a project shares with a task, as the task writes them, what says most first."""
@@ -230,10 +229,10 @@ class TextIndex:
         found = []
         for place in sorted(map(ranks.places.__getitem__, shared))[:most]:
             singular, plural = ranks.spellings[place]
-            if plural not in text.words:
+            if plural not in overlap.spellings:
                 found.append(singular)
             else:
-                found.append(text.first_of(singular, plural) if singular in text.words else plural)
+                found.append(text.first_of(singular, plural) if singular in overlap.spellings else plural)
         return tuple(found)
 
     def _rank(self, row: int) -> _Ranks:
@@ -252,11 +251,13 @@ class Overlap(NamedTuple):
     Attributes:
         share: For each project the weight of the shared words over that of all the task's words that any project
             knows, from 0 to 1; title words count twice.
-        words: The runs of the task's words.
+        words: The runs of the task's words that any project knows.
+        spellings: The same words, in every way the task writes them.
     """
 
     share: FloatArray
     words: Set[bytes]
+    spellings: Set[str]
 
 
 class _Ranks(NamedTuple):

@@ -40,9 +40,7 @@ class Load(MutableMapping[str, int]):
 
     def __setitem__(self, project: str, count: int) -> None:
         with self._lock:
-            self._counts[project] = count
-            if self._column is not None:
-                self._column.put(project, count)
+            self._put(project, count)
 
     def __delitem__(self, project: str) -> None:
         with self._lock:
@@ -61,7 +59,12 @@ class Load(MutableMapping[str, int]):
     def add(self, project: str, step: int = 1) -> None:
         """Count *step* more open tasks, or fewer."""
         with self._lock:
-            self[project] += step
+            self._put(project, self._counts.get(project, 0) + step)
+
+    def _put(self, project: str, count: int) -> None:
+        self._counts[project] = count
+        if self._column is not None:
+            self._column.put(project, count)
 
     def copy(self) -> Load:
         """The same counts, to be changed without changing these."""
@@ -125,7 +128,7 @@ class LoadColumn:
         if row is None:
             return
         self.open[row] = count
-        if (count >= self.candidates.limits[row]) != (row in self.full):
+        if (count >= self.candidates.limits.item(row)) != (row in self.full):
             self.full = self.full ^ {row}
         if len(self.changed) >= _MOST_CHANGES:
             self.changed.clear()

@@ -215,7 +215,7 @@ class _RuleIndex:
     From what a task has to the rules worth evaluating.
 
     Most rules ask for one of some words and for nothing else: `by_word` leads from a word straight to those that fire
-    with it, as the bytes of an array of their numbers.
+    with it, as the bytes of an array of their numbers; `words` are all there are.
 
     For all others, `anchors` leads from one word of each keyword to the atoms of all keywords it is the anchor of, each
     with what else to look for in the spelled text: the phrase, or nothing for a single word. `rules_of` leads from an
@@ -225,6 +225,7 @@ class _RuleIndex:
 
     size: int
     by_word: Mapping[str, bytes]
+    words: frozenset[str]
     anchors: Mapping[str, tuple[tuple[str, str], ...]]
     anchor_words: frozenset[str]
     known: frozenset[str]
@@ -261,6 +262,7 @@ class _RuleIndex:
         return cls(
             size=len(rules),
             by_word={word: np.array(found, dtype=np.intp).tobytes() for word, found in by_word.items()},
+            words=frozenset(by_word),
             anchors={word: tuple(sorted(phrases)) for word, phrases in anchors.items()},
             anchor_words=frozenset(anchors),
             known=frozenset(known),
@@ -275,12 +277,11 @@ class _RuleIndex:
 
     def simple(self, text: Text) -> BoolArray | None:
         """A mask over all rules, with those that a word of the text is enough for; None: there is no such word."""
-        words = text.words.union(text.tail) if text.tail else text.words
-        found = b"".join(filter(None, map(self.by_word.get, words)))
+        found = text.among(self.words) if self.words else None
         if not found:
             return None
         firing = np.zeros(self.size, dtype=np.bool_)
-        firing[np.frombuffer(found, dtype=np.intp)] = True
+        firing[np.frombuffer(b"".join([self.by_word[word] for word in found]), dtype=np.intp)] = True
         return firing
 
     def atoms(self, text: Text, tags: Iterable[str], capabilities: Iterable[str]) -> frozenset[str]:
@@ -288,7 +289,7 @@ class _RuleIndex:
         found = [_atom(Kind.TAG, tag.casefold()) for tag in tags]
         found += [_atom(Kind.CAPABILITY, capability) for capability in capabilities]
         spelled = ""
-        for word in self.anchor_words.intersection(text.words.union(text.tail)):
+        for word in text.among(self.anchor_words):
             for phrase, atom in self.anchors[word]:
                 if phrase and not spelled:
                     spelled = text.spelled()

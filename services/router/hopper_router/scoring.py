@@ -258,7 +258,7 @@ class Standing:
     masses: FloatArray
 
     def __init__(self, load: LoadColumn, sieve: Sieve, pace: Pace) -> None:
-        self._load, self._sieve = load, sieve
+        self._load, self._sieve, self._pace = load, sieve, pace
         rows = slice(None) if sieve.everybody else sieve.eligible
         self._limits = load.candidates.limits[rows]
         self._weight = pace.plan.policy.weights.workload
@@ -285,6 +285,14 @@ class Standing:
             self.masses = _masses(self.scores, best, self.scores.size)
             self._alone.clear()
 
+    def lines(self, at: int, row: int) -> tuple[Factor, Factor, Factor, Factor]:
+        """The factors workload, velocity, cost and sla of one of them: the same until its load changes."""
+        found = self._lines.get(at)
+        if found is None:
+            circumstance = self.workload.item(at), self._open.item(at), self._limits.item(at)
+            found = self._lines[at] = (self._pace.plan.workload(circumstance), *self._pace.lines(row))
+        return found
+
     def _rebuild(self) -> None:
         sieve = self._sieve
         self._seen = len(self._load.changed)
@@ -303,6 +311,7 @@ class Standing:
         self.scores = _rounded(total.copy())
         self.masses = _masses(self.scores, self.best, total.size)
         self._alone: Kept[float, tuple[float, float]] = Kept(_MOST_ALONE)
+        self._lines: dict[int, tuple[Factor, Factor, Factor, Factor]] = {}
 
     def _adjust(self, row: int) -> bool:
         """Take in one row's change; False: it was, or becomes, the measure of the others."""
@@ -315,6 +324,7 @@ class Standing:
                 return False
             measure = self._busiest
         self._open[at] = now
+        self._lines.pop(at, None)
         workload = self.workload[at] = max(1.0 - now / measure, 0.0)
         total = self._weight * workload + self._velocity.item(at) + self._cost.item(at) + self._sla.item(at)
         self.total[at] = total
@@ -388,36 +398,20 @@ class _Sheet:
 
     # What the scores are made of.
 
-    def factors(self, positions: Sequence[int]) -> list[Lines]:
+    def factors(self, positions: Sequence[int]) -> list[tuple[Factor, ...]]:
         """All nine of some of the eligible; those that are not this task's own are shared objects."""
-        chosen = np.array(positions)
-        places = self.sieve.eligible[chosen]
-        rows = places.tolist()
-        nothing, candidates, standing = self.plan.nothing, self.question.candidates, self.standing
-        rules = self._rules(rows)
-        circumstances = zip(
-            standing.workload[chosen].tolist(),
-            self.question.load.open[places].tolist(),
-            candidates.limits[places].tolist(),
-            strict=True,
-        )
-        lines = []
-        for row, own, circumstance in zip(rows, rules, circumstances, strict=True):
-            velocity, cost, sla = self.pace.lines(row)
-            lines.append(
-                Lines(
-                    own,
-                    self._tags(row) if self.tags else nothing.tags,
-                    self._capability(row) if self.required else nothing.capability,
-                    nothing.text if self.overlap is None else self._text(row, self.overlap),
-                    self.plan.workload(circumstance),
-                    velocity,
-                    cost,
-                    sla,
-                    self._boost(row) if self.boosts else nothing.boost,
-                )
+        rows, nothing = self.sieve.eligible[positions].tolist(), self.plan.nothing
+        return [
+            (
+                own,
+                self._tags(row) if self.tags else nothing.tags,
+                self._capability(row) if self.required else nothing.capability,
+                nothing.text if self.overlap is None else self._text(row, self.overlap),
+                *self.standing.lines(at, row),
+                self._boost(row) if self.boosts else nothing.boost,
             )
-        return lines
+            for at, row, own in zip(positions, rows, self._rules(rows), strict=True)
+        ]
 
     def _rules(self, rows: Sequence[int]) -> list[Factor]:
         plan, rules, nothing = self.plan, self.rules, self.plan.nothing.rules

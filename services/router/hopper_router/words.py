@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
+from itertools import chain
 from typing import Final, NamedTuple
 
 SCORED_CHARACTERS: Final = 1_500
@@ -55,17 +57,13 @@ def fold(word: str) -> str:
 
 class Text(NamedTuple):
     """
-    A task's text, read once.
-
-    `head` is the part of the description that is compared with projects, `tail` the rest; `topic` has the words of the
-    head, once each, and `words` those of the title and the head.
+    A task's text, read once: the words of its title, of the part of the description that is compared with projects
+    (`head`), and of the rest.
     """
 
-    title: tuple[str, ...]
-    head: tuple[str, ...]
-    tail: tuple[str, ...]
-    topic: frozenset[str]
-    words: frozenset[str]
+    title: Sequence[str]
+    head: Sequence[str]
+    tail: Sequence[str]
 
     @classmethod
     def of(cls, title: str, description: str) -> Text:
@@ -75,9 +73,11 @@ class Text(NamedTuple):
         else:
             cut = _cut(description)
             head, tail = tokens(description[:cut]), tokens(description[cut:])
-        first = tokens(title)
-        topic = frozenset(head)
-        return cls(tuple(first), tuple(head), tuple(tail), topic, topic.union(first))
+        return cls(tokens(title), head, tail)
+
+    def among(self, words: frozenset[str]) -> frozenset[str]:
+        """Which of *words* are in it, wherever; quicker than making a set of it."""
+        return words.intersection(chain(self.title, self.head, self.tail))
 
     def first_of(self, one: str, other: str) -> str:
         """Which of two words comes first in the title, or else in the head, where one of them must be."""

@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,9 +27,9 @@ from hopper_common.errors import (
 )
 from hopper_common.eventlog import Event
 from hopper_common.rpc.channel import open_channel
+from hopper_common.timestamps import to_micros
 from hopper_router import episodes, tables
 from hopper_router.convert import decision_to_bytes, event_to_bytes, spec_to_bytes
-from hopper_router.episode_source import ended_from_row
 from hopper_router.episodes import (
     DecisionRecord,
     EndedTask,
@@ -41,7 +40,6 @@ from hopper_router.episodes import (
     rerouted,
 )
 from hopper_router.model import Candidate, Claim, Decision, Failure, Outcome, Task, TaskSpec, TaskState
-from hopper_router.rows import task_to_row
 from hopper_router.store_sql import EPISODES_SENT, EVENTS, Store
 from hopper_testing.database import FaultyDatabase, temporary_database
 from tests.router.neighbours import Neighbour
@@ -92,7 +90,18 @@ def a_record(
 
 
 def an_end(task: Task) -> EndedTask:
-    return ended_from_row(SimpleNamespace(**task_to_row(task, NOW)))
+    failed = task.state in (TaskState.FAILED, TaskState.REJECTED)
+    return EndedTask(
+        state=task.state,
+        decision=task.decision,
+        finish_time=to_micros(task.finish_time or task.update_time),
+        attempts=task.attempt,
+        failure_reason=task.failure.reason if failed and task.failure else "",
+        worker=task.claim.worker if task.claim else "",
+        claim_time=to_micros(task.claim.start) if task.claim else None,
+        queue_time=to_micros(task.queue_time),
+        first_start=to_micros(task.first_start),
+    )
 
 
 # ---------------------------------------------------------------- what is said

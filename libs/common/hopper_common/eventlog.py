@@ -130,14 +130,21 @@ class EventLog:
         Raises:
             ResumeTooOld: Some of what came after that version is no longer there, or that version never was.
         """
-        self._check_place(conn, after)
+        events, _ = self._read(conn, after, limit, topics)
+        return events
+
+    def _read(
+        self, conn: Connection, after: int, limit: int, topics: Collection[str]
+    ) -> tuple[list[Event], int]:
+        """See `read`; and the version of the newest event."""
+        head = self._check_place(conn, after)
         query = select(self._table).where(self._columns.version > after)
         if topics:
             query = query.where(self._columns.topic.in_(sorted(topics)))
         rows = conn.execute(query.order_by(self._columns.version).limit(limit))
         return [
-            Event(row.version, row.topic, row.key, row.body, from_micros(row.create_time)) for row in rows
-        ]
+            Event(version, topic, key, body, from_micros(time)) for version, topic, key, body, time in rows
+        ], head
 
     def between(self, conn: Connection, first: int, last: int) -> list[Event]:
         """The events of those versions that are still kept, in order."""
@@ -180,11 +187,11 @@ class EventLog:
         """
 
         def next_batch(conn: Connection) -> tuple[list[Event], int]:
-            events = self.read(conn, after=after, limit=batch, topics=topics)
+            events, head = self._read(conn, after, batch, topics)
             # A full batch may have more behind it. One that is not full has looked at everything up to the
             # head, and moves there, past the topics it skipped, so that it does not fall behind on a log that
             # trims them.
-            return events, events[-1].version if len(events) == batch else self.head(conn)
+            return events, events[-1].version if len(events) == batch else head
 
         while True:
             commits = db.committed.count  # before the read: a commit during it is not lost
@@ -194,7 +201,7 @@ class EventLog:
             if len(events) < batch:
                 await db.committed.wait(after=commits)
 
-    def _check_place(self, conn: Connection, after: int) -> None:
+    def _check_place(self, conn: Connection, after: int) -> int:
         ends = conn.execute(self._ends).one()
         if ends.topic == _TRIMMED:
             trimmed = ends.first
@@ -202,5 +209,7 @@ class EventLog:
             trimmed = ends.first - 1
         else:
             trimmed = 0
-        if not trimmed <= after <= (ends.head or 0):
+        head = ends.head or 0
+        if not trimmed <= after <= head:
             raise ResumeTooOld(oldest=str(self.oldest(conn)), asked=str(after))
+        return head

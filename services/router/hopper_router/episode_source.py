@@ -10,7 +10,7 @@ import json
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, TextClause, text
+from sqlalchemy import Connection, TextClause, text
 
 from hopper_common.database import Database
 from hopper_common.eventlog import Event
@@ -50,20 +50,19 @@ class StoredEpisodes:
 
 
 def _records(conn: Connection, names: Collection[str], first: Collection[str]) -> dict[str, DecisionRecord]:
-    decisions = _rows(conn, _DECISIONS, names)
-    tasks = {row.id: row for row in _rows(conn, _TASKS, {row.task for row in decisions})}
+    decisions = [(id_, task_id(task), body) for id_, task, body in _rows(conn, _DECISIONS, names)]
+    tasks = {
+        id_: (task_id(delegation), spec)
+        for id_, delegation, spec in _rows(conn, _TASKS, [task for _, task, _ in decisions])
+    }
     replaced = _decisions(conn, _REPLACED, set(names).difference(first))
-    parents = _decisions(conn, _PARENTS, {row.delegation for row in tasks.values()} - {""})
+    parents = _decisions(conn, _PARENTS, {delegation for delegation, _ in tasks.values()} - {""})
     records: dict[str, DecisionRecord] = {}
-    for row in decisions:
-        task = tasks.get(task_id(row.task))
-        if task is not None:
-            records[f"decisions/{row.id}"] = DecisionRecord(
-                row.body,
-                task.spec,
-                parents.get(task_id(task.delegation), ""),
-                replaced.get(row.id, ""),
-            )
+    for id_, task, body in decisions:
+        if task in tasks:
+            delegation, spec = tasks[task]
+            parent = parents.get(delegation, "")
+            records[f"decisions/{id_}"] = DecisionRecord(body, spec, parent, replaced.get(id_, ""))
     return records
 
 
@@ -71,39 +70,29 @@ def _decisions(
     conn: Connection, statement: Mapping[str, TextClause], names: Collection[str]
 ) -> dict[str, str]:
     """By ids, the names of the decisions that a statement finds for them."""
-    return {row.id: f"decisions/{row.decision}" for row in _rows(conn, statement, names) if row.decision}
+    return {id_: f"decisions/{decision}" for id_, decision in _rows(conn, statement, names) if decision}
 
 
 def _ended(conn: Connection, names: Collection[str]) -> dict[str, EndedTask]:
-    return {f"{row.instance}/tasks/{row.id}": ended_from_row(row) for row in _rows(conn, _ENDED, names)}
+    return {
+        name: EndedTask(_STATES[state], decision, end, attempts, _reason(live), *times_and_worker)
+        for name, state, decision, end, attempts, live, *times_and_worker in _rows(conn, _ENDED, names)
+    }
 
 
-def ended_from_row(row: Any) -> EndedTask:
-    """What memory wants to know of a row of `tasks`; only of a failed one its `live` is looked at."""
-    state = TaskState(row.state)
-    failure = live_from_json(row.live).get("failure") if state in _FAILED else None
-    return EndedTask(
-        state=state,
-        decision=row.decision,
-        finish_time=row.update_time if row.finish_time is None else row.finish_time,
-        attempts=row.attempt,
-        failure_reason=failure.reason if failure else "",
-        worker=row.worker,
-        claim_time=row.claim_time,
-        queue_time=row.queue_time,
-        first_start=row.first_start,
-    )
+def _reason(live: str) -> str:
+    """Why a task failed, of the JSON document of its row; that of others is not read."""
+    failure = live_from_json(live).get("failure")
+    return failure.reason if failure else ""
 
 
-_FAILED: Final = frozenset({TaskState.FAILED, TaskState.REJECTED})
+_STATES: Final = {state.value: state for state in TaskState}
 
 
 # ---------------------------------------------------------------- statements
 
 
-def _rows(
-    conn: Connection, statement: Mapping[str, TextClause], names: Collection[str]
-) -> Iterable[Row[Any]]:
+def _rows(conn: Connection, statement: Mapping[str, TextClause], names: Collection[str]) -> Iterable[Any]:
     """What a statement finds for the ids of these names."""
     if not names:
         return ()
@@ -133,6 +122,7 @@ _TASKS: Final = _by_id("SELECT id, delegation, spec FROM tasks")
 _REPLACED: Final = _by_id(f"SELECT id, {_last_before('made')} FROM routing_decisions made")
 _PARENTS: Final = _by_id(f"SELECT id, {_last_before('handed')} FROM task_delegations handed")
 _ENDED: Final = _by_id(
-    "SELECT id, instance, state, decision, attempt, worker, claim_time, first_start, queue_time, finish_time, "
-    "update_time, CASE WHEN state IN ('FAILED', 'REJECTED') THEN live ELSE '' END AS live FROM tasks"
+    "SELECT instance || '/tasks/' || id, state, decision, coalesce(finish_time, update_time), attempt, "
+    "CASE WHEN state IN ('FAILED', 'REJECTED') THEN live ELSE '' END, worker, claim_time, queue_time, first_start "
+    "FROM tasks"
 )

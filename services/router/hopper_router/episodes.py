@@ -248,14 +248,11 @@ def batches(said: Iterable[Said]) -> Iterator[list[Said]]:
         yield batch
 
 
-def _request(said: Iterable[Said]) -> RecordEpisodesRequest:
-    request = RecordEpisodesRequest()
-    for item in said:
-        if isinstance(item, Episode):
-            request.episodes.append(item)
-        else:
-            request.outcomes.append(item)
-    return request
+def _request(said: Sequence[Said]) -> RecordEpisodesRequest:
+    return RecordEpisodesRequest(
+        episodes=[item for item in said if isinstance(item, Episode)],
+        outcomes=[item for item in said if isinstance(item, EpisodeOutcome)],
+    )
 
 
 class _News(NamedTuple):
@@ -311,7 +308,7 @@ class EpisodeSender:
         *,
         first_wait: timedelta = timedelta(milliseconds=200),
         longest_wait: timedelta = timedelta(seconds=10),
-        linger: timedelta = timedelta(milliseconds=250),
+        linger: timedelta = timedelta(milliseconds=500),
         timeout: timedelta = timedelta(seconds=10),
     ) -> None:
         self._memory = EpisodicMemoryServiceStub(channel)

@@ -56,7 +56,8 @@ def is_short(event: Event) -> bool:
 
 def decision_of(event: Event) -> str:
     """The decision in force after an event that the hot path logged."""
-    return str(json.loads(event.body)[1])
+    # Of `["project", "decision", ...`: names have no quotes in them, and this is a tenth of parsing it.
+    return event.body.split(b'"', 4)[3].decode()
 
 
 def task_at(event: Event, task: Task) -> Task:

@@ -61,7 +61,7 @@ def episode_from_proto(message: pb.Episode, *, now: datetime) -> Episode:
         project=message.project,
         confidence=message.confidence,
         strategy=message.strategy,
-        candidates=tuple(Candidate(c.project, c.confidence) for c in message.candidates),
+        candidates=tuple([Candidate(c.project, c.confidence) for c in message.candidates]),
     )
 
 

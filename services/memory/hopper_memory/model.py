@@ -29,6 +29,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import NamedTuple
 
 from hopper_common.errors import FieldViolation, InvalidArgument
 
@@ -64,8 +65,7 @@ class EpisodeOutcome:
     run_duration: timedelta | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """One of the places a decision weighed. `confidence` is from 0 to 1."""
 
     project: str

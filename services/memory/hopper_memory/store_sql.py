@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
-    BindParameter,
+    JSON,
     Connection,
     Integer,
     Row,
@@ -24,6 +24,7 @@ from sqlalchemy import (
     case,
     cast,
     delete,
+    exists,
     func,
     insert,
     literal,
@@ -170,7 +171,9 @@ _WAIT = _insert_pending.on_conflict_do_update(
     ),
 ).returning(_P.decision)
 
-_touched: BindParameter[Any] = bindparam("touched", expanding=True)
+# A list as one parameter, which costs the same however long it is.
+_touched = select(func.json_each(bindparam("touched", type_=JSON)).table_valued("value").c.value)
+_WAITS = select(exists(select(_P.decision)))
 _JOIN = (
     update(EPISODES)
     .where(
@@ -193,6 +196,8 @@ def _record(
 ) -> Recorded:
     new = set(conn.scalars(_NEW_EPISODES, episodes)) if episodes else set()
     waiting = set(conn.scalars(_WAIT, outcomes)) if outcomes else set()
+    if not conn.scalar(_WAITS):
+        return Recorded(len(new), 0)
     touched = list(new | {outcome["decision"] for outcome in outcomes})
     joined = set(conn.scalars(_JOIN, {"touched": touched}))
     known = list(conn.scalars(_KNOWN, {"touched": touched}))
@@ -214,7 +219,7 @@ def _episode_row(episode: Episode) -> dict[str, Any]:
         "confidence": episode.confidence,
         "strategy": episode.strategy,
         "decide_time": to_micros(episode.decide_time),
-        "candidates": [[candidate.project, candidate.confidence] for candidate in episode.candidates],
+        "candidates": episode.candidates,
     }
 
 

@@ -27,7 +27,8 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, cast
+from functools import lru_cache
+from typing import Any, Final, NamedTuple, cast
 
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
@@ -160,6 +161,8 @@ _Check = Callable[[Any, str, _Found], None]
 _Look = Callable[[Any], bool]
 
 _looks: dict[Descriptor, _Look] = {}
+_COMMON: Final = (Format.FORMAT_WORD, Format.FORMAT_PROJECT_NAME, Format.FORMAT_INSTANCE_NAME)
+_REMEMBERED: Final = 4096
 
 
 def _message_look(descriptor: Descriptor) -> _Look:
@@ -221,13 +224,18 @@ def _value_look(field: FieldDescriptor, limits: FieldLimits, *, item: bool) -> _
         most = limits.max_bytes or DEFAULT_MAX_BYTES
         if field.type == FieldDescriptor.TYPE_BYTES:
             return lambda value: 0 < len(value) <= most
-        return _text_look(0 if item else 1, most, FORMATS.get(limits.format))
+        look = _text_look(0 if item else 1, most, FORMATS.get(limits.format))
+        # The same few names and words come again and again.
+        return lru_cache(_REMEMBERED)(look) if limits.format in _COMMON else look
     if kind == FieldDescriptor.CPPTYPE_MESSAGE:
         if _type_of(field).full_name not in _WELL_KNOWN:
             return _message_look(_type_of(field))
     elif kind == FieldDescriptor.CPPTYPE_BOOL:
         return lambda value: True
-    # The rest costs no more when it is walked: numbers, enums, well-known types.
+    elif kind != FieldDescriptor.CPPTYPE_ENUM:
+        least, greatest = _range(limits)
+        return lambda value: least <= value <= greatest and -math.inf < value < math.inf
+    # The rest costs no more when it is walked: enums, well-known types.
     check = _value_check(field, limits, item=True)
     return lambda value: _finds_nothing(check, value)
 

@@ -15,7 +15,18 @@ from hopper_common.timestamps import to_proto
 from hopper_router.directory import EMPTY_DIRECTORY
 from hopper_router.model import InstanceState, Scope, Task, TaskSpec, TaskState
 from hopper_router.queue_counts import QueueCounts, _lines, count_open
-from hopper_router.queue_stats import STAGE_OF, Backlog, Delta, delta_of, ready_second, ready_span
+from hopper_router.queue_stats import (
+    STAGE_OF,
+    Backlog,
+    Delta,
+    delta_of,
+    delta_of_admitted,
+    delta_of_claimed,
+    delta_of_completed,
+    ready_second,
+    ready_span,
+)
+from hopper_router.rows import task_to_row
 from hopper_router.transitions import Event
 from hopper_router.unit import Change
 from hopper_testing.clock import ManualClock
@@ -307,18 +318,16 @@ def test_what_waits_for_a_time_is_ready_in_the_second_after_it_and_the_rest_in_s
 
 
 def test_a_claim_and_an_end_of_the_hot_path_undo_what_came_before() -> None:
-    task = Task(f"{ROOT}/tasks/t", ROOT, TaskSpec("t"), TaskState.QUEUED, NOW, NOW, NOW, queue_time=NOW)
-    running = replace(task, state=TaskState.RUNNING, update_time=NOW + HOUR)
-    done = replace(running, state=TaskState.SUCCEEDED)
+    tasks = [
+        Task(f"{ROOT}/tasks/t{n}", ROOT, TaskSpec("t"), TaskState.QUEUED, NOW, NOW, ready, queue_time=NOW)
+        for n, ready in enumerate([NOW, NOW, NOW + HOUR])
+    ]
+    rows = [task_to_row(task, NOW) for task in tasks]
     backlog = Backlog()
-    for change in (
-        Change(None, task, Event.SUBMIT),
-        Change(running, running, Event.CLAIM),
-        Change(done, done, Event.COMPLETE),
-    ):
-        backlog.follow([change], NOW, 1)
+    for delta in (delta_of_admitted(tasks), delta_of_claimed(rows), delta_of_completed(rows)):
+        backlog.merge(delta, NOW, generation=1)
     assert backlog.spots() == {}
-    assert backlog.totals == [1, 1, 1, 0]
+    assert backlog.totals == [3, 3, 3, 0]
 
 
 def test_a_progress_changes_no_count() -> None:

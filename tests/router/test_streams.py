@@ -433,7 +433,7 @@ async def test_of_a_thousand_who_wait_one_gets_the_task_and_one_looks(
 async def test_as_many_are_woken_as_can_take_what_is_ready() -> None:
     hub = Hub()
     small, large, last = hub.waiting("q"), hub.waiting("q", 10), hub.waiting("q", 10)
-    hub.wake(["q"] * 8)
+    hub.wake({"q": 8})
     assert (small.result(), large.result(), last.done()) == (1, 7, False)
     hub.leave("q", large, looks_again=False)  # it goes, and its seven are for the next
     assert last.result() == 7

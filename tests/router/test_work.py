@@ -662,7 +662,7 @@ async def test_a_wake_up_is_not_lost_with_the_worker_that_got_it(live_router: Ro
 async def test_a_worker_that_leaves_passes_its_wake_up_on() -> None:
     hub = Hub()
     first, second, third = hub.waiting("q"), hub.waiting("q"), hub.waiting("q")
-    hub.wake(["q"])
+    hub.wake({"q": 1})
     assert (first.done(), second.done()) == (True, False)
     hub.leave("q", first, looks_again=False)
     assert (second.done(), third.done()) == (True, False)

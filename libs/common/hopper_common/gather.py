@@ -35,7 +35,8 @@ class Gatherer(Generic[I, R]):
         weigh: How much of the limit an item takes; default: one each.
 
     Attributes:
-        observe: Called after each set with its size and the seconds it took; None: nobody wants to know.
+        observe: Called after each set with its size, as it is weighed, and the seconds it took; None: nobody wants to
+            know.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class Gatherer(Generic[I, R]):
                     started = time.perf_counter()
                     await self._run_one(members)
                     if self.observe is not None:
-                        self.observe(len(members), time.perf_counter() - started)
+                        self.observe(self._size(members), time.perf_counter() - started)
         finally:
             self._worker = None
 
@@ -101,6 +102,9 @@ class Gatherer(Generic[I, R]):
                 members.append((item, future))
                 room -= weight
         return members
+
+    def _size(self, members: list[tuple[I, asyncio.Future[R]]]) -> int:
+        return sum(self._weigh(item) for item, _ in members) if self._weigh else len(members)
 
     async def _run_one(self, members: list[tuple[I, asyncio.Future[R]]]) -> None:
         try:

@@ -336,14 +336,36 @@ def _put_parts(out: pb.Task, task: Task, wait: Wait | None) -> None:
         _put_wait(out.wait, wait)
     if task.claim is not None and task.state in _CLAIMED:
         _put_claim(out.claim, task.claim)
-    if task.failure is not None:
-        _put_failure(out.failure, task.failure)
-    if task.progress is not None:
-        _put_progress(out.progress, task.progress)
-    if task.input is not None:
-        _put_input(out.input, task.input)
-    if task.hold is not None:
-        _put_hold(out.hold, task.hold)
+    _put_live(out, task.failure, task.progress, task.input, task.hold)
+
+
+def live_to_proto(
+    failure: Failure | None = None,
+    progress: Progress | None = None,
+    input: InputRequest | None = None,
+    hold: Hold | None = None,
+) -> pb.Task:
+    """A message that has nothing of a task but these."""
+    out = pb.Task()
+    _put_live(out, failure, progress, input, hold)
+    return out
+
+
+def _put_live(
+    out: pb.Task,
+    failure: Failure | None,
+    progress: Progress | None,
+    asked: InputRequest | None,
+    hold: Hold | None,
+) -> None:
+    if failure is not None:
+        _put_failure(out.failure, failure)
+    if progress is not None:
+        _put_progress(out.progress, progress)
+    if asked is not None:
+        _put_input(out.input, asked)
+    if hold is not None:
+        _put_hold(out.hold, hold)
 
 
 def _put_claim(out: pb.Claim, claim: Claim) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar, cast
@@ -32,7 +33,7 @@ from hopper_router import recall, tables, working
 from hopper_router.convert import task_to_proto
 from hopper_router.fairness import Turns
 from hopper_router.hot import AFFINITY_GRACE, HotStore, Repeat
-from hopper_router.hot_path import HotPath, require_same
+from hopper_router.hot_path import HotPath, Step, require_same
 from hopper_router.hot_sqlite import SqliteHotStore
 from hopper_router.hub import Hub
 from hopper_router.model import Task, TaskState
@@ -40,7 +41,8 @@ from hopper_router.policies import Policies
 from hopper_router.policy_yaml import load_policy
 from hopper_router.ports import Registry
 from hopper_router.queue_counts import QueueCounts
-from hopper_router.replicas import News, news_of
+from hopper_router.queue_stats import delta_of
+from hopper_router.replicas import News, news_of, queues, queues_at
 from hopper_router.store_sql import OpenCounts, Store
 from hopper_router.transitions import Event, claimable
 from hopper_router.unit import Change, Unit, World, count_load
@@ -50,7 +52,6 @@ from hopper_router.working import ClaimRequest
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
-MOST_WOKEN: Final = 1000
 HOT: Final = frozenset({"SubmitTask", "SubmitTasks", "ClaimTasks"})
 """Methods whose answers may be kept the short way; see recall."""
 
@@ -105,7 +106,9 @@ class Engine:
         self._origin = secrets.token_hex(4)
         db.on_notify(self._heard)
         self.queues = QueueCounts(db, clock, self._origin)
-        self.hot = HotPath(hot_store(db), lambda: self._world(self._load), clock, self._follow, self._origin)
+        self.hot = HotPath(
+            hot_store(db), lambda: self._world(self._load), clock, self._follow_set, self._origin
+        )
 
     def stop(self) -> None:
         """Let long polls answer."""
@@ -254,7 +257,7 @@ class Engine:
             self.room_made.fire()
         if news.policies:
             self._start(self.refresh_policies())
-        self.hub.wake(queue for queue, ready in news.ready.items() for _ in range(min(ready, MOST_WOKEN)))
+        self.hub.wake(news.ready)
 
     async def tell_of_policies(self) -> None:
         """Let other routers look at the policies again."""
@@ -285,31 +288,47 @@ class Engine:
 
     # ------------------------------------------------------------ after the commit
 
-    def _follow(self, changes: Sequence[Change], generation: int = 0) -> None:
-        """Do what has to follow; *generation*: one of the commit's, if the tasks do not have theirs yet."""
-        self.queues.follow(changes, generation)
+    def _follow_set(self, step: Step) -> None:
+        """Do what has to follow what the hot path did."""
+        self.queues.follow(step.counts, step.generation)
+        if step.next_ready is not None:
+            self._look_at(step.next_ready)
+        ready = step.ready
+        for place, count in step.ended.items():
+            for queue in self._limited_queues(*place):
+                ready[queue] += count
+        self.hub.wake(ready)
+        if step.ended:
+            self.room_made.fire()
+
+    def _follow(self, changes: Sequence[Change]) -> None:
+        """Do what has to follow what a unit did."""
+        if not changes:
+            return
+        self.queues.follow(delta_of(changes), changes[0].after.generation)
         now = self.clock.now()
-        ready: list[str] = []
+        ready: Counter[str] = Counter()
         left = False
         for change in changes:
-            if claimable(change.after, now):
-                if change.event is Event.READY and change.after.affinity:
-                    self._tell_its_worker(change.after, now)
+            before, after = change.before, change.after
+            if claimable(after, now):
+                if change.event is Event.READY and after.affinity:
+                    self._tell_its_worker(after, now)
                     continue
-                ready += _queues(change.after)
-            elif change.after.state is TaskState.QUEUED and change.after.ready_time > now:
-                self._look_at(change.after.ready_time)
-            if change.before is not None and _stopped_running(change) and not claimable(change.after, now):
-                ready += self._limited_queues(change.before)
+                ready.update(queues(after))
+            elif after.state is TaskState.QUEUED and after.ready_time > now:
+                self._look_at(after.ready_time)
+            if before is not None and _stopped_running(change) and not claimable(after, now):
+                ready.update(self._limited_queues(before.project, before.instance))
                 left = True
-            left = left or change.after.state.final or change.after.state is TaskState.DELEGATED
+            left = left or after.state.final or after.state is TaskState.DELEGATED
         self.hub.wake(ready)
         if left:
             self.room_made.fire()
 
     def _tell_its_worker(self, task: Task, now: datetime) -> None:
         """Wake the worker that a task is left alone for; anybody, when its time for that is over."""
-        for queue in _queues(task):
+        for queue in queues(task):
             self.hub.wake_worker(queue, task.affinity)
             self._wake_at(queue, now + AFFINITY_GRACE)
 
@@ -323,17 +342,17 @@ class Engine:
         def wake() -> None:
             if self._wakes.get(queue) == time:
                 del self._wakes[queue]
-            self.hub.wake([queue])
+            self.hub.wake({queue: 1})
 
         delay = max((time - now).total_seconds(), 0.001)
         asyncio.get_running_loop().call_later(delay, wake)
 
-    def _limited_queues(self, task: Task) -> list[str]:
-        """The queues of a task that ended, where their limits may have kept others from running."""
+    def _limited_queues(self, project: str, instance: str) -> list[str]:
+        """The queues of tasks that ended there, where their limits may have kept others from running."""
         directory = self.registry.current
-        project, instance = directory.projects.get(task.project), directory.instances.get(task.instance)
-        if (project and project.has_limits) or (instance and instance.max_workers):
-            return _queues(task)
+        limited, where = directory.projects.get(project), directory.instances.get(instance)
+        if (limited and limited.has_limits) or (where and where.max_workers):
+            return queues_at(project, instance)
         return []
 
     # ------------------------------------------------------------ what waits for its time
@@ -350,7 +369,7 @@ class Engine:
         self._next_ready = None
         if upcoming is not None:
             self._look_at(upcoming)
-        self.hub.wake(queue for queues in promoted for queue in queues if queue)
+        self.hub.wake(Counter(queue for places in promoted for queue in places if queue))
 
     def _look_at(self, time: datetime) -> None:
         """Promote at a time, unless that is to be done before anyway."""
@@ -386,13 +405,13 @@ class Engine:
     async def claim(
         self,
         queue: str,
-        attempt: Callable[[], Awaitable[M | None]],
+        attempt: Callable[[], Awaitable[T | None]],
         *,
         wait: timedelta,
-        empty: M,
+        empty: T,
         most: int = 1,
         worker: str = "",
-    ) -> M:
+    ) -> T:
         """
         Claim by *attempt* what is ready, at *most* so many; if nothing is (None), wait for up to *wait* until
         something is, or is for that *worker*.
@@ -447,10 +466,6 @@ class Engine:
         finally:
             if look_again is not None:
                 self._wake_at(wanted.queue, look_again)
-
-
-def _queues(task: Task) -> list[str]:
-    return [task.instance, task.project] if task.project else [task.instance]
 
 
 def _stopped_running(change: Change) -> bool:

@@ -79,8 +79,7 @@ class Want:
     digest: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Keep:
+class Keep(NamedTuple):
     """A lease to extend."""
 
     id: str
@@ -88,8 +87,7 @@ class Keep:
     lease: timedelta
 
 
-@dataclass(frozen=True, slots=True)
-class End:
+class End(NamedTuple):
     """A claim that ended with success."""
 
     id: str
@@ -99,6 +97,19 @@ class End:
 
 Row = Mapping[str, Any]
 
+_SHOWN: Final = (
+    "id", "instance", "spec", "generation", "project", "decision", "attempt", "delegation", "live", "create_time",
+    "update_time", "spec_version",
+)  # fmt: skip
+_CLAIM: Final = ("worker", "lease_end", "claim_time")
+CLAIMED_ROW: Final = (
+    *_SHOWN, *_CLAIM, "token", "fairness_key", "priority", "rank", "failures", "ready_time", "queue_time"
+)  # fmt: skip
+"""The columns of a claimed task that its worker is told, or that are counted."""
+RENEWED_ROW: Final = (*_SHOWN, *_CLAIM)
+"""The same of a claim that goes on."""
+COMPLETED_ROW: Final = (*_SHOWN, "finish_time", "fairness_key")
+"""The same of a task that is done."""
 CLAIMED: Final = (
     "project", "decision", "worker", "token", "attempt", "lease", "lease_end", "first_start", "live"
 )  # fmt: skip
@@ -125,7 +136,7 @@ class HotStore(Protocol):
         self, wants: Sequence[Want], now: datetime, origin: str
     ) -> Sequence[list[Row] | Repeat | Left]:
         """
-        Claim what is next; the rows after it, whole.
+        Claim what is next; the rows after it, with the columns of `CLAIMED_ROW`.
 
         A want is left to a unit if a task that it would get, or one before that, takes more than one slot, or is left
         alone for the worker that did what it depended on; and the want of a worker that has such tasks of its own.
@@ -133,11 +144,11 @@ class HotStore(Protocol):
         ...
 
     async def renew(self, keeps: Sequence[Keep], now: datetime) -> Sequence[Row | None]:
-        """Extend leases; the rows after it, or None where the claim is not live."""
+        """Extend leases; `RENEWED_ROW` after it, or None where the claim is not live."""
         ...
 
     async def complete(self, ends: Sequence[End], now: datetime, origin: str) -> Sequence[Row | None]:
-        """End claims; the rows after it, or None where a unit must look."""
+        """End claims; `COMPLETED_ROW` after it, or None where a unit must look."""
         ...
 
 

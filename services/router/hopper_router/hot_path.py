@@ -7,21 +7,24 @@ See `hot` for the idea, `planning` for what is decided, `hot_sqlite` and `hot_po
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import islice
 from typing import Any, Final, NamedTuple, TypeVar
 
 from hopper_common.clock import Clock
 from hopper_common.errors import HopperError, IdempotencyConflict
 from hopper_common.gather import Gatherer
 from hopper_router.convert import decision_to_bytes
+from hopper_router.fairness import lane
 from hopper_router.hot import Admission, End, HotStore, Keep, Left, Repeat, Row, Want
 from hopper_router.model import Task, TaskSpec
 from hopper_router.planning import Plan, plan
-from hopper_router.rows import task_from_row
-from hopper_router.transitions import Event
-from hopper_router.unit import Change, World
+from hopper_router.queue_stats import Delta, delta_of_admitted, delta_of_claimed, delta_of_completed
+from hopper_router.replicas import queues
+from hopper_router.unit import World
 
 T = TypeVar("T")
 
@@ -53,6 +56,49 @@ class Call:
     """Places of tasks that are known to be for a unit."""
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """
+    What a set has changed, in numbers: all that needs to be known for what follows its commit.
+
+    Attributes:
+        generation: That of one of its events.
+        counts: For the counts of queues.
+        ready: Tasks that got ready, by queue.
+        next_ready: When the first of those gets ready that did not at once.
+        ended: Tasks that do not run any more, by project and instance.
+    """
+
+    generation: int
+    counts: Delta
+    ready: Counter[str] = field(default_factory=Counter)
+    next_ready: datetime | None = None
+    ended: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    @classmethod
+    def admitted(cls, tasks: Sequence[Task], generation: int, now: datetime) -> Step:
+        """Of tasks that were taken in."""
+        ready: Counter[str] = Counter()
+        later: list[datetime] = []
+        for task in tasks:
+            if task.ready_time <= now:
+                ready.update(queues(task))
+            else:
+                later.append(task.ready_time)
+        return cls(generation, delta_of_admitted(tasks), ready, min(later, default=None))
+
+    @classmethod
+    def claimed(cls, rows: Sequence[Row]) -> Step:
+        """Of tasks that were claimed."""
+        return cls(rows[0]["generation"], delta_of_claimed(rows))
+
+    @classmethod
+    def completed(cls, rows: Sequence[Row]) -> Step:
+        """Of tasks that are done."""
+        ended = Counter([(row["project"], row["instance"]) for row in rows])
+        return cls(rows[0]["generation"], delta_of_completed(rows), ended=ended)
+
+
 class HotPath:
     """Submit, claim, renew and complete, in sets."""
 
@@ -61,7 +107,7 @@ class HotPath:
         store: HotStore,
         world: Callable[[], World],
         clock: Clock,
-        follow: Callable[[Sequence[Change], int], None],
+        follow: Callable[[Step], None],
         origin: str,
         *,
         group: int = GROUP,
@@ -74,9 +120,13 @@ class HotPath:
         self._submits: Gatherer[Call, list[Taken | None] | Repeat | Left] = Gatherer(
             self._admit, limit=max(group, 1), weigh=lambda call: len(call.specs)
         )
-        self._claims: Gatherer[Want, list[Task] | Repeat | Left] = Gatherer(self._claim, limit=group)
-        self._keeps: Gatherer[Keep, Task | Left] = Gatherer(self._renew, limit=group)
-        self._ends: Gatherer[End, Task | Left] = Gatherer(self._complete, limit=group)
+        self._claims: Gatherer[Want, list[Row] | Repeat | Left] = Gatherer(self._claim, limit=group)
+        self._keeps: Gatherer[Sequence[Keep], list[Row | Left]] = Gatherer(
+            self._renew, limit=max(group, 1), weigh=len
+        )
+        self._ends: Gatherer[Sequence[End], list[Row | Left]] = Gatherer(
+            self._complete, limit=max(group, 1), weigh=len
+        )
 
     # ------------------------------------------------------------ what callers ask for
 
@@ -93,22 +143,26 @@ class HotPath:
             require_same(outcome, call.method, call.request_id, call.digest)
         return outcome
 
-    async def claim(self, want: Want) -> list[Task] | Repeat | Left:
-        """Claim what is next in a queue without limits; where more must be weighed, that is left to a unit."""
+    async def claim(self, want: Want) -> list[Row] | Repeat | Left:
+        """
+        Claim what is next in a queue without limits: `hot.CLAIMED_ROW` of each. Where more must be weighed, that is
+        left to a unit.
+        """
         outcome = await self._claims.add(want)
         if isinstance(outcome, Repeat):
             require_same(outcome, "ClaimTasks", want.request_id, want.digest)
         return outcome
 
-    async def renew(self, keeps: Sequence[Keep]) -> list[Task | Left]:
-        """Extend leases; what is not live is left to a unit, which says why."""
-        futures = [self._keeps.add(keep) for keep in keeps]
-        return [await future for future in futures]
+    async def renew(self, keeps: Sequence[Keep]) -> list[Row | Left]:
+        """Extend leases: `hot.RENEWED_ROW` of each; what is not live is left to a unit, which says why."""
+        return await self._keeps.add(keeps)
 
-    async def complete(self, ends: Sequence[End]) -> list[Task | Left]:
-        """End claims with success; whatever concerns others, or is not live, is left to a unit."""
-        futures = [self._ends.add(end) for end in ends]
-        return [await future for future in futures]
+    async def complete(self, ends: Sequence[End]) -> list[Row | Left]:
+        """
+        End claims with success: `hot.COMPLETED_ROW` of each; whatever concerns others, or is not live, is left to a
+        unit.
+        """
+        return await self._ends.add(ends)
 
     @property
     def gatherers(self) -> Mapping[str, Gatherer[Any, Any]]:
@@ -188,7 +242,7 @@ class HotPath:
             for _, admission in fresh:
                 self._uncount(world, admission)
             raise
-        changes: list[Change] = []
+        stored_tasks: list[Task] = []
         last = 0
         for (position, admission), generation in zip(fresh, stored, strict=True):
             if isinstance(generation, Repeat):
@@ -199,9 +253,10 @@ class HotPath:
             for n, place in enumerate(admission.places):
                 taken[place] = Taken(admission.tasks[n], generation + n, admission.records[n])
             outcomes[position] = taken
-            changes += [Change(None, task, Event.SUBMIT) for task in admission.tasks]
+            stored_tasks += admission.tasks
             last = generation
-        self._follow(changes, last)
+        if stored_tasks:
+            self._follow(Step.admitted(stored_tasks, last, fresh[0][1].now))
 
     def _uncount(self, world: World, admission: Admission) -> None:
         for task in admission.tasks:
@@ -209,40 +264,47 @@ class HotPath:
 
     # ------------------------------------------------------------ working
 
-    async def _claim(self, wants: Sequence[Want]) -> list[list[Task] | Repeat | Left | BaseException]:
-        now = self._clock.now()
-        found = await self._store.claim(wants, now, self._origin)
-        answers: list[list[Task] | Repeat | Left | BaseException] = []
-        turns = self._world().turns
-        changes: list[Change] = []
-        for rows in found:
-            if isinstance(rows, Repeat | Left):
-                answers.append(rows)
-                continue
-            tasks = [task_from_row(row) for row in rows]
-            changes += [Change(task, task, Event.CLAIM) for task in tasks]
-            for task in tasks:
-                turns.served(task.lane, task.rank)
-            answers.append(tasks)
-        self._follow(changes, 0)
-        return answers
+    async def _claim(self, wants: Sequence[Want]) -> Sequence[list[Row] | Repeat | Left]:
+        found = await self._store.claim(wants, self._clock.now(), self._origin)
+        rows = [row for some in found if isinstance(some, list) for row in some]
+        if rows:
+            turns = self._world().turns
+            for queue, rank in _served(rows).items():
+                turns.served(queue, rank)
+            self._follow(Step.claimed(rows))
+        return found
 
-    async def _renew(self, keeps: Sequence[Keep]) -> list[Task | Left | BaseException]:
-        return [_task_or_left(row) for row in await self._store.renew(keeps, self._clock.now())]
+    async def _renew(self, calls: Sequence[Sequence[Keep]]) -> list[list[Row | Left]]:
+        keeps = [keep for call in calls for keep in call]
+        return _parted(await self._store.renew(keeps, self._clock.now()), calls)
 
-    async def _complete(self, ends: Sequence[End]) -> list[Task | Left | BaseException]:
-        answers = [
-            _task_or_left(row) for row in await self._store.complete(ends, self._clock.now(), self._origin)
-        ]
-        world, done = self._world(), [task for task in answers if isinstance(task, Task)]
-        for task in done:
-            count(world, task, -1)
-        self._follow([Change(task, task, Event.COMPLETE) for task in done], 0)
-        return list(answers)
+    async def _complete(self, calls: Sequence[Sequence[End]]) -> list[list[Row | Left]]:
+        ends = [end for call in calls for end in call]
+        found = await self._store.complete(ends, self._clock.now(), self._origin)
+        rows = [row for row in found if row is not None]
+        if rows:
+            step = Step.completed(rows)
+            load = self._world().load
+            for (project, instance), done in step.ended.items():
+                load.add(project, instance, -done)
+            self._follow(step)
+        return _parted(found, calls)
 
 
-def _task_or_left(row: Row | None) -> Task | Left:
-    return Left.COLD if row is None else task_from_row(row)
+def _served(rows: Sequence[Row]) -> dict[str, int]:
+    """The lanes that those tasks were claimed from, each with the last rank that it served."""
+    served: dict[tuple[str, int], int] = {}
+    for row in rows:
+        at, rank = (row["project"] or row["instance"], row["priority"]), row["rank"]
+        if rank > served.get(at, -1):
+            served[at] = rank
+    return {lane(*at): rank for at, rank in served.items()}
+
+
+def _parted(found: Sequence[Row | None], calls: Sequence[Sequence[Any]]) -> list[list[Row | Left]]:
+    """The outcomes of a set, call by call."""
+    outcomes = iter([Left.COLD if row is None else row for row in found])
+    return [list(islice(outcomes, len(call))) for call in calls]
 
 
 def count(world: World, task: Task, step: int) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy import BigInteger, Boolean, Integer, LargeBinary
 
@@ -19,6 +20,9 @@ from hopper_router import tables
 from hopper_router.hot import (
     AFFINITY_GRACE,
     CLAIMED,
+    CLAIMED_ROW,
+    COMPLETED_ROW,
+    RENEWED_ROW,
     Admission,
     End,
     Keep,
@@ -96,7 +100,7 @@ decided AS (
     SELECT substr(decision, 11), instance || '/tasks/' || id, instance, project, record FROM fresh
 )
 SELECT generation, ARRAY(SELECT request_id FROM remembered) AS remembered,
-    pg_notify(${10 + len(NEW)}, ${11 + len(NEW)}) FROM base
+    CASE WHEN NOT pg_try_advisory_xact_lock({_PRESENCE}) THEN pg_notify(${10 + len(NEW)}, ${11 + len(NEW)}) END FROM base
 """
 
 _REPEATS: Final = (
@@ -113,9 +117,9 @@ _NOW: Final = "GREATEST($3, t.update_time)"
 
 
 _SERVED: Final = """
-    SELECT json_object_agg(lane, rank) AS served FROM (
-        SELECT CASE project WHEN '' THEN instance ELSE project END || '@' || priority AS lane, max(rank) AS rank
-        FROM claimed GROUP BY 1
+    SELECT json_object_agg(queue || '@' || priority, rank) AS served FROM (
+        SELECT CASE project WHEN '' THEN instance ELSE project END AS queue, priority, max(rank) AS rank
+        FROM claimed GROUP BY 1, 2
     ) s"""
 _LEFT: Final = """
     SELECT
@@ -124,60 +128,69 @@ _LEFT: Final = """
 """
 
 
-def _tell(source: str, line: str, facts: str) -> str:
+def _tell(parameters: tuple[str, str, str], line: str, facts: str) -> str:
     """
-    Tells other routers, once a statement and only if it changed something: the channel and the prefix of a message are
-    the two parameters before the origin. A line that is too long for NOTIFY is left empty: look for yourself.
+    Tells other routers, once a statement and only if it changed something.
+
+    Args:
+        parameters: The channel, the prefix of a message, the origin.
+        line: What is told of the *facts*; see replicas. If it is too long for NOTIFY, they are to look for themselves.
     """
-    channel, prefix = ("$13", "$14") if source == "claimed" else ("$7", "$8")
+    channel, prefix, origin = parameters
     return f"""(
-    SELECT pg_notify({channel}, {prefix} || CASE WHEN octet_length(line) < 7000 THEN line ELSE '' END)
-    FROM (SELECT ({line})::text AS line FROM ({facts}) facts) told
+    SELECT pg_notify({channel}, {prefix} || CASE WHEN octet_length(line) < {_MOST_TOLD} THEN line
+        ELSE json_build_object('o', {origin}::text, 'a', 1)::text END)
+    FROM (SELECT json_build_object('o', {origin}::text, {line})::text AS line FROM ({facts}) facts OFFSET 0) told
 )"""
+
+
+def _columns(*names: str) -> str:
+    return ", ".join(f"t.{name}" for name in names)
 
 
 def _claim_statement(column: str) -> str:
     """
-    $1 lock, $2 most tasks in all, $3 now; per want: $4 queue, $5 first place in the queue, $6 last place, $7 worker,
-    $8 lease, $9 request id, $10 digest; per queue: $11 name, $12 most.
+    $1 lock, $2 most tasks in all, $3 now; per want: $4 queue, $5 worker, $6 lease, $7 request id, $8 digest, $9 the
+    first turn in its queue, $10 its own first turn, $11 its last; $12 whether any has a request id; per turn: $13 the
+    want that it is of; per queue: $14 name, $15 most, $16 the turn before its first; $17 channel, $18 prefix of a
+    message, $19 origin.
+
+    A turn is a place in a queue, counted through all of them: so whose it is is looked up and not searched for.
     """
     below_root = f"AND {tables.BELOW_ROOT}" if column == "instance" else ""
     return f"""
 WITH {_LOCKED},
-wants AS MATERIALIZED (
-    SELECT * FROM unnest($4::text[], $5::int[], $6::int[], $7::text[], $8::bigint[], $9::text[], $10::bytea[])
-        WITH ORDINALITY AS w(queue, low, high, worker, lease, request_id, digest, want)
-),
 picked AS MATERIALIZED (
-    SELECT q.queue, p.* FROM unnest($11::text[], $12::int[]) AS q(queue, most), base, LATERAL (
-        SELECT id, priority, rank,
-            slots > 1 OR (affinity <> '' AND attempt = 0 AND update_time > $3::bigint - {_GRACE}) AS special
-        FROM tasks WHERE ready AND {column} = q.queue {below_root}
-        ORDER BY priority DESC, rank, id LIMIT q.most + 0 * base.generation FOR UPDATE SKIP LOCKED
+    SELECT p.id, p.special, q.before + p.place AS turn
+    FROM unnest($14::text[], $15::int[], $16::int[]) AS q(queue, most, before), base, LATERAL (
+        SELECT id, special, row_number() OVER () AS place FROM (
+            SELECT id, slots > 1 OR (affinity <> '' AND attempt = 0 AND update_time > $3::bigint - {_GRACE}) AS special
+            FROM tasks WHERE ready AND {column} = q.queue {below_root}
+            ORDER BY priority DESC, rank, id LIMIT q.most + 0 * base.generation FOR UPDATE SKIP LOCKED
+        ) AS next
     ) AS p
 ),
-placed AS (
-    SELECT *, row_number() OVER turn AS place, bool_or(special) OVER turn AS behind
-    FROM picked WINDOW turn AS (PARTITION BY queue ORDER BY priority DESC, rank, id)
-),
+special AS MATERIALIZED (SELECT turn FROM picked WHERE special),
 cold AS MATERIALIZED (
-    SELECT want FROM wants w
-    WHERE EXISTS (SELECT 1 FROM placed p WHERE p.queue = w.queue AND p.behind AND p.place BETWEEN w.low AND w.high)
+    SELECT want FROM unnest($4::text[], $5::text[], $9::int[], $10::int[], $11::int[])
+        WITH ORDINALITY AS w(queue, worker, first, low, high, want)
+    WHERE (EXISTS (SELECT FROM special s WHERE s.turn BETWEEN w.first AND w.high)
+            AND w.low IN (SELECT turn FROM picked))
         OR (SELECT true FROM tasks t
             WHERE t.ready AND t.affinity <> '' AND t.affinity = w.worker AND t.{column} || '' = w.queue LIMIT 1)
-),
-given AS MATERIALIZED (
-    SELECT p.id, w.worker, w.lease, w.want,
-        base.generation - 1 + row_number() OVER (ORDER BY w.want, p.place) AS generation
-    FROM placed p JOIN wants w ON w.queue = p.queue AND p.place BETWEEN w.low AND w.high CROSS JOIN base
-    WHERE w.want NOT IN (SELECT want FROM cold)
 ),
 claimed AS (
     UPDATE tasks AS t SET state = 'RUNNING', ready = false, token = t.token + 1, attempt = t.attempt + 1,
         worker = i.worker, lease = {_LEASE}, lease_end = {_NOW} + {_LEASE}, claim_time = {_NOW},
         first_start = COALESCE(t.first_start, {_NOW}), update_time = {_NOW}, generation = i.generation,
         wake_time = LEAST({_NOW} + {_LEASE}, t.finish_by, {_NOW} + t.run_for)
-    FROM given AS i WHERE t.id = i.id RETURNING i.want, t.*
+    FROM (
+        SELECT id, want, ($5::text[])[want] AS worker, ($6::bigint[])[want] AS lease,
+            base.generation - 1 + turn AS generation
+        FROM (SELECT id, turn, ($13::int[])[turn] AS want FROM picked) AS p, base
+        WHERE want <> ALL (ARRAY(SELECT want FROM cold))
+    ) AS i WHERE t.id = i.id
+    RETURNING i.want, t.lease, t.first_start, {_columns(*CLAIMED_ROW)}
 ),
 logged AS (
     INSERT INTO task_events (version, topic, key, body, create_time)
@@ -186,13 +199,15 @@ logged AS (
 ),
 remembered AS (
     INSERT INTO requests (request_id, digest, response, create_time, generation)
-    SELECT w.request_id, w.digest, convert_to(count(*)::text, 'UTF8'), $3, min(c.generation)
-    FROM claimed c JOIN wants w USING (want) WHERE w.request_id <> '' GROUP BY w.request_id, w.digest
+    SELECT request_id, ($8::bytea[])[want], convert_to(n::text, 'UTF8'), $3, generation
+    FROM (
+        SELECT want, ($7::text[])[want] AS request_id, count(*) AS n, min(generation) AS generation
+        FROM claimed WHERE $12::bool GROUP BY want
+    ) AS c WHERE request_id <> ''
 )
-SELECT (SELECT array_agg(want) FROM cold) AS cold, c.*,
-    CASE WHEN c.id IS NOT NULL
-    THEN {_tell("claimed", "json_build_object('o', $15::text, 'v', served)", _SERVED)} END AS told
-FROM base LEFT JOIN claimed c ON true ORDER BY c.generation
+SELECT ARRAY(SELECT want FROM cold) AS cold, c.want, {", ".join(f"c.{name}" for name in CLAIMED_ROW)},
+    CASE WHEN c.id IS NOT NULL THEN {_tell(("$17", "$18", "$19"), "'v', served", _SERVED)} END AS told
+FROM base LEFT JOIN claimed c ON true
 """
 
 
@@ -206,7 +221,7 @@ UPDATE tasks AS t SET lease = {_LEASE}, lease_end = GREATEST(t.lease_end, $1 + {
     wake_time = LEAST(GREATEST(t.lease_end, $1 + {_LEASE}), t.finish_by, t.claim_time + t.run_for)
 FROM unnest($2::text[], $3::bigint[], $4::bigint[]) WITH ORDINALITY AS i(id, token, lease, position), locked
 WHERE t.id = i.id AND t.token = i.token AND t.state = 'RUNNING' AND t.lease_end > $1
-RETURNING i.position - 1 AS position, t.*
+RETURNING i.position - 1 AS position, {_columns(*RENEWED_ROW)}
 """
 
 _COMPLETE: Final = f"""
@@ -219,14 +234,13 @@ done AS (
     FROM unnest($4::text[], $5::bigint[], $6::bytea[]) WITH ORDINALITY AS i(id, token, result, position), base
     WHERE t.id = i.id AND t.token = i.token AND t.state = 'RUNNING' AND t.lease_end > $3 AND t.delegation = ''
         AND NOT t.awaited AND strpos(t.live, '\\u0000') = 0  -- which jsonb does not take
-    RETURNING i.position - 1 AS position, t.*
+    RETURNING i.position - 1 AS position, {_columns(*COMPLETED_ROW)}
 ),
 logged AS (
     INSERT INTO task_events (version, topic, key, body, create_time)
     SELECT generation, 'COMPLETE', instance || '/tasks/' || id, '[]'::bytea, finish_time FROM done
 )
-SELECT d.*, {_tell("done", "json_build_object('o', $9::text, 'p', projects, 'i', instances)", _LEFT)} AS told
-FROM done d
+SELECT d.*, {_tell(("$7", "$8", "$9"), "'p', projects, 'i', instances", _LEFT)} AS told FROM done d
 """
 
 
@@ -310,29 +324,24 @@ class PostgresHotStore:
         now: datetime,
         origin: str,
     ) -> None:
-        low = [0] * len(wants)
-        high = [0] * len(wants)
-        most: list[int] = []
-        queues = by_queue(wants)
-        for members in queues.values():
-            place = 0
-            for member in members:
-                low[member], place = place + 1, place + wants[member].most
-                high[member] = place
-            most.append(place)
+        turns = _Turns.of(wants)
         values = [
             self._db.lock_key,
-            sum(most),
+            len(turns.owners),
             to_micros(now),
             [want.queue for want in wants],
-            low,
-            high,
             [want.worker for want in wants],
             [length(want.lease) for want in wants],
             [want.request_id for want in wants],
             [want.digest for want in wants],
-            [queue for _, queue in queues],
-            most,
+            turns.first,
+            turns.low,
+            turns.high,
+            any(want.request_id for want in wants),
+            turns.owners,
+            [queue for queue, _, _ in turns.queues],
+            [most for _, most, _ in turns.queues],
+            [before for _, _, before in turns.queues],
             self._db.channel,
             self._db.message([""]),
             origin,
@@ -340,12 +349,15 @@ class PostgresHotStore:
         rows = await self._db.statement(
             lambda conn: conn.fetch(_CLAIM[column], *values), changed=lambda rows: rows[0]["id"] is not None
         )
+        for cold in rows[0]["cold"]:
+            answers[positions[cold - 1]] = Left.COLD
+        if rows[0]["id"] is None:
+            return
+        rows.sort(key=itemgetter("generation"))
         for row in rows:
-            answer = answers[positions[row["want"] - 1]] if row["id"] else None
+            answer = answers[positions[row["want"] - 1]]
             if isinstance(answer, list):
                 answer.append(row)
-        for cold in rows[0]["cold"] or ():
-            answers[positions[cold - 1]] = Left.COLD
 
     async def renew(self, keeps: Sequence[Keep], now: datetime) -> Sequence[Row | None]:
         """See HotStore."""
@@ -374,6 +386,37 @@ class PostgresHotStore:
         ]
         rows = await self._db.statement(lambda conn: conn.fetch(_COMPLETE, *values), changed=bool)
         return _by_position(rows, len(ends))
+
+
+class _Turns(NamedTuple):
+    """
+    Whose turn it is at each place of each queue, counted through all of them from 1.
+
+    Attributes:
+        owners: By turn, the want that it is of, from 1.
+        first: By want, the first turn in its queue; then its own first, and its last.
+        queues: Each one's name, how many turns it has, and the turn before its first.
+    """
+
+    owners: list[int]
+    first: list[int]
+    low: list[int]
+    high: list[int]
+    queues: list[tuple[str, int, int]]
+
+    @classmethod
+    def of(cls, wants: Sequence[Want]) -> _Turns:
+        """Wants of the same queue have their turns in the order in which they came."""
+        size = len(wants)
+        turns = cls([], [0] * size, [0] * size, [0] * size, [])
+        for (_, queue), members in by_queue(wants).items():
+            before = len(turns.owners)
+            for member in members:
+                turns.first[member], turns.low[member] = before + 1, len(turns.owners) + 1
+                turns.owners.extend([member + 1] * wants[member].most)
+                turns.high[member] = len(turns.owners)
+            turns.queues.append((queue, len(turns.owners) - before, before))
+        return turns
 
 
 def _by_position(rows: Sequence[Row], size: int) -> list[Row | None]:

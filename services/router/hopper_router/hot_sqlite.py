@@ -16,6 +16,9 @@ from hopper_router import tables
 from hopper_router.hot import (
     AFFINITY_GRACE,
     CLAIMED,
+    CLAIMED_ROW,
+    COMPLETED_ROW,
+    RENEWED_ROW,
     Admission,
     End,
     Keep,
@@ -70,14 +73,15 @@ UPDATE tasks SET state = 'RUNNING', ready = 0, token = token + 1, attempt = atte
     first_start = coalesce(first_start, {_NOW}), generation = :generation,
     wake_time = nullif(min({_NOW} + {_LEASE}, coalesce(finish_by, {_NEVER}),
         coalesce({_NOW} + run_for, {_NEVER})), {_NEVER})
-WHERE id = :id RETURNING *
+WHERE id = :id RETURNING {", ".join(dict.fromkeys((*CLAIMED_ROW, *CLAIMED)))}
 """
 _RENEW: Final = f"""
 UPDATE tasks SET lease = {_LEASE},
     lease_end = max(lease_end, :now + {_LEASE}),
     wake_time = nullif(min(max(lease_end, :now + {_LEASE}),
         coalesce(finish_by, {_NEVER}), coalesce(claim_time + run_for, {_NEVER})), {_NEVER})
-WHERE id = :id AND token = :token AND state = 'RUNNING' AND lease_end > :now RETURNING *
+WHERE id = :id AND token = :token AND state = 'RUNNING' AND lease_end > :now
+RETURNING {", ".join(RENEWED_ROW)}
 """
 _COMPLETE: Final = f"""
 UPDATE tasks SET state = 'SUCCEEDED', result = :result, finish_time = {_NOW}, update_time = {_NOW}, wake_time = NULL,
@@ -85,7 +89,7 @@ UPDATE tasks SET state = 'SUCCEEDED', result = :result, finish_time = {_NOW}, up
     live = CASE WHEN live = '' THEN '' ELSE replace(json_remove(live, '$.failure', '$.progress'), '{{}}', '') END
 WHERE id = :id AND token = :token AND state = 'RUNNING' AND lease_end > :now AND delegation = ''
     AND NOT awaited
-RETURNING *
+RETURNING {", ".join(COMPLETED_ROW)}
 """
 
 

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from typing import Final
 
 SAFETY_NET: Final = 5.0
@@ -80,9 +80,9 @@ class Hub:
         if found and queue in self._looking:  # nobody was told of what it found, and there may be more
             self._wake(queue, 1)
 
-    def wake(self, queues: Iterable[str]) -> None:
-        """Wake as many as can take one task for each mention of its queue."""
-        for queue, ready in Counter(queues).items():
+    def wake(self, ready_tasks: Mapping[str, int]) -> None:
+        """Wake as many as can take the tasks that got ready, so many by queue."""
+        for queue, ready in ready_tasks.items():
             self._looking.discard(queue)
             self._wake(queue, ready)
 

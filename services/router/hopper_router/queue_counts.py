@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
@@ -24,7 +24,7 @@ from hopper_common.database import PAYLOAD_LIMIT, Database, notify
 from hopper_common.errors import HopperError, ShuttingDown
 from hopper_router import tables
 from hopper_router.directory import Directory
-from hopper_router.queue_stats import SINCE, SPAN, STAGE_OF, Answer, Backlog, Delta, Moved
+from hopper_router.queue_stats import SINCE, SPAN, STAGE_OF, Answer, Backlog, Delta
 from hopper_router.store_sql import EVENTS
 
 TELL_EVERY: Final = 1.0
@@ -67,15 +67,13 @@ class QueueCounts:
 
     # ------------------------------------------------------------ following
 
-    def follow(self, changes: Sequence[Moved], generation: int = 0) -> None:
-        """Count what a commit of this process has changed; *generation*: one of its, default: that of the first."""
-        if not changes:
-            return
-        generation = generation or changes[0].after.generation
-        delta = self.backlog.follow(changes, self._clock.now(), generation)
+    def follow(self, delta: Delta, generation: int) -> None:
+        """Count what a commit of this process has changed, of whose events one has that generation."""
+        self.backlog.merge(delta, self._clock.now(), generation=generation)
         if self._shared and delta:
+            outgoing = self._outgoing
             for spot, step in delta.items():
-                self._outgoing[spot] = self._outgoing.get(spot, 0) + step
+                outgoing[spot] = outgoing.get(spot, 0) + step
             self._generations = self._generations[0] or generation, generation
 
     def doubt(self) -> None:

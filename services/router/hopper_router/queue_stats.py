@@ -24,6 +24,7 @@ from datetime import UTC, datetime
 from typing import Final, Protocol, TypeAlias
 
 from hopper_router.directory import Directory
+from hopper_router.hot import Row
 from hopper_router.model import Task, TaskState, WaitReason
 from hopper_router.transitions import Event
 
@@ -61,6 +62,8 @@ SPAN: Final = 10
 _SLOTS: Final = SINCE
 
 MINUTE: Final = 60
+_SECOND_MICROS: Final = 1_000_000
+_SPAN_MICROS: Final = SPAN * _SECOND_MICROS
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY: Final = 86_400
 
@@ -71,7 +74,7 @@ Delta: TypeAlias = dict[Spot, int]
 
 
 class Moved(Protocol):
-    """One move of one task. `before` is `after` where only what came of it is known: the hot path's claims and ends."""
+    """One move of one task: as it was, if it was, and as it is."""
 
     before: Task | None
     after: Task
@@ -138,7 +141,10 @@ def spots_of(task: Task) -> Sequence[Spot]:
 
 
 def _spots(task: Task, slot: int, time: int) -> Sequence[Spot]:
-    project, instance, key = task.project, task.instance, task.spec.turn_of
+    return _spots_at(task.project, task.instance, task.spec.turn_of, slot, time)
+
+
+def _spots_at(project: str, instance: str, key: str, slot: int, time: int) -> Sequence[Spot]:
     if slot == READY:
         return (project, instance, key, READY, 0), (project, instance, "", SINCE, time)
     return ((project, instance, key, slot, time),)
@@ -147,28 +153,64 @@ def _spots(task: Task, slot: int, time: int) -> Sequence[Spot]:
 def delta_of(changes: Iterable[Moved]) -> Delta:
     """What changes of tasks do to the counts."""
     delta: Delta = {}
-    moment: datetime | None = None  # a set of new tasks shares one: worked out once
-    span = 0
     for change in changes:
         before, after = change.before, change.after
-        project, instance, key = after.project, after.instance, after.spec.turn_of
-        if before is None and after.ready_time is after.queue_time and not _kept(after):  # ready as it came
-            if after.ready_time is not moment:
-                moment = after.ready_time
-                span = ready_span(moment)
-            _add(delta, (project, instance, key, READY, 0), 1)
-            _add(delta, (project, instance, "", SINCE, span), 1)
-            _add(delta, (project, instance, key, ADDED, 0), 1)
-            continue
-        if before is after:
-            left = _placed(after) if change.event is Event.CLAIM else (_RUNNING, 0)
-            _add_all(delta, _spots(after, *left), -1)
-        elif before is not None and not before.state.final:
+        if before is not None and not before.state.final:
             _add_all(delta, spots_of(before), -1)
         if not after.state.final:
             _add_all(delta, spots_of(after), 1)
         for flow in _flows(before, after, change.event):
-            _add(delta, (project, instance, key, flow, 0), 1)
+            _add(delta, (after.project, after.instance, after.spec.turn_of, flow, 0), 1)
+    return delta
+
+
+def delta_of_admitted(tasks: Iterable[Task]) -> Delta:
+    """What new tasks in queues, which nothing but time keeps back, do to the counts."""
+    delta: Delta = {}
+    moment: datetime | None = None  # a set shares one: worked out once
+    span = 0
+    for task in tasks:
+        project, instance, key = task.project, task.instance, task.spec.turn_of
+        if task.ready_time is not task.queue_time:
+            _add_all(delta, _spots(task, *_placed(task)), 1)
+        else:
+            if task.ready_time is not moment:
+                moment = task.ready_time
+                span = ready_span(moment)
+            _add(delta, (project, instance, key, READY, 0), 1)
+            _add(delta, (project, instance, "", SINCE, span), 1)
+        _add(delta, (project, instance, key, ADDED, 0), 1)
+    return delta
+
+
+def delta_of_claimed(rows: Iterable[Row]) -> Delta:
+    """What the hot path's claims do to the counts; *rows* have the columns of `hot.CLAIMED_ROW`."""
+    claims: Counter[tuple[str, str, str, int, int]] = Counter(
+        [(row["project"], row["instance"], row["fairness_key"], *_placed_row(row)) for row in rows]
+    )
+    delta: Delta = {}
+    for (project, instance, key, slot, time), count in claims.items():
+        _add_all(delta, _spots_at(project, instance, key, slot, time), -count)
+        _add(delta, (project, instance, key, _RUNNING, 0), count)
+        _add(delta, (project, instance, key, STARTED, 0), count)
+    return delta
+
+
+def _placed_row(row: Row) -> tuple[int, int]:
+    """As `_placed`, of a row."""
+    queue_time, ready_time = row["queue_time"], row["ready_time"]
+    if queue_time is not None and ready_time <= queue_time:
+        return READY, queue_time // _SPAN_MICROS * SPAN
+    return _BACKOFF if row["failures"] else _SCHEDULE, -(-ready_time // _SECOND_MICROS)
+
+
+def delta_of_completed(rows: Iterable[Row]) -> Delta:
+    """What the hot path's ends do to the counts; *rows* have the columns of `hot.COMPLETED_ROW`."""
+    ends = Counter([(row["project"], row["instance"], row["fairness_key"]) for row in rows])
+    delta: Delta = {}
+    for (project, instance, key), count in ends.items():
+        delta[project, instance, key, _RUNNING, 0] = -count
+        delta[project, instance, key, ENDED, 0] = count
     return delta
 
 
@@ -185,7 +227,7 @@ def _flows(before: Task | None, after: Task, event: Event) -> Iterator[int]:
     if event is Event.CLAIM:
         yield STARTED
     if after.state.final:
-        if before is after or (before is not None and not before.state.final):
+        if before is not None and not before.state.final:
             yield ENDED
             if after.state is TaskState.FAILED:
                 yield FAILED
@@ -341,12 +383,6 @@ class Backlog:
         self._blurred = False
 
     # ------------------------------------------------------------ following
-
-    def follow(self, changes: Sequence[Moved], now: datetime, generation: int) -> Delta:
-        """Count what a commit has changed, of whose events one has that generation; returns it."""
-        delta = delta_of(changes)
-        self.merge(delta, now, generation=generation)
-        return delta
 
     def follow_quiet(self, changes: Sequence[Moved]) -> None:
         """Count what has changed without an event of its own."""

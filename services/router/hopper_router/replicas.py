@@ -100,4 +100,9 @@ def _moved(counts: Mapping[str, int]) -> dict[str, int]:
 
 def queues(task: Task) -> list[str]:
     """The queues a task may be claimed from."""
-    return [task.instance, task.project] if task.project else [task.instance]
+    return queues_at(task.project, task.instance)
+
+
+def queues_at(project: str, instance: str) -> list[str]:
+    """The queues that a task of that project is in there; of none: it is ""."""
+    return [instance, project] if project else [instance]

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequen
 from contextlib import aclosing, suppress
 from datetime import timedelta
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import structlog
 
@@ -17,15 +17,15 @@ from hopper.router.v1.work_service_pb2_grpc import WorkServiceServicer
 from hopper_common.errors import FieldViolation, HopperError, InvalidArgument
 from hopper_common.idempotency import digest_of
 from hopper_common.timestamps import duration_field
-from hopper_router import working
+from hopper_router import work_wire, working
 from hopper_router.convert import failure_from_proto, input_from_proto, item_error, progress_from_proto
 from hopper_router.engine import Engine
-from hopper_router.hot import End, Keep, Left, Repeat, Want
+from hopper_router.hot import End, Keep, Left, Repeat, Row, Want
 from hopper_router.model import DEFAULT_LEASE, MAX_LEASE, MIN_LEASE, Task
 from hopper_router.servicer import Context, each, lease_of, up_to_date
 from hopper_router.store_sql import task_id
 from hopper_router.unit import Unit, own_savepoint
-from hopper_router.views import BASIC, FULL, task_view, task_views
+from hopper_router.views import FULL, task_view, task_views
 from hopper_router.work_stream import WorkStream
 from hopper_router.working import ClaimRequest
 
@@ -33,8 +33,20 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 
+class Claimed(NamedTuple):
+    """A serialized ClaimTasksResponse, and how many slots its tasks take."""
+
+    response: bytes
+    slots: int
+
+
 class WorkServicer(WorkServiceServicer):
-    """Translates; `working` does the work."""
+    """
+    Translates; `working` does the work.
+
+    What passes here most often is answered with bytes: a response that was put together by hand, or a message that is
+    serialized already. They go out as they are.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -57,18 +69,17 @@ class WorkServicer(WorkServiceServicer):
         return await self._engine.mutate("ClaimTasks", request, svc.ClaimTasksResponse, effect)
 
     async def _claim(self, request: svc.ClaimTasksRequest, wanted: ClaimRequest) -> svc.ClaimTasksResponse:
-        return await self._engine.claim(
+        claimed = await self._engine.claim(
             wanted.queue,
             lambda: self.attempt(request, wanted),
             wait=duration_field(request, "wait") or timedelta(0),
-            empty=svc.ClaimTasksResponse(),
+            empty=Claimed(b"", 0),
             most=wanted.most,
             worker=wanted.worker,
         )
+        return cast("svc.ClaimTasksResponse", claimed.response)
 
-    async def attempt(
-        self, request: svc.ClaimTasksRequest, wanted: ClaimRequest
-    ) -> svc.ClaimTasksResponse | None:
+    async def attempt(self, request: svc.ClaimTasksRequest, wanted: ClaimRequest) -> Claimed | None:
         """Claim what is ready now; None: nothing is."""
         if not self._engine.is_simple(wanted.queue):
             return await self._attempt_by_unit(request, wanted)
@@ -79,23 +90,20 @@ class WorkServicer(WorkServiceServicer):
         )
         claimed = await self._engine.hot.claim(want)
         if isinstance(claimed, Repeat):
-            return await self._engine.told_again("ClaimTasks", claimed, svc.ClaimTasksResponse)
+            return _claimed(await self._engine.told_again("ClaimTasks", claimed, svc.ClaimTasksResponse))
         if isinstance(claimed, Left):
             return await self._attempt_by_unit(request, wanted)
-        view = self._engine.view
-        tasks = [view(task, FULL, show_token=True) for task in claimed]
-        return svc.ClaimTasksResponse(tasks=tasks) if tasks else None
+        return Claimed(work_wire.claimed(claimed), len(claimed)) if claimed else None
 
-    async def _attempt_by_unit(
-        self, request: svc.ClaimTasksRequest, wanted: ClaimRequest
-    ) -> svc.ClaimTasksResponse | None:
-        return await self._engine.claim_by_unit(
+    async def _attempt_by_unit(self, request: svc.ClaimTasksRequest, wanted: ClaimRequest) -> Claimed | None:
+        response = await self._engine.claim_by_unit(
             wanted,
             method="ClaimTasks",
             request=request,
             response_type=svc.ClaimTasksResponse,
             answer=_assigned,
         )
+        return None if response is None else _claimed(response)
 
     async def Work(
         self, request_iterator: AsyncIterator[svc.WorkRequest], context: Context
@@ -110,7 +118,7 @@ class WorkServicer(WorkServiceServicer):
         stream = WorkStream(self, self._engine, first.open, context)
         async with aclosing(stream.run(request_iterator)) as responses:
             async for response in responses:
-                yield response
+                yield cast("svc.WorkResponse", response)
 
     async def beside(self, work: Coroutine[Any, Any, None]) -> None:
         """Do something to its end, even if the caller goes away meanwhile."""
@@ -152,22 +160,7 @@ class WorkServicer(WorkServiceServicer):
             return [_result(unit, ref, renew) for ref in _left(refs, kept)]
 
         rest = await self._engine.run(effect) if Left.COLD in kept else []
-        return svc.RenewClaimsResponse(results=self._merged(refs, kept, rest))
-
-    def _merged(
-        self,
-        refs: Sequence[svc.ClaimRef],
-        done: Sequence[Task | Left],
-        rest: Iterable[svc.ClaimResult],
-    ) -> list[svc.ClaimResult]:
-        """One result per claim, in order: of the hot path, or of the unit that was given the rest."""
-        others, view = iter(rest), self._engine.view
-        return [
-            next(others)
-            if isinstance(task, Left)
-            else svc.ClaimResult(task=ref.task, updated=view(task, BASIC))
-            for ref, task in zip(refs, done, strict=True)
-        ]
+        return cast("svc.RenewClaimsResponse", _results(refs, kept, work_wire.renewed, rest))
 
     async def ReportProgress(
         self, request: svc.ReportProgressRequest, context: Context
@@ -200,7 +193,10 @@ class WorkServicer(WorkServiceServicer):
         ends = request.completions
         refs = [end.claim for end in ends]
         ended = await self._engine.hot.complete(
-            [End(task_id(end.claim.task), end.claim.fencing_token, end.result) for end in ends]
+            [
+                End(task_id(ref.task), ref.fencing_token, end.result)
+                for ref, end in zip(refs, ends, strict=True)
+            ]
         )
 
         def effect(unit: Unit) -> list[svc.ClaimResult]:
@@ -215,7 +211,7 @@ class WorkServicer(WorkServiceServicer):
             return [complete(end) for end in _left(ends, ended)]
 
         rest = await self._engine.run(effect) if Left.COLD in ended else []
-        return svc.CompleteTasksResponse(results=self._merged(refs, ended, rest))
+        return cast("svc.CompleteTasksResponse", _results(refs, ended, work_wire.completed, rest))
 
     async def FailTask(self, request: svc.FailTaskRequest, context: Context) -> svc.FailTaskResponse:
         claim, failure = request.claim, failure_from_proto(request.failure)
@@ -236,9 +232,31 @@ class WorkServicer(WorkServiceServicer):
         return await self._engine.mutate("ReleaseTask", request, svc.ReleaseTaskResponse, effect)
 
 
-def _left(items: Sequence[T], done: Sequence[Task | Left]) -> list[T]:
+def _left(items: Sequence[T], done: Sequence[Row | Left]) -> list[T]:
     """The items that the hot path left to a unit."""
-    return [item for item, outcome in zip(items, done, strict=True) if isinstance(outcome, Left)]
+    return [item for item, outcome in zip(items, done, strict=True) if outcome is Left.COLD]
+
+
+def _results(
+    refs: Sequence[svc.ClaimRef],
+    done: Sequence[Row | Left],
+    updated: Callable[[Row], bytes],
+    rest: Iterable[svc.ClaimResult],
+) -> bytes:
+    """One result per claim, in order: of the hot path, or of the unit that was given the rest."""
+    others = iter(rest)
+    return b"".join(
+        [
+            work_wire.other_result(next(others))
+            if isinstance(row, Left)
+            else work_wire.result(ref.task, updated(row))
+            for ref, row in zip(refs, done, strict=True)
+        ]
+    )
+
+
+def _claimed(response: svc.ClaimTasksResponse) -> Claimed:
+    return Claimed(response.SerializeToString(), sum(max(task.spec.slots, 1) for task in response.tasks))
 
 
 def _assigned(unit: Unit, tasks: list[Task]) -> svc.ClaimTasksResponse:

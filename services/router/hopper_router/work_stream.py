@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from hopper.router.v1 import task_pb2 as pb
 from hopper.router.v1 import work_service_pb2 as svc
 from hopper_common.errors import FieldViolation, HopperError, InvalidArgument
+from hopper_router import work_wire
 from hopper_router.convert import item_error
 from hopper_router.engine import Engine
 from hopper_router.model import DEFAULT_LEASE
@@ -30,7 +31,7 @@ from hopper_router.servicer import Context, lease_of, up_to_date
 from hopper_router.working import ClaimRequest
 
 if TYPE_CHECKING:
-    from hopper_router.work_servicer import WorkServicer
+    from hopper_router.work_servicer import Claimed, WorkServicer
 
 BATCH: Final = 200
 """Most slots that one claim fills."""
@@ -61,8 +62,8 @@ class WorkStream:
         self._over = False
         self._said_all = False
         self._failure: Exception | None = None
-        self._answers: deque[asyncio.Future[svc.WorkAnswer]] = deque()
-        self._assigned: deque[svc.ClaimTasksResponse] = deque()
+        self._answers: deque[asyncio.Future[bytes]] = deque()
+        self._assigned: deque[bytes] = deque()
         self._in_work: dict[str, asyncio.Future[Any]] = {}
         self._claims_in_work = 0
         self._to_write = asyncio.Event()
@@ -70,8 +71,13 @@ class WorkStream:
         self._to_assign = asyncio.Event()
         self._nudged: asyncio.Future[None] | None = None
 
-    async def run(self, requests: AsyncIterator[svc.WorkRequest]) -> AsyncGenerator[svc.WorkResponse, None]:
-        """Serve the stream until the worker closes its side and has been answered, or something fails."""
+    async def run(self, requests: AsyncIterator[svc.WorkRequest]) -> AsyncGenerator[bytes, None]:
+        """
+        Serve the stream until the worker closes its side and has been answered, or something fails.
+
+        Yields:
+            Serialized WorkResponses.
+        """
         assigning = asyncio.ensure_future(self._assign())
         listening = asyncio.ensure_future(self._listen(requests))
         try:
@@ -79,9 +85,9 @@ class WorkStream:
                 if self._failure is not None:
                     raise self._failure
                 if self._answers and self._answers[0].done():
-                    yield svc.WorkResponse(answer=self._next_answer())
+                    yield work_wire.answered(self._next_answer())
                 elif self._assigned and not self._said_all:
-                    yield svc.WorkResponse(assigned=self._assigned[0])
+                    yield work_wire.assigned(self._assigned[0])
                     self._delivered()
                 elif self._said_all and not self._answers:
                     return
@@ -104,7 +110,7 @@ class WorkStream:
         await asyncio.wait(under_way)
         for answer in self._answers:
             answer.exception()  # nobody is there to be told
-        left = [task for part in self._assigned for task in part.tasks]
+        left = [task for part in self._assigned for task in svc.ClaimTasksResponse.FromString(part).tasks]
         if left:
             await self._servicer.give_back(left)
 
@@ -122,7 +128,7 @@ class WorkStream:
                 self._begin(request)
         except Exception as error:
             # Told after the answers to what came before, as the stream's own end: like any other call's.
-            failed: asyncio.Future[svc.WorkAnswer] = asyncio.get_running_loop().create_future()
+            failed: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
             failed.set_exception(error)
             self._answers.append(failed)
         else:
@@ -155,25 +161,22 @@ class WorkStream:
 
         answer.add_done_callback(done)
 
-    def _next_answer(self) -> svc.WorkAnswer:
+    def _next_answer(self) -> bytes:
         answer = self._answers.popleft()
         self._to_read.set()
         return answer.result()
 
-    async def _answer(
-        self, request: svc.WorkRequest, before: Iterable[asyncio.Future[Any]]
-    ) -> svc.WorkAnswer:
+    async def _answer(self, request: svc.WorkRequest, before: Iterable[asyncio.Future[Any]]) -> bytes:
+        """The serialized WorkAnswer, or another message that has its results in the same place."""
         if before:
             await asyncio.wait(before)
         work, context = self._servicer, self._context
         match request.WhichOneof("message"):
             case "renew":
-                renewed = _each(request.renew.claims, work.RenewClaims(request.renew, context))
-                return svc.WorkAnswer(results=await renewed)
+                return await _each(request.renew.claims, work.RenewClaims(request.renew, context))
             case "complete":
                 claims = [end.claim for end in request.complete.completions]
-                completed = _each(claims, work.CompleteTasks(request.complete, context))
-                return svc.WorkAnswer(results=await completed)
+                return await _each(claims, work.CompleteTasks(request.complete, context))
             case "progress":
                 changed = _one(request.progress.claim, work.ReportProgress(request.progress, context))
             case "fail":
@@ -181,11 +184,11 @@ class WorkStream:
             case "release":
                 changed = _one(request.release.claim, work.ReleaseTask(request.release, context))
             case "ask":
-                return svc.WorkAnswer(results=[await self._ask(request.ask)])
+                changed = self._ask(request.ask)
             case _:
                 problem = "must be slots, or be about claims"
                 raise InvalidArgument(violations=[FieldViolation("message", problem)])
-        return svc.WorkAnswer(results=[await changed])
+        return work_wire.other_result(await changed)
 
     async def _ask(self, request: svc.RequestInputRequest) -> svc.ClaimResult:
         """Ask, and have the slots back meanwhile."""
@@ -216,21 +219,19 @@ class WorkStream:
         await engine.promote_due()
         waiter, looks_again, found = engine.hub.waiting(queue, most, self._wanted.worker), False, False
         try:
-            tasks = await up_to_date(engine, lambda: self._attempt(most))
-            if tasks:
+            wanted = replace(self._wanted, most=most, slots=self._slots)
+            claimed = await up_to_date(
+                engine, lambda: self._servicer.attempt(svc.ClaimTasksRequest(), wanted)
+            )
+            if claimed is not None:
                 found = True
-                self._take(tasks)
+                self._take(claimed)
                 return
             if not (self._over or engine.stopping.is_set()):
                 await self._nudge_or(waiter, most)
             looks_again = self._free > 0 and not self._over
         finally:
             engine.hub.leave(queue, waiter, looks_again=looks_again, found=found)
-
-    async def _attempt(self, most: int) -> Sequence[pb.Task]:
-        wanted = replace(self._wanted, most=most, slots=self._slots)
-        claimed = await self._servicer.attempt(svc.ClaimTasksRequest(), wanted)
-        return claimed.tasks if claimed is not None else ()
 
     async def _nudge_or(self, waiter: asyncio.Future[int], most: int) -> None:
         """Wait until the waiter is woken, or the slots are other than they were."""
@@ -243,16 +244,12 @@ class WorkStream:
         finally:
             self._nudged = None
 
-    def _take(self, tasks: Iterable[pb.Task]) -> None:
-        part, size = svc.ClaimTasksResponse(), 0
-        for task in tasks:
-            self._free -= max(task.spec.slots, 1)
-            size += task.ByteSize()
-            if size > MOST_BYTES and part.tasks:
-                self._assigned.append(part)
-                part, size = svc.ClaimTasksResponse(), task.ByteSize()
-            part.tasks.append(task)
-        self._assigned.append(part)
+    def _take(self, claimed: Claimed) -> None:
+        self._free -= claimed.slots
+        parts = [claimed.response]
+        if len(claimed.response) > MOST_BYTES:
+            parts = [part.SerializeToString() for part in _parts(claimed.response)]
+        self._assigned.extend(parts)
         self._to_write.set()
 
     def _delivered(self) -> None:
@@ -282,12 +279,27 @@ def _tasks_of(request: svc.WorkRequest) -> list[str]:
             return []
 
 
-async def _each(claims: Iterable[svc.ClaimRef], call: Awaitable[Any]) -> Sequence[svc.ClaimResult]:
+def _parts(response: bytes) -> Iterator[svc.ClaimTasksResponse]:
+    """A response in parts that are not too long, unless a task alone is."""
+    part, size = svc.ClaimTasksResponse(), 0
+    for task in svc.ClaimTasksResponse.FromString(response).tasks:
+        size += task.ByteSize()
+        if size > MOST_BYTES and part.tasks:
+            yield part
+            part, size = svc.ClaimTasksResponse(), task.ByteSize()
+        part.tasks.append(task)
+    yield part
+
+
+async def _each(claims: Iterable[svc.ClaimRef], call: Awaitable[Any]) -> bytes:
     """One result per claim, also where the whole call is refused: the stream outlives that."""
     try:
-        results: Sequence[svc.ClaimResult] = (await call).results
+        results: bytes = await call
     except HopperError as error:
-        return [svc.ClaimResult(task=claim.task, error=item_error(error)) for claim in claims]
+        refused = item_error(error)
+        return b"".join(
+            [work_wire.other_result(svc.ClaimResult(task=claim.task, error=refused)) for claim in claims]
+        )
     return results
 
 

@@ -54,7 +54,6 @@ class Candidates:
         text: The words of the projects.
         capabilities, tags: Rows that have it; tags are case-folded.
         labels: Rows that have the label with that value.
-        tag_runs: The same rows, as the bytes of an array, by tag.
         folded_tags: Of each row, its tags, case-folded.
         boosted, boosts: Rows that boost the (case-folded) tag; by how much, in the same order.
         capability_counts: How many capabilities each has, at least 1.
@@ -72,7 +71,6 @@ class Candidates:
     text: TextIndex
     capabilities: Postings
     tags: Postings
-    tag_runs: Mapping[str, bytes]
     folded_tags: Sequence[frozenset[str]]
     labels: Mapping[tuple[str, str], IntArray]
     boosted: Postings
@@ -114,7 +112,6 @@ class Candidates:
             text=TextIndex.of(ordered, previous.text if previous else None),
             capabilities=_postings(project.capabilities for project in ordered),
             tags=tags,
-            tag_runs={tag: rows.tobytes() for tag, rows in tags.items()},
             folded_tags=folded_tags,
             labels=_postings(project.labels.items() for project in ordered),
             boosted={tag: np.array(list(by_row), dtype=np.intp) for tag, by_row in boosts.items()},
@@ -175,8 +172,9 @@ class TextIndex:
     words: Mapping[str, int]
     idf: Sequence[float]
     runs: Mapping[str, bytes]
-    _ranks: dict[int, _Ranks]
-    """By row; worked out for those that are recorded."""
+    _ranks: dict[int, dict[bytes, tuple[int, str, str]]]
+    """By row, worked out for those that are recorded: its words by their runs, each with its place, what says most
+    first, and the two ways that tasks may write it."""
 
     @classmethod
     def of(cls, projects: Sequence[Project], previous: TextIndex | None = None) -> TextIndex:
@@ -223,25 +221,26 @@ class TextIndex:
         ranks = self._ranks.get(row)
         if ranks is None:
             ranks = self._ranks[row] = self._rank(row)
-        shared = ranks.words & overlap.words
+        shared = ranks.keys() & overlap.words
         if not shared:
             return ()
         found = []
-        for place in sorted(map(ranks.places.__getitem__, shared))[:most]:
-            singular, plural = ranks.spellings[place]
+        for _, singular, plural in sorted(map(ranks.__getitem__, shared))[:most]:
             if plural not in overlap.spellings:
                 found.append(singular)
             else:
                 found.append(text.first_of(singular, plural) if singular in overlap.spellings else plural)
         return tuple(found)
 
-    def _rank(self, row: int) -> _Ranks:
+    def _rank(self, row: int) -> dict[bytes, tuple[int, str, str]]:
         profile = self.profiles[row]
         said = {word: self.idf[self.words[word]] * weight for word, weight in profile.items()}
         ranked = sorted(profile, key=lambda word: (-said[word], word))
         spellings = [_spellings(word) for word in ranked]
-        runs = [self.runs[singular or plural] for singular, plural in spellings]
-        return _Ranks(frozenset(runs), {run: place for place, run in enumerate(runs)}, spellings)
+        return {
+            self.runs[singular or plural]: (place, singular, plural)
+            for place, (singular, plural) in enumerate(spellings)
+        }
 
 
 class Overlap(NamedTuple):
@@ -258,14 +257,6 @@ class Overlap(NamedTuple):
     share: FloatArray
     words: Set[bytes]
     spellings: Set[str]
-
-
-class _Ranks(NamedTuple):
-    """A project's words by their runs, with their places, what says most first; and by place as tasks write them."""
-
-    words: frozenset[bytes]
-    places: Mapping[bytes, int]
-    spellings: Sequence[tuple[str, str]]
 
 
 def _idf(owners: int, size: int) -> float:

@@ -8,6 +8,7 @@ more than this one task, is left to a unit (None).
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import NamedTuple
 
 from hopper_common.clock import Clock
@@ -65,15 +66,19 @@ def _decide(world: World, where: Instance, spec: TaskSpec) -> Decision | None:
 def _choose(world: World, where: Instance, spec: TaskSpec) -> Decision:
     directory = world.directory
     in_force = world.policies.in_force(where.name, directory)
-    here = {where.name}
     return routing.decide(
         spec,
         directory.candidates,
         in_force.policy,
         load=world.load.by_project,
-        refused=ruled_out(directory, here, here) if directory.instance_of_project else {},
-        basis=Basis(directory.projects_version, directory.instances_version, in_force.name, in_force.version),
+        refused=ruled_out(directory, {where.name}, {where.name}) if directory.instance_of_project else {},
+        basis=_basis(
+            directory.projects_version, directory.instances_version, in_force.name, in_force.version
+        ),
     )
+
+
+_basis = lru_cache(16)(Basis)
 
 
 def _surroundings(world: World, where: Instance) -> Surroundings:

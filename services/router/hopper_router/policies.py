@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from hopper_router.directory import Directory
 from hopper_router.model import ROOT_INSTANCE
@@ -18,6 +19,9 @@ class InForce:
     name: str
     version: int
     policy: Policy
+
+
+_BUILT_IN: Final = InForce(f"{ROOT_INSTANCE}/policy", 0, BUILT_IN)
 
 
 class Policies:
@@ -42,8 +46,10 @@ class Policies:
 
     def in_force(self, instance: str, directory: Directory) -> InForce:
         """The policy that decides for an instance."""
+        if not self._by_instance:
+            return _BUILT_IN
         for name in (instance, *directory.ancestors(instance)):
             found = self._by_instance.get(name)
             if found is not None:
                 return found
-        return InForce(f"{ROOT_INSTANCE}/policy", 0, BUILT_IN)
+        return _BUILT_IN

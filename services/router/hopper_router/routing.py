@@ -198,8 +198,7 @@ class _Field:
         self.eligible = sieve.eligible
         self.verdict = verdict
         self.best = self._best_first()
-        self._made: dict[int, Candidate] = {}
-        self._make(self.best)
+        self.recorded = self._made(self.best)
 
     def name(self, position: int) -> str:
         return self.question.candidates.names[self.eligible.item(position)]
@@ -216,21 +215,22 @@ class _Field:
         return at if at < len(self.eligible) and self.eligible[at] == row else None
 
     def candidate(self, position: int) -> Candidate:
-        """One of them with all it is made of; made once."""
-        if position not in self._made:
-            self._make([position])
-        return self._made[position]
+        """One of them with all it is made of."""
+        return self._made([position])[0]
 
-    def _make(self, positions: list[int]) -> None:
-        names, scores, masses = self.question.candidates.names, self.verdict.scores, self.verdict.masses
-        for at, factors in zip(positions, self.verdict.factors(positions), strict=True):
-            name, share = names[self.eligible.item(at)], masses.item(at) / self.verdict.mass
-            self._made[at] = Candidate(name, scores.item(at), share, factors)
+    def _made(self, positions: list[int]) -> list[Candidate]:
+        names, eligible, verdict = self.question.candidates.names, self.eligible, self.verdict
+        scores, masses, mass = verdict.scores, verdict.masses, verdict.mass
+        return [
+            Candidate(names[eligible.item(at)], scores.item(at), masses.item(at) / mass, factors)
+            for at, factors in zip(positions, verdict.factors(positions), strict=True)
+        ]
 
     def record(self, chosen: int) -> tuple[Candidate, ...]:
         """The best, and in any case the one chosen."""
-        positions = self.best if chosen in self.best else [*self.best[:-1], chosen]
-        return tuple([self.candidate(position) for position in positions])
+        if chosen in self.best:
+            return tuple(self.recorded)
+        return *self.recorded[:-1], self.candidate(chosen)
 
     def rank(self, position: int) -> int:
         """From 1."""
@@ -335,7 +335,7 @@ def _because(field: _Field, best: int) -> str:
     name = id_of(field.name(best))
     if not field.verdict.informed:
         return f"nothing speaks for anybody; of {len(field.eligible)} that can take it, {name} is best placed"
-    reasons = [_spoken(factor) for factor in field.candidate(best).factors if _speaks(factor)]
+    reasons = [_spoken(factor) for factor in field.recorded[0].factors if factor.evidence and _speaks(factor)]
     if not reasons:
         return f"{name} is so much better placed that the little that speaks for others does not count"
     verb = "speaks" if len(reasons) == 1 and not reasons[0].startswith("the words") else "speak"
@@ -356,7 +356,7 @@ _NOUNS: Final = {
 
 
 def _speaks(factor: Factor) -> bool:
-    return bool(factor.evidence) and factor.value * factor.weight > 0 and factor.name in EVIDENCE
+    return factor.name in EVIDENCE and factor.value * factor.weight > 0
 
 
 def _spoken(factor: Factor) -> str:

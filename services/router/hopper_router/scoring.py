@@ -385,10 +385,8 @@ class _Sheet:
         if self.rules is not None:
             rows = self.plan.rows[self.rules]
             np.add.at(total, rows, self.plan.strengths[self.rules] * weights.rules)
-        if self.tags:
-            # In any order: they all add the same.
-            holders = b"".join([candidates.tag_runs[tag] for tag in self.tags])
-            np.add.at(total, np.frombuffer(holders, dtype=np.intp), weights.tags / len(self.tags))
+        for tag in self.tags:  # in any order: they all add the same
+            total[candidates.tags[tag]] += weights.tags / len(self.tags)
         for tag in self.boosts:
             total[candidates.boosted[tag]] += weights.boost * candidates.boosts[tag]
         if self.required:

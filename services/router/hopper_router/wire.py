@@ -67,9 +67,15 @@ def _candidate(candidate: Candidate) -> bytes:
 def _factor(factor: Factor) -> bytes:
     body = name_field(b"\x0a", factor.name) + _floats(factor.value, factor.weight)
     if factor.evidence:
-        body += texts_field(b"\x22", factor.evidence)
+        body += b"".join([_evidence(text) for text in factor.evidence])
     factor.wire = wire = message_field(b"\x22", body)
     return wire
+
+
+@lru_cache(32_768)
+def _evidence(text: str) -> bytes:
+    """Projects are spoken for by the same few words again and again."""
+    return message_field(b"\x22", text.encode())
 
 
 def _floats(second: float, third: float) -> bytes:

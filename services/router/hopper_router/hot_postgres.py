@@ -100,7 +100,7 @@ decided AS (
     SELECT substr(decision, 11), instance || '/tasks/' || id, instance, project, record FROM fresh
 )
 SELECT generation, ARRAY(SELECT request_id FROM remembered) AS remembered,
-    CASE WHEN NOT pg_try_advisory_xact_lock({_PRESENCE}) THEN pg_notify(${10 + len(NEW)}, ${11 + len(NEW)}) END FROM base
+    pg_notify(${10 + len(NEW)}, ${11 + len(NEW)}) FROM base
 """
 
 _REPEATS: Final = (

@@ -205,10 +205,10 @@ class Hold:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Task:
     """
-    A unit of work, in exactly one instance.
+    A unit of work, in exactly one instance. Never changed; freezing it would make making one five times as dear.
 
     `token` is the last fencing token given out for it; it only grows, also while nobody has the task.
     `failures` counts failed attempts; `attempt` counts claims that were not given back.

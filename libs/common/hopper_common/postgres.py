@@ -79,7 +79,8 @@ _CLOCK_ROUNDS: Final = 5
 # Whoever has changed nothing has no id, and nobody needs to know. The first column is the answer.
 _XID_AND_NOTIFY: Final = (
     "SELECT pg_current_xact_id_if_assigned()::text,"
-    " CASE WHEN $3 OR pg_current_xact_id_if_assigned() IS NOT NULL THEN pg_notify($1, $2) END"
+    " CASE WHEN ($3 OR pg_current_xact_id_if_assigned() IS NOT NULL) AND NOT pg_try_advisory_xact_lock($4)"
+    " THEN pg_notify($1, $2) END"
 )
 _UNKNOWN: Final = (
     "the database was lost while it committed, and it is not known whether this was done: "
@@ -97,13 +98,14 @@ class PostgresDatabase(Database):
         super().__init__()
         self.name = server.name
         self.lock_key = server.lock_key
+        self.presence_key = server.presence_key
         self.channel = server.channel
         self._server = server
         self._closing = False
         self._origin = secrets.token_hex(6)
-        self._writer = _Writer(server, self._origin, self._committed_here)
+        self._writer = _Writer(server, self._origin, self._committed_here, self._missed)
         self._readers = _Readers(server)
-        self._listener = _Listener(server, self._committed_elsewhere, self._missed)
+        self._listener = _Listener(server, self._committed_elsewhere, self._missed, self._writer.be_present)
 
     @classmethod
     async def start(cls, url: str, *, metadata: MetaData, migrations: str, service: str) -> Self:
@@ -133,7 +135,8 @@ class PostgresDatabase(Database):
 
         It is to make one statement that changes something, and nothing else that does. It may run again, when
         the server refused the statement for a reason that passes. To tell other processes, the statement calls
-        `pg_notify(channel, message)` with `channel` and `message(...)` of this object.
+        `pg_notify(channel, message)` with `channel` and `message(...)` of this object, unless
+        `pg_try_advisory_xact_lock(presence_key)` says that there are none.
 
         Args:
             changed: Whether a result means that something was changed: then `committed` fires.
@@ -247,11 +250,19 @@ class _UnansweredError(Exception):
 class _Writer:
     """The task that does all writing. See the essay above."""
 
-    def __init__(self, server: Server, origin: str, committed: Callable[[Iterable[str]], None]) -> None:
+    def __init__(
+        self,
+        server: Server,
+        origin: str,
+        committed: Callable[[Iterable[str]], None],
+        missed: Callable[[], None],
+    ) -> None:
         self._server = server
         self._outage = Outage(server)
         self._origin = origin
         self._committed = committed
+        self._missed = missed
+        self._was_connected = False
         self._engine = make_engine(server, "writer")
         self._link: Link | None = None
         self._begin = f"BEGIN; SELECT pg_advisory_xact_lock({server.lock_key})"
@@ -273,6 +284,11 @@ class _Writer:
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._put(_Alone(work, changed, future))
         return await future
+
+    def be_present(self) -> None:
+        """Have a connection also while there is nothing to write: others tell only those whom they see."""
+        if not self._queue:
+            self._arrived.set()
 
     async def close(self) -> None:
         self._closing = True
@@ -297,6 +313,7 @@ class _Writer:
                 else:
                     self._arrived.clear()
                     await self._arrived.wait()
+                    await self._reconnected()
         finally:
             for entry in self._queue:  # only if this task was cancelled, with the whole loop
                 entry.future.cancel()
@@ -367,7 +384,11 @@ class _Writer:
         notifications += dict.fromkeys(wanted)
         await self._reach("commit.before")
         xid = await link.raw.fetchval(
-            _XID_AND_NOTIFY, self._server.channel, _message(self._origin, notifications), bool(notifications)
+            _XID_AND_NOTIFY,
+            self._server.channel,
+            _message(self._origin, notifications),
+            bool(notifications),
+            self._server.presence_key,
         )
         await self._end(link, xid, outcomes)
         return outcomes
@@ -483,8 +504,21 @@ class _Writer:
         if self._link is not None and self._link.raw.is_closed():
             await self._disconnect()
         if self._link is None:
-            self._link = await self._outage.over(lambda: Link.open(self._engine, writer=True))
+            presence = self._server.presence_key
+            self._link = await self._outage.over(lambda: Link.open(self._engine, presence=presence))
+            if self._was_connected:
+                self._missed()  # meanwhile others may have seen nobody to tell
+            self._was_connected = True
         return self._link
+
+    async def _reconnected(self) -> None:
+        """Make a lost connection anew; if there is none to be had, those who write are told so, and nobody else."""
+        if self._queue or self._closing or not self._was_connected:
+            return
+        try:
+            await self._connected()
+        except HopperError as error:
+            log.warning("cannot show other processes that this one is there", reason=error.message)
 
     async def _disconnect(self) -> None:
         """Drop the connection, and with it whatever is open: the next group gets a new one."""
@@ -580,7 +614,7 @@ class _Readers:
             self._waiting -= 1
 
     async def _attempt(self, use: Callable[[Link], Awaitable[T]]) -> T:
-        link = self._idle.pop() if self._idle else await Link.open(self._engine, writer=False)
+        link = self._idle.pop() if self._idle else await Link.open(self._engine)
         try:
             result = await use(link)
         except BaseException as error:
@@ -613,10 +647,17 @@ class _Readers:
 class _Listener:
     """The connection on which this process hears of what others commit."""
 
-    def __init__(self, server: Server, heard: Callable[[str], None], missed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        server: Server,
+        heard: Callable[[str], None],
+        missed: Callable[[], None],
+        alive: Callable[[], None],
+    ) -> None:
         self._server = server
         self._heard = heard
         self._missed = missed
+        self._alive = alive
         self._task: asyncio.Task[None] | None = None
 
     async def connect(self) -> None:
@@ -637,7 +678,7 @@ class _Listener:
     async def _listen(self, connection: Any) -> None:
         while True:
             try:
-                await _until_lost(connection)
+                await _until_lost(connection, self._alive)
             finally:
                 connection.terminate()
             connection = await self._subscribe_again()
@@ -654,7 +695,8 @@ class _Listener:
                 await asyncio.sleep(_LISTEN_CHECK_SECONDS)
 
 
-async def _until_lost(connection: Any) -> None:
+async def _until_lost(connection: Any, alive: Callable[[], None]) -> None:
+    """Return when a connection is lost; call *alive* now and then while it is not."""
     gone = asyncio.Event()
     connection.add_termination_listener(lambda _connection: gone.set())
     while not connection.is_closed():
@@ -664,6 +706,7 @@ async def _until_lost(connection: Any) -> None:
         except TimeoutError:
             if not await _answers(connection):
                 return
+            alive()
 
 
 async def _answers(connection: Any) -> bool:

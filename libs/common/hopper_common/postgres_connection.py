@@ -136,6 +136,15 @@ class Server:
         """The advisory lock that every transaction that writes holds."""
         return advisory_key(self.schema)
 
+    @property
+    def presence_key(self) -> int:
+        """
+        The advisory lock that shows who is there: every process holds it, shared, with the connection that it writes
+        with. So a transaction that can have it alone has nobody to tell anything, and NOTIFY, which costs as much as a
+        small insert, is left out. Who comes later waits for the end of that transaction.
+        """
+        return self.lock_key ^ 1
+
 
 def advisory_key(name: str) -> int:
     """The advisory lock of that name: 64 bits, signed."""
@@ -193,12 +202,17 @@ class Link:
         self.run = run
 
     @classmethod
-    async def open(cls, engine: AsyncEngine, *, writer: bool) -> "Link":
-        """Connect; raises what the driver raises."""
+    async def open(cls, engine: AsyncEngine, *, presence: int | None = None) -> "Link":
+        """
+        Connect; raises what the driver raises.
+
+        Args:
+            presence: `Server.presence_key`, for a writer's connection.
+        """
         session = await engine.connect()
         try:
             raw = (await session.get_raw_connection()).driver_connection
-            run = await _set_up_writer(raw) if writer else ""
+            run = "" if presence is None else await _set_up_writer(raw, presence)
         except BaseException:
             await session.invalidate()
             await session.close()
@@ -308,7 +322,7 @@ async def prepare(server: Server, metadata: MetaData, migrations: str) -> None:
     engine = make_engine(server, "migration")
     try:
         await Outage(server).over(lambda: _make_schema(server))
-        link = await Outage(server).over(lambda: Link.open(engine, writer=False))
+        link = await Outage(server).over(lambda: Link.open(engine))
         try:
             await link.raw.execute(f"BEGIN; SELECT pg_advisory_xact_lock({server.lock_key})")
             await link.work(lambda conn: _migrate(conn, server, metadata, migrations))
@@ -426,7 +440,8 @@ def _refuse_commit(_connection: Connection) -> None:
     raise RuntimeError("a unit of work must not commit: it would commit the work of others with it")
 
 
-async def _set_up_writer(raw: Any) -> str:
+async def _set_up_writer(raw: Any, presence: int) -> str:
+    await raw.execute(f"SELECT pg_advisory_lock_shared({presence})")
     # An acknowledged write is durable; whoever has set more than `on` (remote_apply) keeps it.
     await raw.execute(
         "SELECT set_config('synchronous_commit', 'on', false)"

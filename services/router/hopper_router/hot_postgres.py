@@ -67,6 +67,9 @@ base AS MATERIALIZED (
     FROM locked
 )"""
 
+_OTHERS: Final = "NOT pg_try_advisory_xact_lock($1 # 1)"
+"""Whether there are other routers to tell; see `presence_key` in `hopper_common.postgres_connection`."""
+
 # $1 lock, $2 tasks, $3 now; calls: $4 request ids, $5 digests, $6 answers, $7 position of the first task;
 # tasks: $8 position of the call, then the columns, then the decision's body; then the channel and what to tell there.
 _ADMIT: Final = f"""
@@ -137,11 +140,11 @@ def _tell(parameters: tuple[str, str, str], line: str, facts: str) -> str:
         line: What is told of the *facts*; see replicas. If it is too long for NOTIFY, they are to look for themselves.
     """
     channel, prefix, origin = parameters
-    return f"""(
+    return f"""(SELECT CASE WHEN {_OTHERS} THEN (
     SELECT pg_notify({channel}, {prefix} || CASE WHEN octet_length(line) < {_MOST_TOLD} THEN line
         ELSE json_build_object('o', {origin}::text, 'a', 1)::text END)
     FROM (SELECT json_build_object('o', {origin}::text, {line})::text AS line FROM ({facts}) facts OFFSET 0) told
-)"""
+) END)"""
 
 
 def _columns(*names: str) -> str:

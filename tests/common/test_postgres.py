@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import IntegrityError
 
-from hopper_common import postgres_connection
+from hopper_common import postgres, postgres_connection
 from hopper_common.database import Database, notify
 from hopper_common.errors import (
     DatabaseUnsupported,
@@ -190,6 +190,40 @@ async def test_what_happened_while_nobody_listened_is_made_up_for(
     before = other.committed.count
     await db.write(lambda conn: add_note(conn, "a"))
     await other.committed.wait(after=before)
+
+
+async def test_a_process_that_is_alone_notifies_nobody(db: PostgresDatabase, url: str) -> None:
+    heard: list[str] = []
+    stranger = await connect(Server(url, "toy"), "listener")
+    await stranger.add_listener(db.channel, lambda *event: heard.append(event[-1]))
+    try:
+        await db.write(lambda conn: add_note(conn, "alone"))
+        await stranger.execute("SELECT 1")  # what was told before is heard before its answer
+        assert heard == []
+        other = await open_replica(url)
+        await db.write(lambda conn: add_note(conn, "in company"))
+        await stranger.execute("SELECT 1")
+        assert len(heard) == 1
+        await other.close()
+    finally:
+        await stranger.close()
+
+
+async def test_who_writes_nothing_is_told_again_after_its_writer_was_lost(
+    db: PostgresDatabase, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "_LISTEN_CHECK_SECONDS", 0.05)
+    other = await open_replica(url)
+    heard: list[str] = []
+    other.on_notify(heard.append)
+    before = other.committed.count
+    end_connections(url, "writer")
+    before = await other.committed.wait(after=before)
+    assert heard == [""]  # something may have been missed
+    await db.write(lambda conn: notify(conn, "news"))
+    await other.committed.wait(after=before)
+    assert heard == ["", "news"]
+    await other.close()
 
 
 # Statements

@@ -259,7 +259,10 @@ class _Field:
         ties = self._ties()
         better = found.index(last) if more else len(best)
         first = sorted(best[:better], key=lambda at: (-scores.item(at), ties.item(at)))
-        return [*first, *_least(np.where(scores == last, ties, _LAST), len(best) - better)] if more else first
+        if not more:
+            return first
+        np.putmask(ties, scores != last, _LAST)
+        return [*first, *_least(ties, len(best) - better)]
 
     def _ties(self) -> HashArray:
         """What the order of equal scores goes by."""

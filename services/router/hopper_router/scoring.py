@@ -89,7 +89,7 @@ class RulesStrategy:
         sheet = _Sheet(question, sieve)
         evidence, standing = sheet.evidence(), sheet.standing
         informed = evidence.item(evidence.argmax()) >= LEAST_EVIDENCE
-        touched = (evidence != _ZERO).nonzero()[0]
+        touched = evidence.astype(np.bool_).nonzero()[0]
         if touched.size > _SPARSE * evidence.size:
             scores = _rounded(np.add(evidence, standing.total, evidence))
             masses = _masses(scores, standing.best, scores.size)
@@ -399,10 +399,11 @@ class _Sheet:
     def factors(self, positions: Sequence[int]) -> list[tuple[Factor, ...]]:
         """All nine of some of the eligible; those that are not this task's own are shared objects."""
         rows, nothing = self.sieve.eligible[positions].tolist(), self.plan.nothing
+        tags = self.question.candidates.folded_tags
         return [
             (
                 own,
-                self._tags(row) if self.tags else nothing.tags,
+                nothing.tags if self.tags.isdisjoint(tags[row]) else self._tags(row),
                 self._capability(row) if self.required else nothing.capability,
                 nothing.text if self.overlap is None else self._text(row, self.overlap),
                 *self.standing.lines(at, row),
@@ -433,11 +434,9 @@ class _Sheet:
         return Factor("text", overlap.share.item(row), nothing.weight, shared) if shared else nothing
 
     def _tags(self, row: int) -> Factor:
-        nothing = self.plan.nothing.tags
-        shared = self.tags.intersection(self.question.candidates.folded_tags[row])
-        if not shared:
-            return nothing
-        return Factor("tags", len(shared) / len(self.tags), nothing.weight, self._tags_among(shared))
+        shared = self.tags & self.question.candidates.folded_tags[row]
+        weight = self.plan.nothing.tags.weight
+        return Factor("tags", len(shared) / len(self.tags), weight, self._tags_among(shared))
 
     def _capability(self, row: int) -> Factor:
         value = self.required / self.question.candidates.capability_counts.item(row)

@@ -42,7 +42,7 @@ def decision_wire(decision: Decision) -> bytes:
         text_field(b"\x0a", decision.name),
         text_field(b"\x12", decision.task),
         name_field(b"\x1a", decision.instance),
-        number_field(b"\x20", OUTCOME_NUMBERS[decision.outcome]),
+        _ROUTED if decision.outcome is Outcome.ROUTED else _outcome(decision.outcome),
         name_field(b"\x2a", decision.project),
         float_field(b"\x31", decision.confidence),
         name_field(b"\x3a", decision.strategy),
@@ -54,21 +54,33 @@ def decision_wire(decision: Decision) -> bytes:
         message_field(b"\x6a", duration_body(decision.elapsed)),
     ]
     if decision.create_time is not None:
-        parts.append(message_field(b"\x72", time_body(decision.create_time - _EPOCH)))
+        parts.append(_create_time(decision.create_time))
     return b"".join(parts)
 
 
+def _outcome(outcome: Outcome) -> bytes:
+    return number_field(b"\x20", OUTCOME_NUMBERS[outcome])
+
+
+_ROUTED: Final = _outcome(Outcome.ROUTED)
+
+
+@lru_cache(16)
+def _create_time(time: datetime) -> bytes:
+    """Those of a set have the same."""
+    return message_field(b"\x72", time_body(time - _EPOCH))
+
+
 def _candidate(candidate: Candidate) -> bytes:
-    factors = b"".join([factor.wire or _factor(factor) for factor in candidate.factors])
-    head = name_field(b"\x0a", candidate.project) + _floats(candidate.score, candidate.confidence)
-    return message_field(b"\x4a", head + factors)
+    factors = [factor.wire or _factor(factor) for factor in candidate.factors]
+    numbers = _floats(candidate.score, candidate.confidence)
+    return message_field(b"\x4a", b"".join([name_field(b"\x0a", candidate.project), numbers, *factors]))
 
 
 def _factor(factor: Factor) -> bytes:
-    body = name_field(b"\x0a", factor.name) + _floats(factor.value, factor.weight)
-    if factor.evidence:
-        body += b"".join([_evidence(text) for text in factor.evidence])
-    factor.wire = wire = message_field(b"\x22", body)
+    numbers = _floats(factor.value, factor.weight)
+    parts = [name_field(b"\x0a", factor.name), numbers, *[_evidence(text) for text in factor.evidence]]
+    factor.wire = wire = message_field(b"\x22", b"".join(parts))
     return wire
 
 

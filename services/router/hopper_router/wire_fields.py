@@ -38,7 +38,7 @@ def texts_field(tag: bytes, texts: Iterable[str]) -> bytes:
 def message_field(tag: bytes, body: bytes) -> bytes:
     """A message that is bytes already; present also when it is empty."""
     length = len(body)
-    return tag + (_SHORT[length] if length < 128 else varint(length)) + body
+    return tag + (_SHORT[length] if length < 128 else _length(length)) + body
 
 
 def float_field(tag: bytes, value: float) -> bytes:
@@ -73,6 +73,11 @@ def time_body(since: timedelta) -> bytes:
     """A Timestamp that long after 1970, without tag and length."""
     seconds = since.days * 86_400 + since.seconds
     return number_field(b"\x08", seconds) + number_field(b"\x10", since.microseconds * 1000)
+
+
+@lru_cache(4096)
+def _length(length: int) -> bytes:
+    return varint(length)
 
 
 def varint(value: int) -> bytes:

@@ -194,6 +194,8 @@ def test_a_clock_that_was_set_back_makes_no_negative_lengths() -> None:
     said = outcome(an_end(a_task(queue_time=NOW + timedelta(hours=1), finish_time=NOW)))
 
     assert said is not None
+    assert said.HasField("queue_duration")
+    assert said.HasField("run_duration")
     assert (said.queue_duration.seconds, said.run_duration.seconds) == (0, 0)
 
 

@@ -192,15 +192,16 @@ def outcome(task: EndedTask) -> EpisodeOutcome | None:
     said = EpisodeOutcome(
         decision=task.decision,
         outcome=_OUTCOMES[task.state],
-        finish_time=_time(task.finish_time),
         attempts=task.attempts,
         failure_reason=task.failure_reason,
         worker=task.worker,
     )
+    _put(said.finish_time, task.finish_time)
+    # A clock that was set back makes no negative lengths.
     if task.claim_time is not None:
-        said.run_duration.CopyFrom(_length(task.finish_time - task.claim_time))
+        _put(said.run_duration, max(task.finish_time - task.claim_time, 0))
     if task.first_start is not None and task.queue_time is not None:
-        said.queue_duration.CopyFrom(_length(task.first_start - task.queue_time))
+        _put(said.queue_duration, max(task.first_start - task.queue_time, 0))
     return said
 
 
@@ -219,15 +220,9 @@ def _share(value: float) -> float:
     return value if 0.0 <= value <= 1.0 else min(max(value, 0.0), 1.0)
 
 
-def _time(micros: int) -> Timestamp:
-    seconds, rest = divmod(micros, 1_000_000)
-    return Timestamp(seconds=seconds, nanos=1000 * rest)
-
-
-def _length(micros: int) -> Duration:
-    """A clock that was set back makes no negative lengths."""
-    seconds, rest = divmod(max(micros, 0), 1_000_000)
-    return Duration(seconds=seconds, nanos=1000 * rest)
+def _put(out: Timestamp | Duration, micros: int) -> None:
+    out.seconds, rest = divmod(micros, 1_000_000)
+    out.nanos = 1000 * rest
 
 
 Said = Episode | EpisodeOutcome

@@ -208,13 +208,15 @@ class TextIndex:
         described, named = runs.keys() & text.head, runs.keys() & text.title
         if not (described or named):
             return None
-        head, title = {runs[word] for word in described}, {runs[word] for word in named}
+        head, title = set(map(runs.__getitem__, described)), set(map(runs.__getitem__, named))
         # The title counts twice.
         pairs = np.frombuffer(b"".join([*head, *title, *title]))
         size = len(self.texts)
         sums = np.bincount(pairs[::2].astype(np.intp), pairs[1::2], size + 2)
         share: FloatArray = np.multiply(sums[:size], 1.0 / (_DAMPING + sums.item(size)))
-        return Overlap(share, head | title, described | named)
+        head |= title
+        described |= named
+        return Overlap(share, len(pairs) // 2, head, described)
 
     def shared_words(self, row: int, overlap: Overlap, text: Text, most: int) -> tuple[str, ...]:
         """The words that a project shares with a task, as the task writes them, what says most first."""
@@ -250,11 +252,13 @@ class Overlap(NamedTuple):
     Attributes:
         share: For each project the weight of the shared words over that of all the task's words that any project
             knows, from 0 to 1; title words count twice.
+        size: How many words projects share with it, all together; a little more.
         words: The runs of the task's words that any project knows.
         spellings: The same words, in every way the task writes them.
     """
 
     share: FloatArray
+    size: int
     words: Set[bytes]
     spellings: Set[str]
 

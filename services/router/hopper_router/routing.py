@@ -342,10 +342,10 @@ def _because(field: _Field, best: int) -> str:
     if not reasons:
         return f"{name} is so much better placed that the little that speaks for others does not count"
     verb = "speaks" if len(reasons) == 1 and not reasons[0].startswith("the words") else "speak"
-    second = field.best[1]
-    share, other = field.confidence(best), field.confidence(second)
+    first, second = field.recorded[:2]
     return (
-        f"{_list(reasons)} {verb} for {name}, {share:.2f} against {other:.2f} for {id_of(field.name(second))}"
+        f"{_list(reasons)} {verb} for {name}, {first.confidence:.2f} against "
+        f"{second.confidence:.2f} for {id_of(second.project)}"
     )
 
 

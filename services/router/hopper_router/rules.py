@@ -281,7 +281,7 @@ class _RuleIndex:
         if not found:
             return None
         firing = np.zeros(self.size, dtype=np.bool_)
-        firing[np.frombuffer(b"".join([self.by_word[word] for word in found]), dtype=np.intp)] = True
+        firing[np.frombuffer(b"".join(map(self.by_word.__getitem__, found)), dtype=np.intp)] = True
         return firing
 
     def atoms(self, text: Text, tags: Iterable[str], capabilities: Iterable[str]) -> frozenset[str]:

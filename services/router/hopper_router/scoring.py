@@ -43,7 +43,7 @@ _MOST_ALONE: Final = 1024
 _FEW: Final = 16
 """Up to so many changes of load are taken in one by one."""
 _SPARSE: Final = 0.25
-"""Where evidence speaks for no more than this share of the eligible, the others are not scored anew."""
+"""Where words speak for no more than this share of the eligible, those that nothing speaks for are not scored anew."""
 
 
 class Question(NamedTuple):
@@ -89,12 +89,12 @@ class RulesStrategy:
         sheet = _Sheet(question, sieve)
         evidence, standing = sheet.evidence(), sheet.standing
         informed = evidence.item(evidence.argmax()) >= LEAST_EVIDENCE
-        touched = evidence.astype(np.bool_).nonzero()[0]
-        if touched.size > _SPARSE * evidence.size:
+        if sheet.touching > _SPARSE * evidence.size:
             scores = _rounded(np.add(evidence, standing.total, evidence))
             masses = _masses(scores, standing.best, scores.size)
         else:
             scores, masses = standing.scores.copy(), standing.masses.copy()
+            touched = evidence.astype(np.bool_).nonzero()[0]
             if touched.size:
                 own = _rounded(evidence[touched] + standing.total[touched])
                 scores[touched] = own
@@ -385,8 +385,10 @@ class _Sheet:
         if self.rules is not None:
             rows = self.plan.rows[self.rules]
             np.add.at(total, rows, self.plan.strengths[self.rules] * weights.rules)
-        for tag in self.tags:  # in any order: they all add the same
-            total[candidates.tags[tag]] += weights.tags / len(self.tags)
+        if self.tags:
+            each = weights.tags / len(self.tags)
+            for tag in self.tags:
+                total[candidates.tags[tag]] += each
         for tag in self.boosts:
             total[candidates.boosted[tag]] += weights.boost * candidates.boosts[tag]
         if self.required:
@@ -394,11 +396,19 @@ class _Sheet:
             total += weights.capability * (self.required / candidates.capability_counts)
         return total if self.sieve.everybody else total[self.sieve.eligible]
 
+    @property
+    def touching(self) -> int:
+        """How many of the eligible there may be evidence for: all, if the task requires what all of them have."""
+        if self.required:
+            return self.sieve.eligible.size
+        return 0 if self.overlap is None else self.overlap.size
+
     # What the scores are made of.
 
     def factors(self, positions: Sequence[int]) -> list[tuple[Factor, ...]]:
         """All nine of some of the eligible; those that are not this task's own are shared objects."""
-        rows, nothing = self.sieve.eligible[positions].tolist(), self.plan.nothing
+        eligible, nothing = self.sieve.eligible, self.plan.nothing
+        rows = [eligible.item(at) for at in positions]
         tags = self.question.candidates.folded_tags
         return [
             (

@@ -186,6 +186,22 @@ async def test_a_tail_gives_what_is_there_in_batches_and_then_what_comes(db: Dat
     assert [event.version for event in await coming] == [6, 7]
 
 
+async def test_what_is_old_ends_before_the_first_that_is_not(db: Database) -> None:
+    def write(conn: Connection) -> list[int]:
+        times = [NOW + timedelta(seconds=second) for second in (0, 1, 3, 2, 4)]  # clocks differ a little
+        return [LOG.append(conn, topic="task", key="k", body=b"", now=time) for time in times]
+
+    versions = await db.write(write)
+
+    async def first_since(second: int) -> int:
+        return await db.read(lambda conn: LOG.first_since(conn, NOW + timedelta(seconds=second)))
+
+    assert [await first_since(second) for second in (-1, 1, 2, 4)] == [
+        versions[0], versions[1], versions[2], versions[4],
+    ]  # fmt: skip
+    assert await first_since(5) == versions[-1] + 1
+
+
 async def test_a_tail_of_one_topic_does_not_fall_behind_when_the_others_are_trimmed(db: Database) -> None:
     tail = LOG.tail(db, after=0, topics=["rare"])
     await db.write(lambda conn: [append(conn, topic) for topic in ("frequent", "rare", *["frequent"] * 10)])

@@ -156,6 +156,17 @@ class EventLog:
             Event(row.version, row.topic, row.key, row.body, from_micros(row.create_time)) for row in rows
         ]
 
+    def first_since(self, conn: Connection, time: datetime) -> int:
+        """
+        The version of the first event that is not older than *time*; if all are, the one that comes next.
+
+        Looks at those that are older, one by one: they are few where the log is trimmed.
+        """
+        column = self._columns
+        query = select(column.version).where(column.create_time >= to_micros(time)).order_by(column.version)
+        found = conn.scalar(query.limit(1))
+        return self.head(conn) + 1 if found is None else int(found)
+
     def trim(self, conn: Connection, *, before: int) -> int:
         """Forget the events below a version, but never the newest; returns how many."""
         keep_from = min(before, self.head(conn))

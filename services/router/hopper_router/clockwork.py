@@ -18,11 +18,9 @@ from functools import partial
 from typing import Final
 
 import structlog
-from sqlalchemy import func, select
 
 from hopper_common.errors import HopperError, ShuttingDown
-from hopper_common.timestamps import to_micros
-from hopper_router import limits, placing, tables, working
+from hopper_router import limits, placing, working
 from hopper_router.directory import Directory
 from hopper_router.engine import Engine
 from hopper_router.model import Instance, InstanceState, Task, TaskState
@@ -158,13 +156,9 @@ class Clockwork:
         def forget(unit: Unit) -> None:
             limits.forget_starts(unit)
             self._engine.requests.forget(unit.store.conn, before=unit.now - KEEP_REQUESTS)
-            versions = tables.events.c
-            old = select(func.max(versions.version)).where(
-                versions.create_time < to_micros(unit.now - KEEP_EVENTS)
-            )
-            newest_old = unit.store.conn.execute(old).scalar() or 0
             # What memory has not been told yet stays, however old it is.
-            EVENTS.trim(unit.store.conn, before=min(newest_old, unit.store.episodes_sent()) + 1)
+            first = EVENTS.first_since(unit.store.conn, unit.now - KEEP_EVENTS)
+            EVENTS.trim(unit.store.conn, before=min(first, unit.store.episodes_sent() + 1))
 
         await self._engine.run(forget)
         await self._engine.recount()

@@ -309,7 +309,7 @@ class Store:
     def open_counts(self) -> OpenCounts:
         """Open tasks by project and instance, counted from the rows."""
         counts = OpenCounts()
-        query = select(_T.c.project, _T.c.instance, func.count()).where(_T.c.state.in_(_WORKABLE))
+        query = select(_T.c.project, _T.c.instance, func.count()).where(*_of_states(_WORKABLE))
         for project, instance, count in self.conn.execute(query.group_by(_T.c.project, _T.c.instance)):
             counts.by_project[project] += count
             counts.by_instance[instance] += count
@@ -332,7 +332,7 @@ class Store:
 
     def unplaced(self, limit: int, after: str) -> list[Task]:
         """Tasks that a decision left unplaced, oldest first, after that id."""
-        query = select(_T).where(text("tasks.state = 'SUBMITTED'"), _T.c.offered.is_(False), _T.c.id > after)
+        query = select(_T).where(*_of_states({TaskState.SUBMITTED}), _T.c.offered.is_(False), _T.c.id > after)
         return [_task(row) for row in self.conn.execute(query.order_by(_T.c.id).limit(limit))]
 
     def queued_for(self, projects: Collection[str], limit: int, after: str) -> list[Task]:
@@ -344,9 +344,7 @@ class Store:
         self, instance: str, states: Collection[TaskState], limit: int, after: str = ""
     ) -> list[Task]:
         """Tasks of an instance in those states, oldest first, after that id."""
-        query = select(_T).where(
-            *_of_instance(instance), _T.c.state.in_([s.value for s in states]), _T.c.id > after
-        )
+        query = select(_T).where(*_of_instance(instance), *_of_states(states), _T.c.id > after)
         return [_task(row) for row in self.conn.execute(query.order_by(_T.c.id).limit(limit))]
 
     def ended_in(self, instance: str, since: datetime | None) -> dict[TaskState, int]:
@@ -410,7 +408,7 @@ class Store:
     def parked(self, wanted: ParkedFilter, limit: int) -> list[Task]:
         """Tasks that failed for a reason, oldest first."""
         query = select(_T).where(
-            _T.c.state.in_([TaskState.FAILED.value, TaskState.REJECTED.value]),
+            *_of_states({TaskState.FAILED, TaskState.REJECTED}),
             _T.c.delegation == "",
             _T.c.live.contains(f'"failure":["{wanted.reason}",', autoescape=True),
         )
@@ -540,7 +538,8 @@ def _earlier(one: str, other: str) -> str:
     return f"CASE WHEN {one} IS NULL OR {other} < {one} THEN {other} ELSE {one} END"
 
 
-_WORKABLE: Final = [s.value for s in (TaskState.QUEUED, TaskState.RUNNING, TaskState.INPUT_REQUIRED)]
+_WORKABLE: Final = frozenset({TaskState.QUEUED, TaskState.RUNNING, TaskState.INPUT_REQUIRED})
+_MOST: Final = frozenset({TaskState.QUEUED, TaskState.RUNNING, TaskState.SUCCEEDED})
 _BY_IDS: Final = select(_T).where(_T.c.id.in_(bindparam("ids", expanding=True)))
 _INSERT_TASK: Final = insert(_T)
 _UPDATE_TASK: Final = (
@@ -599,13 +598,20 @@ _SEARCH: Final = {
 
 
 def _of_states(states: Collection[TaskState]) -> list[ColumnElement[bool]]:
-    """That it is in one of those states; where they are open ones, in the words of the index of what is open."""
-    conditions: list[ColumnElement[bool]] = []
+    """
+    That it is in one of those states, in the words of the indexes that serve.
+
+    The states are not parameters: with those a plan is made for any states, and leaves partial indexes alone.
+    """
+    conditions: list[str] = []
     if OPEN_STATES.issuperset(states):
-        conditions.append(cast("ColumnElement[bool]", text(f"tasks.{tables.OPEN}")))
-    if set(states) != OPEN_STATES:
-        conditions.append(_T.c.state.in_(sorted(state.value for state in states)))
-    return conditions
+        conditions.append(f"tasks.{tables.OPEN}")
+    if not _MOST.intersection(states):
+        conditions.append(f"tasks.{tables.SELDOM}")
+    if set(states) not in (OPEN_STATES, set(TaskState)):
+        among = ", ".join(f"'{name}'" for name in sorted(state.value for state in states))
+        conditions.append(f"tasks.state IN ({among})")
+    return [cast("ColumnElement[bool]", text(condition)) for condition in conditions]
 
 
 def _of_instance(name: str) -> list[ColumnElement[bool]]:

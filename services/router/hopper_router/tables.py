@@ -75,6 +75,8 @@ tasks = Table(
 )
 
 OPEN: Final = "state IN ('SUBMITTED', 'QUEUED', 'RUNNING', 'INPUT_REQUIRED', 'DELEGATED')"
+SELDOM: Final = "state NOT IN ('QUEUED', 'RUNNING', 'SUCCEEDED')"
+"""The states that few tasks are in, or only in the end: an index by state that has no others costs the rest nothing."""
 BELOW_ROOT: Final = "instance <> 'instances/global'"
 """
 The root holds most tasks and is never claimed from: an index by instance that leaves it out costs the rest nothing.
@@ -88,7 +90,9 @@ def _partial_index(name: str, *columns: ColumnElement[Any], where: str) -> None:
 Index("tasks_short_id", tasks.c.short_id)
 _partial_index("tasks_instance", tasks.c.instance, tasks.c.id, where=BELOW_ROOT)
 _partial_index("tasks_open", tasks.c.id, where=OPEN)
-_partial_index("tasks_unplaced", tasks.c.id, where="state = 'SUBMITTED'")
+_partial_index("tasks_open_by_project", tasks.c.project, tasks.c.id, where=OPEN)
+_partial_index("tasks_open_by_requester", tasks.c.requester, tasks.c.id, where=OPEN)
+_partial_index("tasks_seldom", tasks.c.state, tasks.c.id, where=SELDOM)
 _partial_index("tasks_wake", tasks.c.wake_time, where="wake_time IS NOT NULL")
 # The two queues that workers claim from, in the order of claiming.
 _partial_index(

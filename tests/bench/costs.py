@@ -17,12 +17,21 @@ from typing import Any
 
 from hopper.router.v1 import task_pb2 as pb
 from hopper.router.v1 import task_service_pb2 as svc
+from hopper_common.clock import SystemClock
+from hopper_common.ids import Ids
 from hopper_common.rpc.interceptor import Method
 from hopper_router import convert, routing
+from hopper_router import unit as state
 from hopper_router.candidates import Candidates
-from hopper_router.model import Basis, Project, Task, TaskState
+from hopper_router.directory import EMPTY_DIRECTORY
+from hopper_router.fairness import Turns
+from hopper_router.model import Basis, Instance, InstanceState, Project, Scope, Task, TaskSpec, TaskState
+from hopper_router.planning import plan
+from hopper_router.policies import Policies
 from hopper_router.policy_yaml import BUILT_IN, load_policy
 from hopper_router.rules import Policy
+from hopper_router.store_sql import OpenCounts
+from tests.bench import message
 
 TASKS = 200
 ROUNDS = 15
@@ -131,6 +140,34 @@ def _decide(spec: Any, policy: Policy, world: World) -> Any:
     return routing.decide(spec, world.candidates, policy, load={}, refused={}, basis=Basis())
 
 
+def planning() -> None:
+    """What the router does with each task of the bars: decide and plan, count, make the record; one after the other."""
+    now = datetime.now(UTC)
+    root = Instance(message.ROOT, Scope.GLOBAL, InstanceState.RUNNING, start_time=now)
+    projects = [
+        Project(
+            f"projects/p{number}",
+            description=message.project(number).description,
+            tags=frozenset(message.project(number).tags),
+        )
+        for number in range(message.PROJECTS)
+    ]
+    directory = EMPTY_DIRECTORY.with_projects(projects, 1).with_instances([root], 1).completed()
+    world = state.World(directory, Policies(()), OpenCounts(), Ids(), Turns())
+    specs = [convert.spec_from_proto(message.spec(number)) for number in range(TASKS)]
+    say("plan, count, record", [lambda s=spec: _planned(s, world, root, now) for spec in specs])  # type: ignore[misc]
+
+
+def _planned(spec: TaskSpec, world: state.World, root: Instance, now: datetime) -> bytes:
+    planned = plan(world, root, spec, _CLOCK, now)
+    assert planned is not None
+    world.load.add(planned.task.project, planned.task.instance, 1)
+    return convert.decision_to_bytes(planned.decision)
+
+
+_CLOCK = SystemClock()
+
+
 def converting() -> None:
     """Specs and tasks between messages, values and bytes."""
     world = World(10)
@@ -174,7 +211,7 @@ def receiving() -> None:
     say("parse and check limits", [lambda r=r: method.parse(r) for r in raws])  # type: ignore[misc]
 
 
-PARTS = {"deciding": deciding, "converting": converting, "receiving": receiving}
+PARTS = {"deciding": deciding, "planning": planning, "converting": converting, "receiving": receiving}
 
 if __name__ == "__main__":
     for part in sys.argv[1:] or PARTS:

@@ -1,5 +1,6 @@
 """Ids: unique, and in the order of their time."""
 
+import os
 from datetime import UTC, datetime, timedelta
 
 from hypothesis import given
@@ -38,3 +39,19 @@ def test_ids_of_one_maker_grow_even_when_the_clock_steps_back() -> None:
     ids = Ids()
     made = [ids.new(now - timedelta(seconds=step % 3)) for step in range(10_000)]
     assert made == sorted(set(made))
+
+
+def test_a_forked_process_makes_other_ids() -> None:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    ids = Ids()
+    ids.new(now)
+    later = now + timedelta(milliseconds=1)  # nothing but randomness tells the two processes apart
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(write, ids.new(later).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(read, 26).decode() != ids.new(later)
+    os.close(read)
+    os.close(write)

@@ -416,6 +416,10 @@ class Engine:
         Claim by *attempt* what is ready, at *most* so many; if nothing is (None), wait for up to *wait* until
         something is, or is for that *worker*.
         """
+        if not wait:
+            await self.promote_due()
+            claimed = await attempt()
+            return empty if claimed is None else claimed
         end = self.clock.monotonic() + wait.total_seconds()
         while True:
             await self.promote_due()

@@ -112,6 +112,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """PERMISSION_DENIED. Only the instance's members may claim its tasks. Metadata: `instance`, `worker`."""
     ERROR_REASON_PROJECT_PAUSED: _ErrorReason.ValueType  # 72
     """FAILED_PRECONDITION. The project takes no work now. Metadata: `project`, `state`."""
+    ERROR_REASON_LLM_NOT_CONFIGURED: _ErrorReason.ValueType  # 73
+    """FAILED_PRECONDITION. No LLM is set up, or what it takes to speak to one is not installed. Metadata: `missing`."""
+    ERROR_REASON_LLM_UNAVAILABLE: _ErrorReason.ValueType  # 74
+    """UNAVAILABLE, *retry*. The LLM does not answer, or refuses to. Metadata: `host`, `cause`, and `status` where it
+    answered with one.
+    """
+    ERROR_REASON_LLM_ANSWER_INVALID: _ErrorReason.ValueType  # 75
+    """UNAVAILABLE. The LLM answered something that cannot be used; the same question may get another answer.
+    Metadata: `host`, `problem`.
+    """
+    ERROR_REASON_BUDGET_EXHAUSTED: _ErrorReason.ValueType  # 76
+    """RESOURCE_EXHAUSTED, *retry*. The instance has used up what it may spend today. Metadata: `instance`, `limit`."""
     ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 90
     """UNAUTHENTICATED. The caller has not proved who it is."""
     ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 91
@@ -238,6 +250,18 @@ ERROR_REASON_NOT_A_MEMBER: ErrorReason.ValueType  # 71
 """PERMISSION_DENIED. Only the instance's members may claim its tasks. Metadata: `instance`, `worker`."""
 ERROR_REASON_PROJECT_PAUSED: ErrorReason.ValueType  # 72
 """FAILED_PRECONDITION. The project takes no work now. Metadata: `project`, `state`."""
+ERROR_REASON_LLM_NOT_CONFIGURED: ErrorReason.ValueType  # 73
+"""FAILED_PRECONDITION. No LLM is set up, or what it takes to speak to one is not installed. Metadata: `missing`."""
+ERROR_REASON_LLM_UNAVAILABLE: ErrorReason.ValueType  # 74
+"""UNAVAILABLE, *retry*. The LLM does not answer, or refuses to. Metadata: `host`, `cause`, and `status` where it
+answered with one.
+"""
+ERROR_REASON_LLM_ANSWER_INVALID: ErrorReason.ValueType  # 75
+"""UNAVAILABLE. The LLM answered something that cannot be used; the same question may get another answer.
+Metadata: `host`, `problem`.
+"""
+ERROR_REASON_BUDGET_EXHAUSTED: ErrorReason.ValueType  # 76
+"""RESOURCE_EXHAUSTED, *retry*. The instance has used up what it may spend today. Metadata: `instance`, `limit`."""
 ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 90
 """UNAUTHENTICATED. The caller has not proved who it is."""
 ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 91

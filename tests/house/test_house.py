@@ -88,6 +88,7 @@ def test_every_method_of_the_contract_declares_who_may_call_it() -> None:
         task_service_pb2,
         work_service_pb2,
     )
+    from hopper.sage.v1 import sage_service_pb2
 
     modules = (
         *(episodic_service_pb2, feedback_service_pb2, working_service_pb2, instance_service_pb2),
@@ -99,11 +100,23 @@ def test_every_method_of_the_contract_declares_who_may_call_it() -> None:
             task_service_pb2,
             work_service_pb2,
         ),
+        sage_service_pb2,
     )
     services = [service for module in modules for service in module.DESCRIPTOR.services_by_name.values()]
-    assert len(services) == 10
+    assert len(services) == 11
     require_declared(services)
     assert all(Default().FindServiceByName(service.full_name) is service for service in services)
+
+
+def test_no_process_of_a_hopper_hosts_the_sage() -> None:
+    sources = [
+        ROOT / path
+        for path in committed()
+        if path.startswith(("services/", "libs/cli/")) and path.endswith(".py")
+    ]
+    assert sources
+    assert [path for path in sources if "add_SageServiceServicer_to_server" in path.read_text()] == []
+    assert "sage" not in {point.name for point in entry_points(group="hopper.services")}
 
 
 def _subclasses(kind: type[HopperError]) -> set[type[HopperError]]:

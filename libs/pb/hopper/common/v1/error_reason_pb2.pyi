@@ -124,6 +124,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_BUDGET_EXHAUSTED: _ErrorReason.ValueType  # 76
     """RESOURCE_EXHAUSTED, *retry*. The instance has used up what it may spend today. Metadata: `instance`, `limit`."""
+    ERROR_REASON_SAGE_UNAVAILABLE: _ErrorReason.ValueType  # 77
+    """UNAVAILABLE, *retry*. The Sage does not answer, or not in time. Metadata: `method`, `cause`."""
+    ERROR_REASON_SAGE_ANSWER_INVALID: _ErrorReason.ValueType  # 78
+    """UNAVAILABLE. The Sage answered something that cannot be used. Metadata: `method`, `problem`."""
+    ERROR_REASON_SAGE_REFUSED: _ErrorReason.ValueType  # 79
+    """FAILED_PRECONDITION. The Sage refused the question: it is of another version, or does not offer this.
+    Metadata: `method`, `code`, `refusal`.
+    """
     ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 90
     """UNAUTHENTICATED. The caller has not proved who it is."""
     ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 91
@@ -262,6 +270,14 @@ Metadata: `host`, `problem`.
 """
 ERROR_REASON_BUDGET_EXHAUSTED: ErrorReason.ValueType  # 76
 """RESOURCE_EXHAUSTED, *retry*. The instance has used up what it may spend today. Metadata: `instance`, `limit`."""
+ERROR_REASON_SAGE_UNAVAILABLE: ErrorReason.ValueType  # 77
+"""UNAVAILABLE, *retry*. The Sage does not answer, or not in time. Metadata: `method`, `cause`."""
+ERROR_REASON_SAGE_ANSWER_INVALID: ErrorReason.ValueType  # 78
+"""UNAVAILABLE. The Sage answered something that cannot be used. Metadata: `method`, `problem`."""
+ERROR_REASON_SAGE_REFUSED: ErrorReason.ValueType  # 79
+"""FAILED_PRECONDITION. The Sage refused the question: it is of another version, or does not offer this.
+Metadata: `method`, `code`, `refusal`.
+"""
 ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 90
 """UNAUTHENTICATED. The caller has not proved who it is."""
 ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 91

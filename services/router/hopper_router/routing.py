@@ -285,7 +285,7 @@ def _mixed(salts: HashArray, title: int) -> HashArray:
 
     Its first step, `mixed ^= mixed >> 30`, is the same for both together as for each alone: see `Candidates.salts`.
     """
-    mixed = salts ^ np.uint64(title ^ title >> 30)
+    mixed = salts ^ _number(title ^ title >> 30)
     mixed *= _FIRST
     mixed ^= mixed >> _27
     mixed *= _SECOND
@@ -293,9 +293,14 @@ def _mixed(salts: HashArray, title: int) -> HashArray:
     return mixed
 
 
-_LAST: Final = np.array(2**64 - 1, dtype=np.uint64)
-_27, _31 = np.array(27, dtype=np.uint64), np.array(31, dtype=np.uint64)
-_FIRST, _SECOND = np.array([0xBF58476D1CE4E5B9, 0x94D049BB133111EB], dtype=np.uint64).reshape(2, 1)
+def _number(value: int) -> HashArray:
+    # An array without dimensions: a scalar would be made into one.
+    return np.array(value, dtype=np.uint64)
+
+
+_LAST: Final = _number(2**64 - 1)
+_27, _31 = _number(27), _number(31)
+_FIRST, _SECOND = _number(0xBF58476D1CE4E5B9), _number(0x94D049BB133111EB)
 
 
 def _choose(field: _Field) -> _Choice:

@@ -360,6 +360,8 @@ class _Sheet:
     def _rules_that_count(self) -> IntArray | None:
         """Those that fired for an eligible project, of the greatest priority among them; None: there are none."""
         task, plan = self.question.task, self.plan
+        if not plan.policy.rules:
+            return None
         firing = plan.policy.firing(
             self.question.text,
             tags=task.tags,

@@ -79,7 +79,12 @@ def test_readme_gives_the_two_commands() -> None:
 
 
 def test_every_method_of_the_contract_declares_who_may_call_it() -> None:
-    from hopper.memory.v1 import episodic_service_pb2, feedback_service_pb2, working_service_pb2
+    from hopper.memory.v1 import (
+        episodic_service_pb2,
+        feedback_service_pb2,
+        learning_service_pb2,
+        working_service_pb2,
+    )
     from hopper.registry.v1 import instance_service_pb2, project_service_pb2
     from hopper.router.v1 import (
         delegation_service_pb2,
@@ -100,10 +105,11 @@ def test_every_method_of_the_contract_declares_who_may_call_it() -> None:
             task_service_pb2,
             work_service_pb2,
         ),
+        learning_service_pb2,
         sage_service_pb2,
     )
     services = [service for module in modules for service in module.DESCRIPTOR.services_by_name.values()]
-    assert len(services) == 11
+    assert len(services) == 12
     require_declared(services)
     assert all(Default().FindServiceByName(service.full_name) is service for service in services)
 

@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from hopper_common.errors import NotFound, Overloaded
+from hopper_common.errors import InvalidArgument, NotFound, Overloaded
 
 
 class EpisodeNotFound(NotFound):
@@ -21,3 +21,19 @@ class ContextNotFound(NotFound):
 
 class WorkingMemoryFull(Overloaded):
     """Working memory holds as many contexts as it may: let some run out, or put them for a shorter time."""
+
+
+class ModelNotFound(NotFound):
+    """Memory keeps no snapshot of that format: learn from the beginning."""
+
+    reason = "MODEL_NOT_FOUND"
+
+
+class ModelInvalid(InvalidArgument):
+    """The snapshot is not what its checksum says, or ahead of the lessons there are."""
+
+    reason = "MODEL_INVALID"
+
+
+class TooManyWatchers(Overloaded):
+    """As many as may be are told of lessons already."""

@@ -70,6 +70,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND. Metadata: `schedule`."""
     ERROR_REASON_SCHEDULE_EXISTS: _ErrorReason.ValueType  # 31
     """ALREADY_EXISTS. Metadata: `schedule`."""
+    ERROR_REASON_MODEL_NOT_FOUND: _ErrorReason.ValueType  # 32
+    """NOT_FOUND. Memory keeps no snapshot of that format. Metadata: `format`."""
     ERROR_REASON_INSTANCE_WRONG_STATE: _ErrorReason.ValueType  # 40
     """FAILED_PRECONDITION. The instance's state does not allow the move. Metadata: `instance`, `state`, `verb`."""
     ERROR_REASON_INSTANCE_PARENT_INVALID: _ErrorReason.ValueType  # 41
@@ -131,6 +133,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_SAGE_REFUSED: _ErrorReason.ValueType  # 79
     """FAILED_PRECONDITION. The Sage refused the question: it is of another version, or does not offer this.
     Metadata: `method`, `code`, `refusal`.
+    """
+    ERROR_REASON_MODEL_INVALID: _ErrorReason.ValueType  # 80
+    """INVALID_ARGUMENT. The snapshot is not what its checksum says, or ahead of the lessons there are.
+    Metadata: `format`, `position`.
     """
     ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 90
     """UNAUTHENTICATED. The caller has not proved who it is."""
@@ -216,6 +222,8 @@ ERROR_REASON_SCHEDULE_NOT_FOUND: ErrorReason.ValueType  # 30
 """NOT_FOUND. Metadata: `schedule`."""
 ERROR_REASON_SCHEDULE_EXISTS: ErrorReason.ValueType  # 31
 """ALREADY_EXISTS. Metadata: `schedule`."""
+ERROR_REASON_MODEL_NOT_FOUND: ErrorReason.ValueType  # 32
+"""NOT_FOUND. Memory keeps no snapshot of that format. Metadata: `format`."""
 ERROR_REASON_INSTANCE_WRONG_STATE: ErrorReason.ValueType  # 40
 """FAILED_PRECONDITION. The instance's state does not allow the move. Metadata: `instance`, `state`, `verb`."""
 ERROR_REASON_INSTANCE_PARENT_INVALID: ErrorReason.ValueType  # 41
@@ -277,6 +285,10 @@ ERROR_REASON_SAGE_ANSWER_INVALID: ErrorReason.ValueType  # 78
 ERROR_REASON_SAGE_REFUSED: ErrorReason.ValueType  # 79
 """FAILED_PRECONDITION. The Sage refused the question: it is of another version, or does not offer this.
 Metadata: `method`, `code`, `refusal`.
+"""
+ERROR_REASON_MODEL_INVALID: ErrorReason.ValueType  # 80
+"""INVALID_ARGUMENT. The snapshot is not what its checksum says, or ahead of the lessons there are.
+Metadata: `format`, `position`.
 """
 ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 90
 """UNAUTHENTICATED. The caller has not proved who it is."""

@@ -83,6 +83,7 @@ class Episode(_message.Message):
     QUEUE_DURATION_FIELD_NUMBER: _builtins.int
     RUN_DURATION_FIELD_NUMBER: _builtins.int
     FEEDBACK_FIELD_NUMBER: _builtins.int
+    REROUTED_TO_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Output only. Format: `episodes/{episode}`; the id is the decision's."""
     decision: _builtins.str
@@ -111,6 +112,8 @@ class Episode(_message.Message):
     """Output only. Who had it last."""
     failure_reason: _builtins.str
     """Output only. Why it failed, one word."""
+    rerouted_to: _builtins.str
+    """Output only. With REROUTED: the project that the later decision sent it to. Empty: none."""
     @_builtins.property
     def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Its tags."""
@@ -163,10 +166,11 @@ class Episode(_message.Message):
         queue_duration: _duration_pb2.Duration | None = ...,
         run_duration: _duration_pb2.Duration | None = ...,
         feedback: _abc.Iterable[Global___Feedback] | None = ...,
+        rerouted_to: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decide_time", b"decide_time", "finish_time", b"finish_time", "queue_duration", b"queue_duration", "run_duration", b"run_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "candidates", b"candidates", "confidence", b"confidence", "decide_time", b"decide_time", "decision", b"decision", "description", b"description", "failure_reason", b"failure_reason", "feedback", b"feedback", "finish_time", b"finish_time", "instance", b"instance", "name", b"name", "outcome", b"outcome", "parent_decision", b"parent_decision", "project", b"project", "queue_duration", b"queue_duration", "run_duration", b"run_duration", "strategy", b"strategy", "tags", b"tags", "task", b"task", "title", b"title", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "candidates", b"candidates", "confidence", b"confidence", "decide_time", b"decide_time", "decision", b"decision", "description", b"description", "failure_reason", b"failure_reason", "feedback", b"feedback", "finish_time", b"finish_time", "instance", b"instance", "name", b"name", "outcome", b"outcome", "parent_decision", b"parent_decision", "project", b"project", "queue_duration", b"queue_duration", "rerouted_to", b"rerouted_to", "run_duration", b"run_duration", "strategy", b"strategy", "tags", b"tags", "task", b"task", "title", b"title", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -212,6 +216,7 @@ class EpisodeOutcome(_message.Message):
     FAILURE_REASON_FIELD_NUMBER: _builtins.int
     QUEUE_DURATION_FIELD_NUMBER: _builtins.int
     RUN_DURATION_FIELD_NUMBER: _builtins.int
+    REROUTED_TO_FIELD_NUMBER: _builtins.int
     decision: _builtins.str
     """Required. Format: `decisions/{decision}`."""
     outcome: Global___Episode.Outcome.ValueType
@@ -222,6 +227,8 @@ class EpisodeOutcome(_message.Message):
     """Who had it last."""
     failure_reason: _builtins.str
     """Why it failed, one word."""
+    rerouted_to: _builtins.str
+    """With REROUTED: the project that the later decision sent it to. Empty: none."""
     @_builtins.property
     def finish_time(self) -> _timestamp_pb2.Timestamp:
         """Required. When."""
@@ -245,10 +252,11 @@ class EpisodeOutcome(_message.Message):
         failure_reason: _builtins.str = ...,
         queue_duration: _duration_pb2.Duration | None = ...,
         run_duration: _duration_pb2.Duration | None = ...,
+        rerouted_to: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["finish_time", b"finish_time", "queue_duration", b"queue_duration", "run_duration", b"run_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "decision", b"decision", "failure_reason", b"failure_reason", "finish_time", b"finish_time", "outcome", b"outcome", "queue_duration", b"queue_duration", "run_duration", b"run_duration", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "decision", b"decision", "failure_reason", b"failure_reason", "finish_time", b"finish_time", "outcome", b"outcome", "queue_duration", b"queue_duration", "rerouted_to", b"rerouted_to", "run_duration", b"run_duration", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -27,6 +28,7 @@ from hopper_router.queue_stats import (
     ready_span,
 )
 from hopper_router.rows import task_to_row
+from hopper_router.store_sql import OpenCounts
 from hopper_router.transitions import Event
 from hopper_router.unit import Change
 from hopper_testing.clock import ManualClock
@@ -253,6 +255,44 @@ def a_change() -> Change:
     return Change(task, task, Event.DECIDE)
 
 
+async def test_what_has_been_ready_for_long_is_counted_by_wider_spans(web: Router) -> None:
+    for _ in range(20):
+        await web.submit(required_capabilities=["web"])
+        web.clock.advance(timedelta(minutes=1))
+    web.clock.advance(timedelta(days=2))
+    exact = (await total(web)).oldest_ready.ToTimedelta()
+    await web.engine.queues.recount()
+    [place] = web.engine.queues.backlog._places.values()
+    assert (len(place.since), sum(place.since.values())) == (1, 20)
+    wider = (await total(web)).oldest_ready.ToTimedelta()
+    assert exact <= wider <= exact * 7 / 6
+    await web.submit(required_capabilities=["web"])  # as exact as ever
+    assert len(place.since) == 2
+    await web.complete(*await web.claim("projects/web", max_tasks=20))
+    seen = await total(web)
+    assert (seen.ready, seen.oldest_ready.ToTimedelta() < MINUTE) == (1, True)
+
+
+async def test_a_recount_sets_the_load_right_and_forgets_nothing_that_came_meanwhile(web: Router) -> None:
+    await web.submit(required_capabilities=["web"])
+    engine = web.engine
+    engine._load.add("projects/web", ROOT, 7)
+    engine._load.add("projects/gone", ROOT, 7)
+    read = web.db.read
+
+    async def meanwhile(work: Any) -> Any:
+        counted = await read(work)
+        await web.submit(required_capabilities=["web"])
+        return counted
+
+    web.db.read = meanwhile  # type: ignore[method-assign]
+    await engine.queues.recount()
+    web.db.read = read  # type: ignore[method-assign]
+    load = engine._load
+    assert (load.by_project["projects/web"], load.by_project["projects/gone"]) == (2, 0)
+    assert load.by_instance[ROOT] == 2
+
+
 async def test_doubt_ends_with_the_next_question(web: Router) -> None:
     await web.submit(required_capabilities=["web"])
     spot = ("projects/web", ROOT, "anonymous", STAGE_OF["RUNNING", ""], 0)
@@ -272,7 +312,7 @@ async def test_what_one_router_tells_another_counts_there_too(web: Router) -> No
     for n in range(30):
         await web.submit(required_capabilities=["web"], requester=f"requester-{n}")
     await web.complete(*await web.claim("projects/web", max_tasks=3))
-    there = QueueCounts(web.db, ManualClock(NOW), "other")
+    there = QueueCounts(web.db, ManualClock(NOW), "other", OpenCounts())
     lines = list(_lines(here._outgoing, here._generations, "here"))
     assert len(lines) > 1
     assert all(len(line) <= 1000 for line in lines)

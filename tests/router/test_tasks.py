@@ -16,6 +16,7 @@ from hopper.router.v1.decision_pb2 import Decision
 from hopper_common.errors import StorageFull
 from hopper_common.postgres import PostgresDatabase
 from hopper_router.model import Instance, InstanceState, Project, Scope
+from hopper_router.queue_counts import count_open
 from tests.router.harness import (
     HOUR,
     MINUTE,
@@ -813,14 +814,14 @@ async def test_load_is_what_a_recount_finds(router: Router) -> None:
         state="SUCCEEDED",
         event="CANCEL",
     )
-    fresh = await router.engine.read(lambda unit: unit.store.open_counts())
+    fresh = (await router.db.read(count_open)).load
     held = router.engine._load
     for now, counted in ((held.by_project, fresh.by_project), (held.by_instance, fresh.by_instance)):
         assert {key: count for key, count in now.items() if count} == dict(counted)
 
 
 async def test_load_is_right_again_after_a_commit_that_failed(router: Router) -> None:
-    """What was counted and then not committed is counted anew, and nothing that came between is lost."""
+    """What was counted and then not committed is taken back, and nothing that came between is lost."""
     web = router.registry.project("web", max_open=2)
     write = router.db.write
 

@@ -151,7 +151,7 @@ class Clockwork:
             await asyncio.sleep(HOUSEKEEP_EVERY)
 
     async def housekeep(self) -> None:
-        """Forget answers and events that have served their time, and count open work anew."""
+        """Forget answers and events that have served their time."""
 
         def forget(unit: Unit) -> None:
             limits.forget_starts(unit)
@@ -161,7 +161,6 @@ class Clockwork:
             EVENTS.trim(unit.store.conn, before=min(first, unit.store.episodes_sent() + 1))
 
         await self._engine.run(forget)
-        await self._engine.recount()
 
 
 async def _outlive_trouble(what: str, step: Callable[[], Awaitable[object]]) -> None:

@@ -97,7 +97,6 @@ class Engine:
         self.requests = Requests(tables.requests, clock)
         self.words = WordIndex(db)
         self._load = load
-        self._load_is_doubtful = False
         self._ids = Ids()
         self._turns = turns
         self._beside: set[asyncio.Task[None]] = set()
@@ -105,7 +104,7 @@ class Engine:
         self._wakes: dict[str, datetime] = {}
         self._origin = secrets.token_hex(4)
         db.on_notify(self._heard)
-        self.queues = QueueCounts(db, clock, self._origin)
+        self.queues = QueueCounts(db, clock, self._origin, load)
         self.hot = HotPath(
             hot_store(db), lambda: self._world(self._load), clock, self._follow_set, self._origin
         )
@@ -120,10 +119,9 @@ class Engine:
         """Read what the engine keeps in memory, and make one."""
         rows = await db.read(lambda conn: Store(conn).policies())
         policies = Policies((row.instance, row.version, row.source) for row in rows)
-        load = await db.read(lambda conn: Store(conn).open_counts())
         turns = Turns()
         turns.restore(await db.read(lambda conn: Store(conn).waiting_turns()))
-        engine = cls(db, registry, policies, load, turns, clock)
+        engine = cls(db, registry, policies, OpenCounts(), turns, clock)
         await engine.promote()
         await engine.queues.recount()
         return engine
@@ -139,46 +137,36 @@ class Engine:
         return await asyncio.shield(asyncio.ensure_future(self._run(work)))
 
     async def _run(self, work: Callable[[Unit], T]) -> T:
-        counted = False
+        counted: Sequence[Change] = ()
 
         def body(conn: Connection) -> tuple[T, Unit]:
             nonlocal counted
-            if self._load_is_doubtful:
-                self._count(conn)
+            self._uncount(counted)  # it runs again, after a transaction that was lost
+            counted = ()
             unit = self._unit(conn, self._load)
             result = work(unit)
             if unit.unplaced:  # a defect, and better refused than stored
                 raise RuntimeError("a unit left tasks undecided: whoever hands over must settle")
             unit.flush()
-            if counted:  # it runs again, after a transaction that was lost
-                self._count(conn)
-            counted = True
             if self.db.dialect == "postgresql" and unit.changes:
                 notify(conn, news_of(unit.changes, unit.now).told(self._origin))
             count_load(self._load, unit.changes)
+            counted = unit.changes
             return result, unit
 
         try:
             result, unit = await self.db.write(body)
         except HopperError:
-            if counted:  # and then not committed: the next unit counts anew
-                self._load_is_doubtful = True
+            if counted:  # and then not committed, or nobody knows
+                self._uncount(counted)
                 self.queues.doubt()
             raise
         self.queues.backlog.follow_quiet(unit.quiet)
         self._follow(unit.changes)
         return result
 
-    async def recount(self) -> None:
-        """Count open work anew from the rows."""
-        await self.db.write(self._count)
-        await self.queues.recount()
-
-    def _count(self, conn: Connection) -> None:
-        # On the thread that writes, where the counts are kept: what is under way there must not be forgotten.
-        fresh = Store(conn).open_counts()
-        self._load.by_project, self._load.by_instance = fresh.by_project, fresh.by_instance
-        self._load_is_doubtful = False
+    def _uncount(self, changes: Sequence[Change]) -> None:
+        count_load(self._load, changes, -1)
 
     async def mutate(
         self, method: str, request: Message, response_type: type[M], effect: Callable[[Unit], M]
@@ -243,7 +231,7 @@ class Engine:
         if news is None:
             return
         if news.too_much:
-            self._load_is_doubtful = True
+            self.queues.doubt()
             self.hub.wake_all()
             self._start(self.refresh_policies())
             return

@@ -1,6 +1,6 @@
 """
 Keeps a `queue_stats.Backlog` near the rows: counted at the start and now and then, followed from commit to commit, and
-told to the other routers on the same database.
+told to the other routers on the same database. Each count sets right the load that is decided by, too.
 
     {"o": origin, "g": [first generation, last], "q": [[project, instance, key, slot, second, step], ...]}
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
@@ -24,14 +25,15 @@ from hopper_common.database import PAYLOAD_LIMIT, Database, notify
 from hopper_common.errors import HopperError, ShuttingDown
 from hopper_router import tables
 from hopper_router.directory import Directory
-from hopper_router.queue_stats import SINCE, SPAN, STAGE_OF, Answer, Backlog, Delta
-from hopper_router.store_sql import EVENTS
+from hopper_router.queue_stats import SINCE, SPAN, STAGE_OF, WIDER, Answer, Backlog, Delta
+from hopper_router.store_sql import EVENTS, OpenCounts
+from hopper_router.unit import WORKABLE
 
 TELL_EVERY: Final = 1.0
 MOST_LINES: Final = 100
 RECOUNT_EVERY: Final = 600.0
 RECOUNT_SHARE: Final = 20
-"""Counting because somebody asks takes at most this part of the time, so that asking slows nothing down."""
+"""Counting because of a doubt takes at most this part of the time, so that it slows nothing down."""
 _ATTEMPTS: Final = 3
 _log = structlog.get_logger("hopper.router")
 
@@ -40,6 +42,7 @@ class Counted(NamedTuple):
     """All that is open, as one snapshot has it, and where its log ended."""
 
     backlog: Backlog
+    load: OpenCounts
     head: int
 
 
@@ -51,8 +54,9 @@ class QueueCounts:
         backlog: The counts.
     """
 
-    def __init__(self, db: Database, clock: Clock, origin: str) -> None:
+    def __init__(self, db: Database, clock: Clock, origin: str, load: OpenCounts) -> None:
         self.backlog = Backlog()
+        self._load = load
         self._db = db
         self._clock = clock
         self._origin = origin
@@ -77,7 +81,7 @@ class QueueCounts:
             self._generations = self._generations[0] or generation, generation
 
     def doubt(self) -> None:
-        """Something may have happened that was not followed: count when somebody asks."""
+        """Something may have happened that was not followed: count soon."""
         self._doubtful = True
 
     def numbers(self, directory: Directory, *, queue: str = "", limit: int) -> Answer:
@@ -99,12 +103,15 @@ class QueueCounts:
 
     async def _recount(self) -> bool:
         self.backlog.begin_recount()
+        before = self._load.copy()
+        now = int(self._clock.now().timestamp())
         try:
-            fresh = await self._db.read(count_open)
+            fresh = await self._db.read(partial(count_open, now=now))
         except BaseException:
             self.backlog.give_up_recount()
             self._doubtful = True
             raise
+        self._load.correct(fresh.load, before)
         return self.backlog.recounted(fresh.backlog, fresh.head)
 
     async def catch_up(self) -> None:
@@ -115,14 +122,16 @@ class QueueCounts:
     # ------------------------------------------------------------ other routers on the same database
 
     async def run(self) -> None:
-        """Tell the others, every second; and count now and then, which alone `housekeep` of one of us does."""
+        """Tell the others, every second; and count now and then, and when there is doubt."""
         counted = self._clock.monotonic()
-        while self._shared:
+        while True:
             try:
-                await self.tell()
+                if self._shared:
+                    await self.tell()
                 if self._clock.monotonic() - counted >= RECOUNT_EVERY:
                     counted = self._clock.monotonic()
                     await self.recount()
+                await self.catch_up()
             except ShuttingDown:
                 raise
             except HopperError as error:
@@ -183,16 +192,32 @@ def _lines(delta: Delta, generations: tuple[int, int], origin: str) -> Iterator[
 # ---------------------------------------------------------------- the rows
 
 
-def count_open(conn: Connection) -> Counted:
-    """Count the open tasks: two looks at each, however many there are."""
+def count_open(conn: Connection, now: int = 0) -> Counted:
+    """
+    Count the open tasks: one look at each, however many there are.
+
+    Args:
+        now: Seconds since 1970, by which to see what has been ready for long; 0: nothing has.
+    """
     delta: Delta = {}
-    for project, instance, key, state, wait, second, count in conn.execute(_COUNT):
+    load = OpenCounts()
+    rows = conn.execute(_COUNT[conn.dialect.name], _widths(now))
+    for project, instance, key, state, wait, second, count, since in rows:
         delta[project, instance, key, STAGE_OF[state, wait], second] = count
-    for project, instance, span, count in conn.execute(_COUNT_SINCE):
-        delta[project, instance, "", SINCE, span] = count
-    return Counted(Backlog.of(delta), EVENTS.head(conn))
+        for span, part in json.loads(since or "{}").items():
+            spot = (project, instance, "", SINCE, int(span))
+            delta[spot] = delta.get(spot, 0) + part
+        if state in _WORKABLE:
+            load.add(project, instance, count)
+    return Counted(Backlog.of(delta), load, EVENTS.head(conn))
 
 
+def _widths(now: int) -> dict[str, int]:
+    """Before which times, in microseconds, which spans are: none that begins before one of them ends after it."""
+    return {f"before_{width}": (now - age) // width * width * 1_000_000 for age, width, _ in WIDER}
+
+
+_WORKABLE: Final = frozenset(state.value for state in WORKABLE)
 # What `queue_stats.standing` says of one task, of all of them.
 _WAIT: Final = """
     CASE
@@ -216,12 +241,26 @@ _SECOND: Final = """
         ELSE (ready_time + 999999) / 1000000
     END
 """
-_COUNT: Final = text(
-    f"SELECT project, instance, fairness_key, state, {_WAIT} AS waits, {_SECOND} AS second, count(*) "  # noqa: S608
-    f"FROM tasks WHERE {tables.OPEN} GROUP BY 1, 2, 3, 4, 5, 6"
+_SPANS: Final = " ".join(
+    f"WHEN queue_time < :before_{width} THEN queue_time / 1000000 / {width} * {width} + {mark}"
+    for _, width, mark in reversed(WIDER)
 )
-_COUNT_SINCE: Final = text(
-    f"SELECT project, instance, queue_time / 1000000 / {SPAN} * {SPAN} AS span, count(*) FROM tasks "  # noqa: S608
-    "WHERE state = 'QUEUED' AND NOT offered AND blockers = 0 AND NOT held AND ready_time <= queue_time "
-    f"AND {tables.OPEN} GROUP BY 1, 2, 3"
-)
+_SINCE: Final = f"""
+    CASE
+        WHEN state <> 'QUEUED' OR offered OR blockers > 0 OR held OR ready_time > queue_time THEN NULL
+        {_SPANS}
+        ELSE queue_time / 1000000 / {SPAN} * {SPAN}
+    END
+"""
+# The spans of a place as one document: there may be a hundred thousand of them in all.
+_OBJECT: Final = {"sqlite": "json_group_object", "postgresql": "json_object_agg"}
+_COUNT: Final = {
+    dialect: text(
+        "SELECT project, instance, fairness_key, state, waits, second, CAST(sum(tasks) AS BIGINT), "  # noqa: S608
+        f"CAST({group}(since, tasks) FILTER (WHERE since IS NOT NULL) AS TEXT) FROM ("
+        f"SELECT project, instance, fairness_key, state, {_WAIT} AS waits, {_SECOND} AS second, {_SINCE} AS since, "
+        f"count(*) AS tasks FROM tasks WHERE {tables.OPEN} GROUP BY 1, 2, 3, 4, 5, 6, 7"
+        ") counted GROUP BY 1, 2, 3, 4, 5, 6"
+    )
+    for dialect, group in _OBJECT.items()
+}

@@ -59,6 +59,11 @@ FAILED: Final = ADDED + 3
 SINCE: Final = ADDED + 4
 """Beside READY, by project and instance only: when the tasks got ready, cut to `SPAN` seconds."""
 SPAN: Final = 10
+WIDER: Final = ((3_600, 600, 1), (86_400, 14_400, 2))
+"""
+So old, in seconds, so wide is a span when a recount makes it, and so it is marked, in its last digit: a million tasks
+that wait are not to be a million spans.
+"""
 _SLOTS: Final = SINCE
 
 MINUTE: Final = 60
@@ -270,6 +275,9 @@ class _Place(_Cell):
         self._spans: list[int] = []  # a heap of at least those that count
 
     def add_since(self, span: int, step: int) -> None:
+        if span not in self.since:
+            wider = (span // width * width + mark for _, width, mark in WIDER)
+            span = next((other for other in wider if other in self.since), span)
         count = self.since.get(span, 0) + step
         if count:
             if span not in self.since:
@@ -282,7 +290,7 @@ class _Place(_Cell):
         """When the oldest of those got ready that were ready as they were placed."""
         while self._spans and self._spans[0] not in self.since:
             heapq.heappop(self._spans)
-        return self._spans[0] if self._spans else None
+        return self._spans[0] // SPAN * SPAN if self._spans else None
 
 
 @dataclass(slots=True)

@@ -141,6 +141,21 @@ class OpenCounts:
         with self._lock:
             self.by_instance[instance] += step
 
+    def correct(self, counted: OpenCounts, before: OpenCounts) -> None:
+        """
+        Take over what was counted from the rows; *before* is what this was when that began, so that what came since
+        stays.
+
+        What was under way then, decided about and not yet stored, is forgotten: a few, until it is counted again.
+        """
+        for project in {*counted.by_project, *before.by_project}:
+            step = counted.by_project[project] - before.by_project[project]
+            if step:
+                self.by_project.add(project, step)
+        with self._lock:
+            for instance in {*counted.by_instance, *before.by_instance}:
+                self.by_instance[instance] += counted.by_instance[instance] - before.by_instance[instance]
+
     def copy(self) -> OpenCounts:
         """The same counts, to go on with."""
         return OpenCounts(self.by_project.copy(), defaultdict(int, self.by_instance))
@@ -305,15 +320,6 @@ class Store:
             .group_by(key)
         )
         return {row[0]: row[1] for row in self.conn.execute(query)}
-
-    def open_counts(self) -> OpenCounts:
-        """Open tasks by project and instance, counted from the rows."""
-        counts = OpenCounts()
-        query = select(_T.c.project, _T.c.instance, func.count()).where(*_of_states(_WORKABLE))
-        for project, instance, count in self.conn.execute(query.group_by(_T.c.project, _T.c.instance)):
-            counts.by_project[project] += count
-            counts.by_instance[instance] += count
-        return counts
 
     def anything_due(self, now: datetime) -> bool:
         """Whether a clock of any task or offer has run out."""
@@ -538,7 +544,6 @@ def _earlier(one: str, other: str) -> str:
     return f"CASE WHEN {one} IS NULL OR {other} < {one} THEN {other} ELSE {one} END"
 
 
-_WORKABLE: Final = frozenset({TaskState.QUEUED, TaskState.RUNNING, TaskState.INPUT_REQUIRED})
 _MOST: Final = frozenset({TaskState.QUEUED, TaskState.RUNNING, TaskState.SUCCEEDED})
 _BY_IDS: Final = select(_T).where(_T.c.id.in_(bindparam("ids", expanding=True)))
 _INSERT_TASK: Final = insert(_T)

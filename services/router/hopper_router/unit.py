@@ -283,9 +283,9 @@ def _counts(change: Change) -> bool:
     return any(task is not None and task.state in WORKABLE for task in (change.before, change.after))
 
 
-def count_load(load: OpenCounts, changes: Collection[Change]) -> None:
-    """Bring the counts of open work up to date with what a unit changed."""
+def count_load(load: OpenCounts, changes: Collection[Change], times: int = 1) -> None:
+    """Bring the counts of open work up to date with what a unit changed; -1 *times*: take that back."""
     for change in changes:
-        for task, step in ((change.before, -1), (change.after, 1)):
+        for task, step in ((change.before, -times), (change.after, times)):
             if task is not None and task.state in WORKABLE:
                 load.add(task.project, task.instance, step)

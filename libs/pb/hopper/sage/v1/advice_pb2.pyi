@@ -191,7 +191,7 @@ class SagePrecedent(_message.Message):
     project: _builtins.str
     """Who had it in the end, or should have. Empty: nobody."""
     success: _builtins.bool
-    """Whether it was right there. Unset: nobody knows."""
+    """Whether that was the right place. Unset: nobody knows."""
     similarity: _builtins.float
     """How like, 0 to 1; only comparable within one question."""
     def __init__(
@@ -367,26 +367,26 @@ class SageCost(_message.Message):
     MODEL_CALLS_FIELD_NUMBER: _builtins.int
     INPUT_TOKENS_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
-    MONEY_FIELD_NUMBER: _builtins.int
+    MONEY_MICROS_FIELD_NUMBER: _builtins.int
     model_calls: _builtins.int
     """Calls of language models."""
     input_tokens: _builtins.int
     """Tokens they read."""
     output_tokens: _builtins.int
     """Tokens they wrote."""
-    money: _builtins.float
-    """Money, in the owner's own unit, as the costs of projects are. 0: nothing or unknown."""
+    money_micros: _builtins.int
+    """Money, in millionths of the currency that the Sage's owner pays in. 0: nothing or unknown."""
     def __init__(
         self,
         *,
         model_calls: _builtins.int = ...,
         input_tokens: _builtins.int = ...,
         output_tokens: _builtins.int = ...,
-        money: _builtins.float = ...,
+        money_micros: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["input_tokens", b"input_tokens", "model_calls", b"model_calls", "money", b"money", "output_tokens", b"output_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input_tokens", b"input_tokens", "model_calls", b"model_calls", "money_micros", b"money_micros", "output_tokens", b"output_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -422,9 +422,9 @@ Global___RankedTask: _TypeAlias = RankedTask  # noqa: Y015
 class TaskOutcome(_message.Message):
     """What came of a decision.
 
-    Whether a choice of the Sage was right is read from it so: by `success`, where that is set. Else it was right if
-    the task SUCCEEDED with the project chosen, and wrong if it FAILED there or `final_project` is another. Of
-    anything else nobody knows.
+    It says where the task belongs, as far as anyone knows: with `final_project` if that was a success, and not there if
+    it was none. So a choice of the Sage was right if it is `final_project` and that was a success; wrong if it is
+    `final_project` and that was none, or if something else was a success. Of anything else nobody knows.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -478,7 +478,9 @@ class TaskOutcome(_message.Message):
     final_project: _builtins.str
     """Who had the task in the end or, where somebody said so, should have had it. Empty: nobody."""
     success: _builtins.bool
-    """Whether sending it where the decision sent it was right, where somebody said so. Unset: nobody did."""
+    """Whether that is the right place, where somebody said so. Unset: yes if it SUCCEEDED there, no if it FAILED
+    there, else nobody knows.
+    """
     revision: _builtins.int
     """Grows with all that becomes known of a decision, e.g. feedback that comes after the end. Of several for one
     decision the greatest counts, in whatever order they come; of equals the first.

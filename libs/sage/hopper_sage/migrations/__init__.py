@@ -1,0 +1,1 @@
+"""The history of the journal's table."""

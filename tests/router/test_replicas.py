@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import grpc
@@ -19,6 +19,8 @@ from hopper.router.v1 import work_service_pb2 as work_svc
 from hopper.router.v1.decision_pb2 import Policy
 from hopper_common.clock import SystemClock
 from hopper_common.eventlog import EventLog
+from hopper_common.postgres import PostgresDatabase
+from hopper_common.postgres_connection import Server, connect
 from hopper_common.rpc.errors import from_rpc_error
 from hopper_router import tables
 from hopper_router.model import Scope
@@ -245,3 +247,19 @@ async def test_more_than_a_notification_holds_is_looked_up(pair: list[Router]) -
         return {load[f"projects/{project}"] for project in projects} == {1}
 
     await until(looks)
+
+
+async def test_what_is_told_is_told_to_others_only() -> None:
+    """NOTIFY costs as much as a small insert, and most routers are the only one of their database."""
+    async with routers(1) as (alone,):
+        heard: list[str] = []
+        database = cast(PostgresDatabase, alone.db)
+        stranger = await connect(Server(alone.url, "router"), "listener")
+        await stranger.add_listener(database.channel, lambda *event: heard.append(event[-1]))
+        try:
+            await alone.submit("by the hot path")
+            await alone.complete(await alone.claim_one("projects/web"))
+            await stranger.execute("SELECT 1")  # what was told before is heard before its answer
+            assert heard == []
+        finally:
+            await stranger.close()

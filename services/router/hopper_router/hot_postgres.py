@@ -67,7 +67,7 @@ base AS MATERIALIZED (
     FROM locked
 )"""
 
-_OTHERS: Final = "NOT pg_try_advisory_xact_lock($1 # 1)"
+_OTHERS: Final = "NOT pg_try_advisory_xact_lock($1::bigint # 1)"
 """Whether there are other routers to tell; see `presence_key` in `hopper_common.postgres_connection`."""
 
 # $1 lock, $2 tasks, $3 now; calls: $4 request ids, $5 digests, $6 answers, $7 position of the first task;
@@ -103,7 +103,7 @@ decided AS (
     SELECT substr(decision, 11), instance || '/tasks/' || id, instance, project, record FROM fresh
 )
 SELECT generation, ARRAY(SELECT request_id FROM remembered) AS remembered,
-    pg_notify(${10 + len(NEW)}, ${11 + len(NEW)}) FROM base
+    CASE WHEN {_OTHERS} THEN pg_notify(${10 + len(NEW)}, ${11 + len(NEW)}) END FROM base
 """
 
 _REPEATS: Final = (

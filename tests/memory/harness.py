@@ -12,6 +12,7 @@ import pytest
 
 from hopper.memory.v1.episodic_service_pb2_grpc import EpisodicMemoryServiceStub
 from hopper.memory.v1.feedback_service_pb2_grpc import FeedbackServiceStub
+from hopper.memory.v1.learning_service_pb2_grpc import LearningServiceStub
 from hopper.memory.v1.working_service_pb2_grpc import WorkingMemoryServiceStub
 from hopper_common.errors import HopperError, InvalidArgument
 from hopper_common.host import Ready, serve
@@ -24,6 +25,7 @@ from hopper_testing.clock import ManualClock
 if TYPE_CHECKING:  # they are in the type stubs only
     from hopper.memory.v1.episodic_service_pb2_grpc import EpisodicMemoryServiceAsyncStub
     from hopper.memory.v1.feedback_service_pb2_grpc import FeedbackServiceAsyncStub
+    from hopper.memory.v1.learning_service_pb2_grpc import LearningServiceAsyncStub
     from hopper.memory.v1.working_service_pb2_grpc import WorkingMemoryServiceAsyncStub
 
 
@@ -40,6 +42,7 @@ class RunningMemory:
         self._stack = AsyncExitStack()
         self.episodes: EpisodicMemoryServiceAsyncStub
         self.feedback: FeedbackServiceAsyncStub
+        self.learning: LearningServiceAsyncStub
         self.working: WorkingMemoryServiceAsyncStub
 
     async def start(self) -> None:
@@ -47,6 +50,7 @@ class RunningMemory:
         channel = await self._stack.enter_async_context(open_channel(address))
         self.episodes = EpisodicMemoryServiceStub(channel)
         self.feedback = FeedbackServiceStub(channel)
+        self.learning = LearningServiceStub(channel)
         self.working = WorkingMemoryServiceStub(channel)
 
     async def stop(self) -> None:

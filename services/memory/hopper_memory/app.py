@@ -8,6 +8,8 @@ from hopper.memory.v1 import (
     episodic_service_pb2_grpc,
     feedback_service_pb2,
     feedback_service_pb2_grpc,
+    learning_service_pb2,
+    learning_service_pb2_grpc,
     working_service_pb2,
     working_service_pb2_grpc,
 )
@@ -16,9 +18,11 @@ from hopper_common.database import Database, dialect_of
 from hopper_common.errors import DatabaseUnsupported
 from hopper_common.host import HostContext, Running, Service
 from hopper_common.rpc.server import Registered
-from hopper_memory.ports import EpisodeStore, WorkingMemory
+from hopper_memory.learning import LearningServicer, Watchers
+from hopper_memory.ports import EpisodeStore, LessonStore, ModelStore, WorkingMemory
 from hopper_memory.servicer import EpisodicMemoryServicer, FeedbackServicer, WorkingMemoryServicer
 from hopper_memory.settings import MemorySettings
+from hopper_memory.store_lessons import SqlLessonStore, SqlModelStore
 from hopper_memory.store_sql import SqlEpisodeStore
 from hopper_memory.tables import METADATA
 from hopper_memory.working import InProcessWorkingMemory
@@ -27,8 +31,11 @@ NAME = "memory"
 MIGRATIONS = "hopper_memory.migrations"
 
 
-def registered(store: EpisodeStore, working: WorkingMemory, clock: Clock) -> list[Registered]:
+def registered(
+    store: EpisodeStore, lessons: LessonStore, models: ModelStore, working: WorkingMemory, clock: Clock
+) -> list[Registered]:
     """The gRPC services of memory, over any storage."""
+    watchers = Watchers()
     return [
         Registered.of(
             episodic_service_pb2.DESCRIPTOR.services_by_name["EpisodicMemoryService"],
@@ -37,8 +44,13 @@ def registered(store: EpisodeStore, working: WorkingMemory, clock: Clock) -> lis
         ),
         Registered.of(
             feedback_service_pb2.DESCRIPTOR.services_by_name["FeedbackService"],
-            FeedbackServicer(store, clock),
+            FeedbackServicer(store, clock, watchers),
             feedback_service_pb2_grpc.add_FeedbackServiceServicer_to_server,
+        ),
+        Registered.of(
+            learning_service_pb2.DESCRIPTOR.services_by_name["LearningService"],
+            LearningServicer(lessons, models, watchers),
+            learning_service_pb2_grpc.add_LearningServiceServicer_to_server,
         ),
         Registered.of(
             working_service_pb2.DESCRIPTOR.services_by_name["WorkingMemoryService"],
@@ -60,8 +72,9 @@ async def _open(context: HostContext) -> AsyncIterator[Running]:
     database = await Database.open(where, metadata=METADATA, migrations=MIGRATIONS, service=NAME)
     try:
         store = SqlEpisodeStore(database, context.clock)
+        lessons, models = SqlLessonStore(database), SqlModelStore(database, context.clock)
         working = InProcessWorkingMemory(context.clock, most=settings.contexts)
-        yield Running(registered(store, working, context.clock))
+        yield Running(registered(store, lessons, models, working, context.clock))
     finally:
         await database.close()
 

@@ -6,8 +6,10 @@ from datetime import datetime, timedelta
 from hopper.memory.v1 import episode_pb2 as pb
 from hopper.memory.v1 import episodic_service_pb2 as episodic_pb
 from hopper.memory.v1 import feedback_service_pb2 as feedback_pb
+from hopper.memory.v1 import learning_service_pb2 as learning_pb
 from hopper.memory.v1 import working_service_pb2 as working_pb
 from hopper_common.timestamps import duration_field, from_proto, time_field, to_proto
+from hopper_memory.lessons import Lesson, Truth
 from hopper_memory.model import (
     Bin,
     Candidate,
@@ -19,7 +21,7 @@ from hopper_memory.model import (
     Outcome,
     Stats,
 )
-from hopper_memory.ports import Activity, Given, Similar
+from hopper_memory.ports import Activity, Given, Similar, Taught
 
 DEFAULT_TIME_TO_LIVE = timedelta(minutes=10)
 
@@ -98,6 +100,7 @@ def _end_to_proto(end: EpisodeOutcome) -> pb.Episode:
         failure_reason=end.failure_reason,
         queue_duration=to_proto(end.queue_duration),
         run_duration=to_proto(end.run_duration),
+        rerouted_to=end.rerouted_to,
     )
 
 
@@ -111,6 +114,7 @@ def episode_outcome_from_proto(message: pb.EpisodeOutcome) -> EpisodeOutcome:
         failure_reason=message.failure_reason,
         queue_duration=duration_field(message, "queue_duration"),
         run_duration=duration_field(message, "run_duration"),
+        rerouted_to=message.rerouted_to,
     )
 
 
@@ -194,6 +198,35 @@ def _bin_to_proto(bin: Bin) -> feedback_pb.CalibrationBin:
     )
     setattr(message, "from", bin.lower)  # a keyword of Python's
     return message
+
+
+# Lessons.
+
+
+def taught_to_proto(taught: Taught) -> learning_pb.WatchLessonsResponse:
+    return learning_pb.WatchLessonsResponse(
+        lessons=[lesson_to_proto(lesson) for lesson in taught.lessons], head=taught.head
+    )
+
+
+def lesson_to_proto(lesson: Lesson) -> learning_pb.Lesson:
+    teaching = lesson.teaching
+    return learning_pb.Lesson(
+        position=lesson.position,
+        instance=lesson.instance,
+        decision=lesson.decision,
+        title=lesson.title,
+        description=lesson.description,
+        tags=lesson.tags,
+        truth=_TRUTHS[teaching.truth],
+        project=teaching.project,
+        source=teaching.source,
+        weight=teaching.weight,
+        create_time=to_proto(lesson.create_time),
+    )
+
+
+_TRUTHS = {truth: learning_pb.Lesson.Truth.Value(f"TRUTH_{truth}") for truth in Truth}
 
 
 # Working memory.

@@ -53,7 +53,12 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EpisodeOutcome:
-    """What came of a decision."""
+    """
+    What came of a decision.
+
+    Attributes:
+        rerouted_to: With REROUTED: the project that the later decision sent the task to; empty: none.
+    """
 
     decision: str
     outcome: Outcome
@@ -63,6 +68,7 @@ class EpisodeOutcome:
     failure_reason: str = ""
     queue_duration: timedelta | None = None
     run_duration: timedelta | None = None
+    rerouted_to: str = ""
 
 
 class Candidate(NamedTuple):

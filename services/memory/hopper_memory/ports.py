@@ -6,11 +6,12 @@ implementation and nothing else: no row ids, no SQL, no proto. The suites in `te
 `suite_working`) are what an implementation has to pass.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple, Protocol
 
+from hopper_memory.lessons import Lesson
 from hopper_memory.model import Context, Episode, EpisodeOutcome, Feedback, Stats
 
 
@@ -36,10 +37,17 @@ class Position(NamedTuple):
 
 
 class Given(NamedTuple):
-    """Feedback as recorded, and the decisions above that it went to, nearest first."""
+    """
+    Feedback as recorded.
+
+    Attributes:
+        passed_to: The decisions above that it went to, nearest first.
+        lesson: The position of the last lesson it taught; 0: none, or the answer is a repeated one.
+    """
 
     feedback: Feedback
     passed_to: Sequence[str]
+    lesson: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +67,7 @@ class EpisodeStore(Protocol):
 
     async def record(self, episodes: Sequence[Episode], outcomes: Sequence[EpisodeOutcome]) -> Recorded:
         """
-        Add what is new, and join outcomes to decisions.
+        Add what is new, and join outcomes to decisions; write down what the joined ones teach.
 
         An outcome whose decision is not known waits for it, for as long as it takes. What is known already
         changes nothing, except as `model.prevails` says.
@@ -95,7 +103,8 @@ class EpisodeStore(Protocol):
         self, decision: str, feedback: Feedback, *, request_id: str, now: datetime
     ) -> Given:
         """
-        Record feedback on a decision and, as `model.passed_up` says, on every one above it that is known.
+        Record feedback on a decision and, as `model.passed_up` says, on every one above it that is known; write
+        down what it teaches.
 
         Args:
             request_id: The same again gets the first answer and changes nothing. Empty: not asked for.
@@ -107,6 +116,74 @@ class EpisodeStore(Protocol):
 
     async def stats(self, *, project: str, instance: str) -> Stats:
         """The score of the decisions for a project, of an instance."""
+
+
+class Taught(NamedTuple):
+    """Some lessons, in order, and the position of the last there is; 0 if there is none."""
+
+    lessons: Sequence[Lesson]
+    head: int
+
+
+class LessonStore(Protocol):
+    """
+    What was taught, in the one order in which everybody learns it.
+
+    Lessons are written by an `EpisodeStore`, in the transaction of what teaches them.
+    """
+
+    def tail(self, *, after: int) -> AsyncGenerator[Taught, None]:
+        """
+        The lessons after a position, for ever: what is there, then what comes.
+
+        Yields:
+            Up to 500, without a gap and without a repetition. None in the first, if there are none yet.
+
+        Raises:
+            ResumeTooOld: There never was a lesson at that position.
+        """
+
+
+class StoredModel(NamedTuple):
+    """
+    A snapshot of what lessons add up to.
+
+    Attributes:
+        position: The last lesson that is in it.
+        sha256: Of all its bytes.
+    """
+
+    format: str
+    position: int
+    sha256: bytes
+
+
+class ModelStore(Protocol):
+    """The newest snapshots of each format. What is in them is not for memory to know."""
+
+    async def newest(self, model_format: str, *, before: int = 0) -> tuple[StoredModel, AsyncIterator[bytes]]:
+        """
+        The newest snapshot of a format, and its bytes in parts as they were saved.
+
+        Args:
+            before: Only one of an earlier position. 0: any.
+
+        Raises:
+            ModelNotFound: There is none; from the bytes too, if it went while it was read.
+        """
+
+    async def save(self, model: StoredModel, parts: AsyncIterable[bytes]) -> int:
+        """
+        Keep a snapshot, whole or not at all, and of its format the three newest. One that is no newer than the newest
+        is not even read.
+
+        Returns:
+            The position of the newest of the format.
+
+        Raises:
+            ModelInvalid: Its bytes have another checksum, or it is ahead of the lessons there are.
+            RequestTooLarge: It has more bytes than are kept.
+        """
 
 
 class WorkingMemory(Protocol):

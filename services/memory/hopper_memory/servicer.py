@@ -20,6 +20,7 @@ from hopper_common.clock import Clock
 from hopper_common.pagination import PageTokens, page_size
 from hopper_common.timestamps import from_micros, to_micros
 from hopper_memory import convert
+from hopper_memory.learning import Watchers
 from hopper_memory.model import Episode, check_feedback
 from hopper_memory.ports import EpisodeStore, Position, WorkingMemory
 
@@ -108,9 +109,10 @@ class EpisodicMemoryServicer(episodic_service_pb2_grpc.EpisodicMemoryServiceServ
 class FeedbackServicer(feedback_service_pb2_grpc.FeedbackServiceServicer):
     """Takes feedback, and keeps the score."""
 
-    def __init__(self, store: EpisodeStore, clock: Clock) -> None:
+    def __init__(self, store: EpisodeStore, clock: Clock, watchers: Watchers) -> None:
         self._store = store
         self._clock = clock
+        self._watchers = watchers
 
     async def SubmitFeedback(
         self, request: feedback_service_pb2.SubmitFeedbackRequest, context: Context
@@ -120,6 +122,8 @@ class FeedbackServicer(feedback_service_pb2_grpc.FeedbackServiceServicer):
         given = await self._store.add_feedback(
             request.decision, feedback, request_id=request.request_id, now=self._clock.now()
         )
+        if given.lesson:
+            await self._watchers.learned(given.lesson)
         return convert.given_to_proto(given)
 
     async def GetStats(

@@ -6,6 +6,8 @@ the same way for every order of arrival: decisions are inserted where they are n
 outcomes wait; then all that wait for a decision which is there are joined to it, and wait no longer. The
 rules of `model.prevails` are conditions of these statements, so that a second writer could not come between
 looking and doing.
+
+What is recorded teaches something, or not (`lessons`); that is written down in the same transaction.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -43,6 +45,7 @@ from hopper_common.ids import new_id
 from hopper_common.timestamps import from_micros, to_micros
 from hopper_memory import convert, full_text
 from hopper_memory.errors import EpisodeNotFound
+from hopper_memory.lessons import Teaching, taught_by_feedback, taught_by_outcome
 from hopper_memory.model import (
     BINS,
     MOST_FEEDBACK,
@@ -62,6 +65,7 @@ from hopper_memory.model import (
     verdict,
 )
 from hopper_memory.ports import Activity, Given, Position, Recorded, Similar
+from hopper_memory.store_lessons import teach
 from hopper_memory.tables import EPISODES, PENDING_OUTCOMES, REQUESTS, TASK_FEEDBACK, WENT_WRONG
 
 _E = EPISODES.c
@@ -83,6 +87,7 @@ class SqlEpisodeStore:
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
+        self._clock = clock
         self._requests = Requests(REQUESTS, clock)
 
     async def record(self, episodes: Sequence[Episode], outcomes: Sequence[EpisodeOutcome]) -> Recorded:
@@ -90,7 +95,8 @@ class SqlEpisodeStore:
         outcome_rows = [_outcome_row(outcome) for outcome in prevailing(outcomes)]
         if not episode_rows and not outcome_rows:
             return Recorded(0, 0)
-        return await self._database.write(lambda conn: _record(conn, episode_rows, outcome_rows))
+        now = self._clock.now()
+        return await self._database.write(lambda conn: _record(conn, episode_rows, outcome_rows, now))
 
     async def get(self, decision: str) -> Episode:
         found = await self._database.read(lambda conn: _episodes(conn, _ALL.where(_E.decision == decision)))
@@ -138,16 +144,21 @@ class SqlEpisodeStore:
             decision=decision, feedback=convert.feedback_to_proto(feedback), request_id=request_id
         )
 
-        def work(conn: Connection) -> SubmitFeedbackResponse:
-            return self._requests.once(
-                conn,
-                "SubmitFeedback",
-                request,
-                SubmitFeedbackResponse,
-                lambda: convert.given_to_proto(_add_feedback(conn, decision, feedback, now)),
-            )
+        def work(conn: Connection) -> tuple[SubmitFeedbackResponse, int]:
+            lesson = 0
 
-        return convert.given_from_proto(await self._database.write(work))
+            def effect() -> SubmitFeedbackResponse:
+                nonlocal lesson
+                given = _add_feedback(conn, decision, feedback, now)
+                lesson = given.lesson
+                return convert.given_to_proto(given)
+
+            return self._requests.once(
+                conn, "SubmitFeedback", request, SubmitFeedbackResponse, effect
+            ), lesson
+
+        answer, lesson = await self._database.write(work)
+        return convert.given_from_proto(answer)._replace(lesson=lesson)
 
     async def stats(self, *, project: str, instance: str) -> Stats:
         query = _of(_SCORE, project=project, instance=instance)
@@ -185,25 +196,39 @@ _JOIN = (
         ),
     )
     .values({field: _P[field] for field in _OUTCOME_FIELDS})
-    .returning(_E.decision)
+    .returning(
+        *(_E[field] for field in ("decision", "project", "strategy", "verdict")),
+        *(_E[field] for field in _OUTCOME_FIELDS),
+    )
 )
 _KNOWN = select(_E.decision).where(_E.decision.in_(_touched))
 _WAIT_NO_LONGER = delete(PENDING_OUTCOMES).where(_P.decision.in_(_touched))
 
 
 def _record(
-    conn: Connection, episodes: Sequence[Mapping[str, Any]], outcomes: Sequence[Mapping[str, Any]]
+    conn: Connection,
+    episodes: Sequence[Mapping[str, Any]],
+    outcomes: Sequence[Mapping[str, Any]],
+    now: datetime,
 ) -> Recorded:
     new = set(conn.scalars(_NEW_EPISODES, episodes)) if episodes else set()
     waiting = set(conn.scalars(_WAIT, outcomes)) if outcomes else set()
     if not conn.scalar(_WAITS):
         return Recorded(len(new), 0)
     touched = list(new | {outcome["decision"] for outcome in outcomes})
-    joined = set(conn.scalars(_JOIN, {"touched": touched}))
+    # The database joins in no order: what came together is learned in the order in which it happened.
+    ended = sorted(conn.execute(_JOIN, {"touched": touched}), key=lambda row: (row.finish_time, row.decision))
+    joined = {row.decision for row in ended}
+    teach(conn, ((row.decision, _taught(row)) for row in ended), now)
     known = list(conn.scalars(_KNOWN, {"touched": touched}))
     conn.execute(_WAIT_NO_LONGER, {"touched": known})
     # One that was put to wait is new unless its decision is here and had a better one.
     return Recorded(len(new), len(waiting & joined | waiting - set(known)))
+
+
+def _taught(row: Row[Any]) -> Teaching | None:
+    judged = row.verdict is not None
+    return taught_by_outcome(_outcome(row), project=row.project, strategy=row.strategy, judged=judged)
 
 
 def _episode_row(episode: Episode) -> dict[str, Any]:
@@ -233,6 +258,7 @@ def _outcome_row(outcome: EpisodeOutcome) -> dict[str, Any]:
         "failure_reason": outcome.failure_reason,
         "queue_duration": _micros(outcome.queue_duration),
         "run_duration": _micros(outcome.run_duration),
+        "rerouted_to": outcome.rerouted_to,
     }
 
 
@@ -326,6 +352,7 @@ def _outcome(row: Row[Any]) -> EpisodeOutcome:
         failure_reason=row.failure_reason,
         queue_duration=_length(row.queue_duration),
         run_duration=_length(row.run_duration),
+        rerouted_to=row.rerouted_to,
     )
 
 
@@ -347,10 +374,11 @@ def _feedback(row: Row[Any]) -> Feedback:
 
 # Feedback.
 
-_level = select(_E.decision, _E.parent_decision, _E.project, _E.candidates, literal(0).label("level"))
+_known = (_E.decision, _E.parent_decision, _E.project, _E.strategy, _E.candidates)
+_level = select(*_known, literal(0).label("level"))
 _lowest = _level.where(_E.decision == bindparam("given_on")).cte("chain", recursive=True)
 _chain = _lowest.union_all(
-    select(_E.decision, _E.parent_decision, _E.project, _E.candidates, _lowest.c.level + 1).where(
+    select(*_known, _lowest.c.level + 1).where(
         _E.decision == _lowest.c.parent_decision, _lowest.c.level < MOST_LEVELS
     )
 )
@@ -372,9 +400,14 @@ def _add_feedback(conn: Connection, decision: str, feedback: Feedback, now: date
     }
     rows = [_feedback_row(on, what, now) for on, what in [(decision, feedback), *said.items()]]
     conn.execute(_ADD_FEEDBACK, rows)
-    _judge(conn, chain, {decision: feedback} | said)
+    all_said = {decision: feedback} | said
+    _judge(conn, chain, all_said)
+    taught = (
+        (at.decision, taught_by_feedback(all_said[at.decision], project=at.project, strategy=at.strategy))
+        for at in chain
+    )
     name = feedback_name(decision, rows[0]["feedback"])
-    return Given(replace(feedback, name=name, create_time=now), list(said))
+    return Given(replace(feedback, name=name, create_time=now), list(said), teach(conn, taught, now))
 
 
 def _levels(conn: Connection, decision: str) -> list[Row[Any]]:

@@ -13,6 +13,7 @@ from sqlalchemy import (
     Float,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -35,6 +36,7 @@ def _outcome_columns(*, known: bool) -> list[Column[object]]:
         Column("failure_reason", String, nullable=not known),
         Column("queue_duration", BigInteger),
         Column("run_duration", BigInteger),
+        Column("rerouted_to", String, nullable=False, server_default=""),
     ]
 
 
@@ -112,5 +114,39 @@ TASK_FEEDBACK = Table(
 )
 
 Index("ix_task_feedback_decision", TASK_FEEDBACK.c.decision, TASK_FEEDBACK.c.id)
+
+# What was taught, in order. The text it is about is in the episode of the decision.
+LESSONS = Table(
+    "lessons",
+    METADATA,
+    Column("position", Integer, primary_key=True),
+    Column("decision", String, nullable=False),
+    Column("truth", String, nullable=False),
+    Column("project", String, nullable=False),
+    Column("source", String, nullable=False),
+    Column("weight", Float, nullable=False),
+    Column("create_time", BigInteger, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+MODELS = Table(
+    "models",
+    METADATA,
+    Column("format", String, primary_key=True),
+    Column("position", Integer, primary_key=True),
+    Column("upload", String, nullable=False),
+    Column("parts", Integer, nullable=False),
+    Column("sha256", LargeBinary, nullable=False),
+    Column("create_time", BigInteger, nullable=False),
+)
+
+# The bytes of models, and of those that are being saved.
+MODEL_PARTS = Table(
+    "model_parts",
+    METADATA,
+    Column("upload", String, primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("data", LargeBinary, nullable=False),
+)
 
 REQUESTS = requests_table(METADATA)

@@ -1,0 +1,39 @@
+"""Arrays that grow, and the few sums that every expert needs."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Indices = NDArray[np.intp]
+
+LOWEST: Final = -14.0
+"""The least log-probability an expert may claim: one expert's certainty is not to outvote all others for ever."""
+
+
+def grown(array: NDArray[Any], shape: tuple[int, ...], fill: float = 0.0) -> NDArray[Any]:
+    """*array* with room for *shape*: itself, or a copy in which each short side is at least doubled."""
+    if all(have >= need for have, need in zip(array.shape, shape, strict=True)):
+        return array
+    sizes = tuple(
+        have if have >= need else max(need, 2 * have) for have, need in zip(array.shape, shape, strict=True)
+    )
+    larger = np.full(sizes, fill, array.dtype)
+    larger[tuple(slice(0, have) for have in array.shape)] = array
+    return larger
+
+
+def log_softmax(scores: Doubles) -> Doubles:
+    """Log-probabilities of *scores*, none below `LOWEST`."""
+    shifted = scores - scores.max()
+    return np.asarray(np.maximum(shifted - np.log(np.exp(shifted).sum()), LOWEST), np.float64)
+
+
+def softmax(scores: Doubles) -> Doubles:
+    """Probabilities of *scores*."""
+    powers = np.exp(scores - scores.max())
+    return np.asarray(powers / powers.sum(), np.float64)

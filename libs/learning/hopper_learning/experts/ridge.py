@@ -1,0 +1,59 @@
+"""
+Least squares from vector to target, solved exactly after every lesson (Sherman and Morrison).
+
+Where a mean asks which target is near, this asks along which directions targets differ: the directions that all texts
+share no longer count. It needs few lessons, and cannot overshoot.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from hopper_learning.arrays import Doubles, Floats, grown
+from hopper_learning.snapshot import State
+
+_SHARPNESS: Final = 10.0
+_RIDGE: Final = 1.0
+
+
+class Ridge:
+    """The inverse of the vectors' second moments, and the sum of each target's vectors."""
+
+    def __init__(self, width: int) -> None:
+        self.inverse: Doubles = np.eye(width) / _RIDGE
+        self.sums: Doubles = np.zeros((width, 8))
+
+    def widen(self, columns: int) -> None:
+        """Make room for *columns* targets."""
+        self.sums = grown(self.sums, (0, columns))
+
+    def scores(self, vector: Floats, columns: int) -> Doubles:
+        """One score for each of the first *columns* targets."""
+        return np.asarray(
+            _SHARPNESS * np.einsum("i,ij->j", self._direction(vector), self.sums[:, :columns]), np.float64
+        )
+
+    def learn(self, vector: Floats, column: int, weight: float) -> None:
+        """Add a lesson."""
+        direction = self._direction(vector)
+        scale = weight / (1.0 + weight * float((direction * vector).sum()))
+        self.inverse -= np.multiply.outer(direction * scale, direction)
+        self.sums[:, column] += weight * vector
+
+    def _direction(self, vector: Floats) -> Doubles:
+        return np.asarray(np.einsum("ij,j->i", self.inverse, vector.astype(np.float64)), np.float64)
+
+    def drop(self, column: int) -> None:
+        """Forget a target."""
+        self.sums[:, column] = 0
+
+    def state(self) -> State:
+        """All there is to know, for a snapshot."""
+        return {"inverse": self.inverse, "sums": self.sums}
+
+    def restore(self, state: State) -> None:
+        """Go on from *state*."""
+        self.inverse = state["inverse"]
+        self.sums = state["sums"]

@@ -1,0 +1,107 @@
+"""
+A task's text as features: the words that the experts count.
+
+Titles say more per word than descriptions, so they are kept apart and come with their bigrams; identifiers are also
+read in their parts (`ScrollableView`, `user_name`, `System.Net.Http`), because the part is what the next task shares.
+Long texts are cut before anything else looks at them: what follows the first screens is logs.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Final, NamedTuple
+
+TITLE_CHARACTERS: Final = 400
+BODY_CHARACTERS: Final = 1_500
+_TAGS: Final = 32
+_TAG_CHARACTERS: Final = 80
+_WORD_CHARACTERS: Final = 48
+_STEM: Final = 5
+
+_WORD: Final = re.compile(r"[^\W_]+(?:[_.][^\W_]+)*")
+_PART: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+|[^\W\d_a-zA-Z]+")
+_SPACELESS: Final = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
+)
+
+
+class Text(NamedTuple):
+    """What is known of a task before it is placed."""
+
+    title: str
+    description: str = ""
+    tags: Sequence[str] = ()
+    requester: str = ""
+
+    def cut(self) -> Text:
+        """The same text without what is never read; hashable."""
+        return Text(
+            self.title[:TITLE_CHARACTERS],
+            self.description[:BODY_CHARACTERS],
+            tuple(tag[:_TAG_CHARACTERS] for tag in self.tags[:_TAGS]),
+            self.requester[:_TAG_CHARACTERS],
+        )
+
+
+class Reading(NamedTuple):
+    """
+    A text, read once.
+
+    `head` are the features of title, tags and requester, `body` those of the description, each once, in order of
+    appearance. `title_words` and `body_words` are the plain words, for comparing with targets' names.
+    """
+
+    head: tuple[str, ...]
+    body: tuple[str, ...]
+    title_words: frozenset[str]
+    body_words: frozenset[str]
+
+
+def read(text: Text) -> Reading:
+    """Read a task's text, cut as `Text.cut` does."""
+    title, parts = words(text.title)
+    body, body_parts = words(text.description)
+    head = dict.fromkeys(f"t:{word}" for word in title)
+    head.update(dict.fromkeys(f"t:{part}" for part in parts))
+    head.update(dict.fromkeys(f"b:{first} {second}" for first, second in pairwise(title)))
+    head.update(dict.fromkeys(f"s:{word[:_STEM]}" for word in title if len(word) > _STEM))
+    head.update(dict.fromkeys(f"g:{tag.casefold()}" for tag in text.tags))
+    if text.requester:
+        head[f"r:{text.requester}"] = None
+    body_all = dict.fromkeys(body)
+    body_all.update(dict.fromkeys(body_parts))
+    return Reading(tuple(head), tuple(body_all), frozenset(title).union(parts), frozenset(body_all))
+
+
+def words(text: str) -> tuple[list[str], list[str]]:
+    """The words of *text* in order, and the parts of those that are identifiers, both case-folded."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
+    whole: list[str] = []
+    parts: list[str] = []
+    for word in _WORD.findall(text):
+        if len(word) == 1 and not word.isdigit() and word.isascii():
+            continue
+        folded = word[:_WORD_CHARACTERS].casefold()
+        whole.append(folded)
+        rest = word[1:]
+        if rest.isalpha() and (rest.islower() or word.isupper()):
+            if not word.isascii() and _SPACELESS.search(word):
+                parts += (first + second for first, second in pairwise(folded))
+            continue
+        if not rest.isdigit():
+            _split(word, folded, parts)
+    return whole, parts
+
+
+def _split(word: str, folded: str, parts: list[str]) -> None:
+    """Add the parts of an identifier: its words, and its dotted beginnings (`system.net` of `system.net.http`)."""
+    pieces = [piece.casefold() for piece in _PART.findall(word[:_WORD_CHARACTERS])]
+    if len(pieces) > 1:
+        parts += (piece for piece in pieces if len(piece) > 1)
+    if "." in folded:
+        dotted = folded.split(".")
+        parts += (".".join(dotted[:end]) for end in range(2, len(dotted)))

@@ -1,0 +1,169 @@
+"""
+Which word has which row.
+
+Three words in four are seen once and never again, so a word gets a row in the experts' tables with its second
+sighting only; until then it is a `Mark`: the column it was seen for. Both kinds are bounded: marks are forgotten oldest
+first, rows those not seen for the longest, an eighth at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hopper_learning.arrays import Floats, Indices, grown
+from hopper_learning.snapshot import State
+
+
+class Mark(NamedTuple):
+    """A word's only sighting so far: for which column, with which weight."""
+
+    column: int
+    weight: float
+
+
+class Growth(NamedTuple):
+    """What one lesson changed: words that got rows, marks and rows that were forgotten to make room."""
+
+    promoted: Sequence[tuple[int, Mark]]
+    lost: Sequence[Mark]
+    evicted: Indices
+
+
+_NONE_EVICTED = np.zeros(0, np.intp)
+
+
+class Vocabulary:
+    """The words seen so far; at most *max_rows* with a row, at most *max_marks* without."""
+
+    def __init__(self, max_rows: int, max_marks: int) -> None:
+        self.max_rows, self.max_marks = max_rows, max_marks
+        self.rows: dict[str, int] = {}
+        self.marks: dict[str, Mark] = {}
+        self.frequency: Floats = np.zeros(1024, np.float32)
+        """In how many lessons each row's word was seen."""
+        self.last_seen: NDArray[np.int64] = np.zeros(1024, np.int64)
+        self.lessons = 0
+        self._free: list[int] = []
+        self._used = 0
+        self._shared: dict[Mark, Mark] = {}
+
+    def __len__(self) -> int:
+        return len(self.rows) + len(self.marks)
+
+    @property
+    def height(self) -> int:
+        """One more than the highest row in use."""
+        return self._used
+
+    def find(self, words: Iterable[str]) -> tuple[list[int], list[Mark]]:
+        """The rows and marks of those of *words* that are known, in order."""
+        rows: list[int] = []
+        marks: list[Mark] = []
+        row_of, mark_of = self.rows.get, self.marks.get
+        for word in words:
+            row = row_of(word)
+            if row is not None:
+                rows.append(row)
+            else:
+                mark = mark_of(word)
+                if mark is not None:
+                    marks.append(mark)
+        return rows, marks
+
+    def idf(self, rows: list[int]) -> Floats:
+        """How telling each row's word is: the logarithm of lessons over lessons with the word."""
+        return np.maximum(np.log((self.lessons + 2) / (self.frequency.take(rows) + 1)), np.float32(0.05))
+
+    @property
+    def idf_of_marks(self) -> float:
+        """How telling a word seen once is."""
+        return float(max(np.log((self.lessons + 2) / 2), 0.05))
+
+    def observe(self, words: Iterable[str], column: int, weight: float) -> Growth:
+        """Count one lesson's *words*, each given once."""
+        self.lessons += 1
+        here = Mark(column, weight)
+        here = self._shared.setdefault(here, here)
+        promoted: list[tuple[int, Mark]] = []
+        seen: list[int] = []
+        evicted = self._make_room()
+        for word in words:
+            row = self.rows.get(word)
+            if row is not None:
+                seen.append(row)
+                continue
+            mark = self.marks.pop(word, None)
+            if mark is None:
+                self.marks[word] = here
+            elif (row := self._row_for(word)) is not None:
+                promoted.append((row, mark))
+                seen.append(row)
+            else:  # no room within this lesson: it stays a mark
+                self.marks[word] = mark
+        self.frequency[seen] += 1
+        self.last_seen[seen] = self.lessons
+        lost = [self.marks.pop(next(iter(self.marks))) for _ in range(len(self.marks) - self.max_marks)]
+        return Growth(promoted, lost, evicted)
+
+    def drop_column(self, column: int) -> None:
+        """Forget the marks of a column that is gone."""
+        for word in [word for word, mark in self.marks.items() if mark.column == column]:
+            del self.marks[word]
+
+    def state(self) -> State:
+        """All there is to know, for a snapshot."""
+        kinds = {mark: place for place, mark in enumerate(dict.fromkeys(self.marks.values()))}
+        return {
+            "rows": list(self.rows),
+            "row_of": np.array(list(self.rows.values()), np.int64),
+            "marks": list(self.marks),
+            "mark_of": np.array([kinds[mark] for mark in self.marks.values()], np.int64),
+            "kinds": list(kinds),
+            "frequency": self.frequency,
+            "last_seen": self.last_seen,
+            "lessons": self.lessons,
+            "free": self._free,
+            "used": self._used,
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on from *state*."""
+        kinds = [Mark(int(column), float(weight)) for column, weight in state["kinds"]]
+        self._shared = {kind: kind for kind in kinds}
+        self.rows = dict(zip(state["rows"], state["row_of"].tolist(), strict=True))
+        self.marks = dict(
+            zip(state["marks"], (kinds[place] for place in state["mark_of"].tolist()), strict=True)
+        )
+        self.frequency, self.last_seen = state["frequency"], state["last_seen"]
+        self.lessons, self._free, self._used = state["lessons"], state["free"], state["used"]
+
+    def _row_for(self, word: str) -> int | None:
+        if self._free:
+            row = self._free.pop()
+        elif self._used < self.max_rows:
+            row = self._used
+            self._used += 1
+            self.frequency = grown(self.frequency, (self._used,))
+            self.last_seen = grown(self.last_seen, (self._used,))
+        else:
+            return None
+        self.rows[word] = row
+        self.frequency[row] = 1
+        return row
+
+    def _make_room(self) -> Indices:
+        if self._free or self._used < self.max_rows:
+            return _NONE_EVICTED
+        order = np.argsort(self.last_seen[: self._used], kind="stable")
+        evicted = np.sort(order[: max(1, self.max_rows // 8)]).astype(np.intp)
+        gone = set(evicted.tolist())
+        for word in [word for word, row in self.rows.items() if row in gone]:
+            del self.rows[word]
+        self._free = sorted(gone, reverse=True)
+        self.frequency[evicted] = 0
+        self.last_seen[evicted] = 0
+        return evicted

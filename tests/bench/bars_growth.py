@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -26,7 +27,8 @@ from tests.bench.rig import ENGINE, POSTGRESQL, SQLITE, Rig, Router
 TABLE: Final = os.environ.get("HOPPER_BENCH_TABLE", "")
 """The directory of the full table, as `full_table` made it; without one a small table is made."""
 SMALL: Final = Size(100_000, 10_000)
-SOMEBODY: Final = "somebody"
+SOMEBODY: Final = f"somebody-{secrets.token_hex(4)}"
+"""A requester of this run alone: the tasks of earlier runs are still in the full table."""
 SOME: Final = 20
 RESIDENT_TASKS: Final = 100_000
 DEEP: Final = 10_000

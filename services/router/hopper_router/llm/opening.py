@@ -67,9 +67,13 @@ def _key(settings: LlmSettings) -> str:
     key = settings.api_key.get_secret_value() if settings.api_key else ""
     if settings.api_key_file is not None:
         key = _read(settings.api_key_file.expanduser())
-    if not (key.isascii() and key.isprintable() and " " not in key):
+    if not _one_word(key):
         raise _wrong("HOPPER_LLM_API_KEY", "the LLM's key is not one line of ASCII without spaces")
     return key
+
+
+def _one_word(text: str) -> bool:
+    return text.isascii() and text.isprintable() and " " not in text
 
 
 def _read(path: Path) -> str:
@@ -87,10 +91,10 @@ def _read(path: Path) -> str:
 def _require_safe(endpoint: Endpoint) -> None:
     try:
         parts = urlsplit(endpoint.url)
-        known = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
+        known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:
         known = False
-    if not known:
+    if not (known and _one_word(endpoint.url)):
         raise _wrong("HOPPER_LLM_URL", "HOPPER_LLM_URL is not https://host/path")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise _wrong(

@@ -223,13 +223,16 @@ def line(text: str, most: int) -> str:
     return clean(" ".join(text[: 4 * most].split()), most)
 
 
+_SPACES: Final = {"Zs": " ", "Zl": "\n", "Zp": "\n"}
+
+
 def _seen(character: str) -> str:
     if character in "\n\t" or (" " <= character <= "~"):
         return character
-    if unicodedata.category(character) in ("Zl", "Zp"):
-        return "\n"
-    invisible = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn") or _selects(character)
-    return "" if invisible else character
+    category = unicodedata.category(character)
+    if category in _SPACES:
+        return _SPACES[category]
+    return "" if category.startswith("C") or _selects(character) else character
 
 
 def _selects(character: str) -> bool:

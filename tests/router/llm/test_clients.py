@@ -23,7 +23,7 @@ from cryptography.x509.oid import NameOID
 from hopper_router.llm.advisor import Ask, Choice, Cost, Example, Question, Subtask
 from hopper_router.llm.anthropic import Anthropic
 from hopper_router.llm.dialect import Dialect, Usage
-from hopper_router.llm.endpoint import MOST_BYTES, OVERHEAD_TOKENS, Endpoint, HttpAdvisor, retry_after
+from hopper_router.llm.endpoint import MOST_BYTES, Endpoint, HttpAdvisor, retry_after
 from hopper_router.llm.errors import LlmAnswerInvalid, LlmUnavailable
 from hopper_router.llm.openai import OpenAI
 from hopper_testing.clock import ManualClock
@@ -75,10 +75,9 @@ class World:
 
     @property
     def worst(self) -> Cost:
-        """Of one attempt, the last."""
-        tokens = len(self.server.sent[-1].content) + OVERHEAD_TOKENS
-        most = self.endpoint.max_output_tokens
-        return Cost(tokens, most, tokens * 3 + most * 15)
+        """Of one attempt."""
+        most = self.advisor.worst_case(QUESTION)
+        return Cost(most.input_tokens // 3, most.output_tokens // 3, most.money // 3)
 
 
 @pytest.fixture(params=APIS, ids=lambda api: api.kind)
@@ -119,6 +118,20 @@ async def test_the_schema_has_the_shortlist_and_what_is_asked_for_and_nothing_el
     schema = world.api.schema_of(world.server.sent[0])
     assert schema["properties"]["project"] == {"type": ["string"], "enum": ["projects/ops", "projects/web"]}
     assert set(schema["properties"]) == {"reason", "project", "confidence", "tags"}
+
+
+async def test_the_worst_case_is_more_than_any_model_can_count(world: World) -> None:
+    question = replace(QUESTION, description='修复备份 "\\ <x> ' * 100, allowed=frozenset(Ask))
+    world.server.then(says(error("no json_schema here"), 400))
+    await world.fails(question)
+    worst = world.advisor.worst_case(question)
+    for sent in world.server.sent:
+        texts = [message["content"] for message in sent.body["messages"]] + [sent.body.get("system", "")]
+        bytes_told = len("".join(texts).encode()) + len(json.dumps(world.api.schema_of(world.server.sent[0])))
+        assert worst.input_tokens >= 3 * bytes_told
+    most = world.endpoint.max_output_tokens
+    assert worst.output_tokens == 3 * most
+    assert worst.money == worst.input_tokens * 3 + worst.output_tokens * 15
 
 
 async def test_everything_that_may_be_asked_for_is_read(world: World) -> None:

@@ -10,7 +10,7 @@ pause that the server asks for, or one that doubles and is spread by chance; nev
 answer that cannot be used is not asked for again: it is paid for, and the next would be as well.
 
 **What it costs.** The tokens that the response counts, times the prices. An attempt that may have been charged for, and
-whose count never arrived, is taken to have cost the worst. A token is at least one byte of what was sent.
+whose count never arrived, is taken to have cost the worst. A token is at least one byte of what the model is told.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class HttpAdvisor:
 
     def worst_case(self, question: Question) -> Cost:
         """The most that asking this can cost: every attempt, at its worst."""
-        one = self._worst_attempt(self._content(prompt.write(question))[1])
+        one = self._worst_attempt(prompt.write(question))
         most = self._endpoint.attempts
         return Cost(one.input_tokens * most, one.output_tokens * most, one.money * most)
 
@@ -196,7 +196,7 @@ class HttpAdvisor:
         while True:
             sent, content = self._content(asked.prompt)
             before = asked.cost
-            asked.cost = before + self._worst_attempt(content)
+            asked.cost = before + self._worst_attempt(asked.prompt)
             try:
                 response = await self._exchange(content)
             except _UNSENT as error:
@@ -218,8 +218,10 @@ class HttpAdvisor:
         body = self._dialect.body(written, model=endpoint.model, max_tokens=endpoint.max_output_tokens)
         return body, json.dumps(body, ensure_ascii=False).encode()
 
-    def _worst_attempt(self, content: bytes) -> Cost:
-        return self._endpoint.cost(Usage(len(content) + OVERHEAD_TOKENS, self._endpoint.max_output_tokens))
+    def _worst_attempt(self, written: prompt.Prompt) -> Cost:
+        # The schema is laid out for the model in the endpoint's own way, so that it counts double.
+        told = len(f"{written.system}{written.user}".encode()) + 2 * len(json.dumps(written.schema))
+        return self._endpoint.cost(Usage(told + OVERHEAD_TOKENS, self._endpoint.max_output_tokens))
 
     async def _exchange(self, content: bytes) -> bytes | _Refusal:
         endpoint = self._endpoint

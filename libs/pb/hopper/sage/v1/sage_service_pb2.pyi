@@ -98,7 +98,7 @@ class DecideRoutingRequest(_message.Message):
 
     @_builtins.property
     def replies(self) -> _containers.RepeatedCompositeFieldContainer[_advice_pb2.SageReply]:
-        """What the Sage asked before about this task, oldest first. At most 10."""
+        """What the Sage asked before about this task, oldest first. At most 10; with 10 it must not ask again."""
 
     @_builtins.property
     def answer_within(self) -> _duration_pb2.Duration:
@@ -268,7 +268,9 @@ class RecordOutcomeResponse(_message.Message):
     new_outcomes: _builtins.int
     """Outcomes that told the Sage something: of decisions without one, or of a greater revision."""
     unknown_decisions: _builtins.int
-    """Outcomes that the Sage has no use for: of decisions it was not asked about, and without the task."""
+    """Outcomes that the Sage has no use for: of decisions it was not asked about, unless they bring the task and it
+    learns from that.
+    """
     def __init__(
         self,
         *,

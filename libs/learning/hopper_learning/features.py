@@ -37,12 +37,12 @@ class Text(NamedTuple):
     requester: str = ""
 
     def cut(self) -> Text:
-        """The same text without what is never read; hashable."""
+        """The same text without what is never read; hashable, and without halves of characters."""
         return Text(
-            self.title[:TITLE_CHARACTERS],
-            self.description[:BODY_CHARACTERS],
-            tuple(tag[:_TAG_CHARACTERS] for tag in self.tags[:_TAGS]),
-            self.requester[:_TAG_CHARACTERS],
+            _cut(self.title, TITLE_CHARACTERS),
+            _cut(self.description, BODY_CHARACTERS),
+            tuple(_cut(tag, _TAG_CHARACTERS) for tag in self.tags[:_TAGS]),
+            _cut(self.requester, _TAG_CHARACTERS),
         )
 
 
@@ -76,6 +76,11 @@ def read(text: Text) -> Reading:
     return Reading(tuple(head), tuple(body_all), frozenset(title).union(parts), frozenset(body_all))
 
 
+def _cut(text: str, length: int) -> str:
+    text = text[:length]
+    return text if text.isascii() else text.encode(errors="replace").decode()
+
+
 def words(text: str) -> tuple[list[str], list[str]]:
     """The words of *text* in order, and the parts of those that are identifiers, both case-folded."""
     if not text.isascii():
@@ -87,12 +92,11 @@ def words(text: str) -> tuple[list[str], list[str]]:
             continue
         folded = word[:_WORD_CHARACTERS].casefold()
         whole.append(folded)
-        rest = word[1:]
-        if rest.isalpha() and (rest.islower() or word.isupper()):
-            if not word.isascii() and _SPACELESS.search(word):
-                parts += (first + second for first, second in pairwise(folded))
-            continue
-        if not rest.isdigit():
+        if not word.isascii() and _SPACELESS.search(word):
+            parts += (first + second for first, second in pairwise(folded))
+        elif not word.isdigit() and not (
+            word.isalpha() and (word[1:].islower() or word.islower() or word.isupper())
+        ):
             _split(word, folded, parts)
     return whole, parts
 

@@ -24,7 +24,7 @@ class Sources:
 
     def __init__(self) -> None:
         self.seen: dict[str, list[float]] = {}
-        self.everybody = [_PRIOR, _PRIOR]
+        self.everybody = [1.0, 1.0]
 
     def trust(self, source: str) -> float:
         """How much a lesson of *source* counts."""

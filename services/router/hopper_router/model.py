@@ -493,3 +493,44 @@ class Delegation:
     reason: str = ""
     offer_end: datetime | None = None
     depth: int = 1
+
+
+# ---------------------------------------------------------------- lessons
+
+
+class Truth(enum.Enum):
+    """What a lesson says of a project."""
+
+    RIGHT = "RIGHT"
+    """The task belonged there."""
+    WRONG = "WRONG"
+    """It did not."""
+    NONE = "NONE"
+    """It belonged to nobody."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """
+    What one decision's outcome, or feedback on it, teaches.
+
+    Attributes:
+        position: Its place in the one order in which everybody learns, from 1.
+        instance: Who had decided.
+        description: Its beginning.
+        project: Whom the truth is about; "" with NONE.
+        source: Who says so: an author of feedback, a worker, `anonymous` or `router`.
+        weight: How much it counts, 0 to 1; feedback counts 1.
+    """
+
+    position: int
+    instance: str
+    decision: str
+    title: str
+    description: str
+    tags: tuple[str, ...]
+    truth: Truth
+    project: str
+    source: str
+    weight: float
+    create_time: datetime

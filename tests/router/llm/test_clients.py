@@ -106,6 +106,7 @@ async def test_asks_as_the_description_says_and_reads_the_answer(world: World) -
     world.server.then(world.says(tokens=(1000, 100)))
     advice = await world.advisor.advise(QUESTION)
     world.no_complaints()
+    assert world.server.sent[0].headers["accept-encoding"] == "identity"
     assert (advice.project, advice.confidence, advice.reason) == ("projects/ops", 0.8, "backups are theirs")
     assert advice.cost == Cost(1000, 100, 1000 * 3 + 100 * 15)
     assert advice.model == "model-1-2026-01-01"
@@ -408,6 +409,8 @@ async def test_neither_key_nor_text_is_in_errors_or_logs(
     world.server.then(faults[fault])
     with pytest.raises((LlmUnavailable, LlmAnswerInvalid)) as caught:
         await world.advisor.advise(QUESTION, timeout=timedelta(seconds=0.3) if fault == "slow" else None)
+    # An exception of the HTTP client has the request in it, and that has the key.
+    assert (caught.value.__cause__, caught.value.__suppress_context__) == (None, True)
     printed = capsys.readouterr()
     told = "".join(traceback.format_exception(caught.value)) + caplog.text + printed.out + printed.err
     told += repr(caught.value) + str(dict(caught.value.metadata)) + repr(world.endpoint) + repr(world.advisor)

@@ -1,14 +1,19 @@
-"""A page of a list is read by an index that has just what it shows, however full the table is."""
+"""What is read and changed is found by the index that has just that, however full the table is."""
 
+import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection, event
 
+from hopper_common.postgres import PostgresDatabase
+from hopper_router import hot_postgres
 from hopper_router.model import OPEN_STATES, TaskState
 from hopper_router.store_sql import Store, TaskFilter
-from tests.router.harness import Router
+from hopper_testing.clock import ManualClock
+from tests.router.harness import NOW, Router, a_router
 
 PAGES = [
     (TaskFilter(), "tasks_open"),
@@ -46,6 +51,27 @@ def _plan(conn: Connection, wanted: TaskFilter) -> str:
     [(statement, parameters)] = asked
     rows = conn.exec_driver_sql(f"{explain} {statement}", parameters)
     return "\n".join(str(row[-1]) for row in rows) + " "
+
+
+@pytest.mark.parametrize("statement", [hot_postgres._RENEW, hot_postgres._COMPLETE])
+async def test_claims_are_looked_for_by_id_however_few_seemed_to_run(
+    empty_router_db: Path, statement: str
+) -> None:
+    """If they were looked for among those that run, each set would take as long as there are such."""
+    async with a_router(empty_router_db, ManualClock(NOW), engine="postgresql") as router:
+        for _ in range(20):
+            await router.submit()
+        nothing = ", ".join(["NULL"] * max(map(int, re.findall(r"\$(\d+)", statement))))
+
+        async def plan(conn: Any) -> list[str]:
+            await conn.execute("ANALYZE tasks")
+            await conn.execute(f"PREPARE hot AS {statement}")
+            return [row[0] for row in await conn.fetch(f"EXPLAIN EXECUTE hot({nothing})")]
+
+        assert isinstance(router.db, PostgresDatabase)
+        lines = await router.db.statement(plan)
+        assert any("tasks_pkey" in line for line in lines)
+        assert not any("running" in line for line in lines)
 
 
 async def test_a_list_shows_the_states_that_are_asked_for(router: Router) -> None:

@@ -16,7 +16,7 @@ invariants over the rows, which are read after every step:
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from google.protobuf.message import Message
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -102,6 +103,22 @@ REFUSED = (WrongState, LostRace, NotFound)
 indexes = st.integers(0, 1000)
 
 
+class _Read:
+    """A servicer of work whose answers are messages, also those that go out as the bytes they were made as."""
+
+    def __init__(self, servicer: WorkServicer) -> None:
+        self._servicer = servicer
+
+    def __getattr__(self, method: str) -> Callable[[Message, Any], Awaitable[Any]]:
+        async def call(request: Message, context: Any) -> Any:
+            answer = await getattr(self._servicer, method)(request, context)
+            if not isinstance(answer, bytes):
+                return answer
+            return getattr(work_svc, f"{method}Response").FromString(answer)
+
+        return call
+
+
 def _without_times(spots: Delta) -> Counter[Spot]:
     """Since when tasks have been ready, a router that was started again knows less exactly."""
     counts: Counter[Spot] = Counter()
@@ -165,7 +182,7 @@ class Machine(RuleBasedStateMachine):
 
     def serve(self) -> None:
         engine = self.router.engine
-        self.task_service, self.work_service = TaskServicer(engine), WorkServicer(engine)
+        self.task_service, self.work_service = TaskServicer(engine), _Read(WorkServicer(engine))
         self.delegation_service = DelegationServicer(engine)
 
     def attempt(self, call: Awaitable[T]) -> T | None:

@@ -35,6 +35,8 @@ from hopper_router.delegation_servicer import DelegationServicer
 from hopper_router.engine import Engine
 from hopper_router.episode_source import StoredEpisodes
 from hopper_router.episodes import EpisodeSender
+from hopper_router.learned import Learned
+from hopper_router.lessons import LessonWatch
 from hopper_router.measures import RouterMeasures
 from hopper_router.queue_servicer import QueueServicer
 from hopper_router.registry_client import RegistryClient
@@ -66,7 +68,9 @@ async def open_router(context: HostContext) -> AsyncIterator[Running]:
         await registry.load()
         clock = SharedClock(context.clock)
         clock.agree(await _first_time(context.clock, db))
-        engine = await Engine.open(db, registry, clock)
+        learned = Learned()
+        engine = await Engine.open(db, registry, clock, learned)
+        lessons = LessonWatch(memory_channel, learned)
         episodes = EpisodeSender(memory_channel, StoredEpisodes(db))
         clockwork = Clockwork(engine)
         scheduler = Scheduler(engine)
@@ -76,6 +80,10 @@ async def open_router(context: HostContext) -> AsyncIterator[Running]:
                 await asyncio.sleep(AGREE_EVERY)
                 with contextlib.suppress(HopperError):  # the database is away; its clock can wait
                     clock.agree(await _shared_time(context.clock, db))
+
+        async def learn() -> None:
+            await learned.wanted.wait()
+            await lessons.run()
 
         async def stop_waiting() -> None:
             await context.stopping.wait()
@@ -94,6 +102,7 @@ async def open_router(context: HostContext) -> AsyncIterator[Running]:
                 lambda: db.lead("words", engine.words.run),
                 lambda: db.lead("scheduler", scheduler.schedule_forever),
                 engine.queues.run,
+                learn,  # every router for itself: they learn the same
                 lambda: db.lead("retention", Retention(db, context.clock).run),
                 stop_waiting,
                 keep_agreeing,

@@ -36,6 +36,7 @@ from hopper_router.hot import AFFINITY_GRACE, HotStore, Repeat
 from hopper_router.hot_path import HotPath, Step, require_same
 from hopper_router.hot_sqlite import SqliteHotStore
 from hopper_router.hub import Hub
+from hopper_router.learned import Learned
 from hopper_router.model import Task, TaskState
 from hopper_router.policies import Policies
 from hopper_router.policy_yaml import load_policy
@@ -86,8 +87,10 @@ class Engine:
         load: OpenCounts,
         turns: Turns,
         clock: Clock,
+        learned: Learned,
     ) -> None:
         self.db = db
+        self.learned = learned
         self.registry = registry
         self.policies = policies
         self.clock = clock
@@ -115,13 +118,17 @@ class Engine:
         self.hub.wake_all()
 
     @classmethod
-    async def open(cls, db: Database, registry: Registry, clock: Clock) -> Engine:
+    async def open(
+        cls, db: Database, registry: Registry, clock: Clock, learned: Learned | None = None
+    ) -> Engine:
         """Read what the engine keeps in memory, and make one."""
+        learned = learned or Learned()
         rows = await db.read(lambda conn: Store(conn).policies())
         policies = Policies((row.instance, row.version, row.source) for row in rows)
         turns = Turns()
         turns.restore(await db.read(lambda conn: Store(conn).waiting_turns()))
-        engine = cls(db, registry, policies, OpenCounts(), turns, clock)
+        engine = cls(db, registry, policies, OpenCounts(), turns, clock, learned)
+        await engine.learn_if_asked()
         await engine.promote()
         await engine.queues.recount()
         return engine
@@ -192,7 +199,9 @@ class Engine:
         return Unit(Store(conn), self._world(load), self.clock, self.clock.now())
 
     def _world(self, load: OpenCounts) -> World:
-        return World(self.registry.current, self.policies, load, self._ids, self._turns)
+        return World(
+            self.registry.current, self.policies, load, self._ids, self._turns, self.learned.strategies
+        )
 
     def view(
         self, task: Task, view: TaskView.ValueType, *, show_token: bool = False, generation: int = 0
@@ -257,6 +266,12 @@ class Engine:
         """Put the stored policies in force; those that are known already change nothing."""
         for row in await self.db.read(lambda conn: Store(conn).policies()):
             self.policies.put(row.instance, row.version, load_policy(row.source) if row.source else None)
+        await self.learn_if_asked()
+
+    async def learn_if_asked(self) -> None:
+        """Load what was learned, if a policy in force goes by it."""
+        if "learned" in self.policies.strategies:
+            await self.learned.wake()
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         """Do something beside; storage trouble in it is made good by the next who does it."""

@@ -89,6 +89,7 @@ def _recomputed(unit: Unit, task: Task, project: str) -> svc.WhyNot:
         project,
         load=unit.load.by_project,
         refused=placing.refused(unit, task),
+        strategies=world.strategies(task.instance),
     )
     if candidate is None:
         return _excluded(project, ruled_out, detail, recomputed=True)

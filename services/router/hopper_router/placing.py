@@ -128,6 +128,7 @@ def choose(unit: Unit, task: Task) -> Decision:
         load=unit.load.by_project,
         refused=refused(unit, task),
         basis=basis(unit, in_force.name, in_force.version),
+        strategies=world.strategies(task.instance),
     )
 
 

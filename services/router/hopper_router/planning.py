@@ -75,6 +75,7 @@ def _choose(world: World, where: Instance, spec: TaskSpec) -> Decision:
         basis=_basis(
             directory.projects_version, directory.instances_version, in_force.name, in_force.version
         ),
+        strategies=world.strategies(where.name),
     )
 
 

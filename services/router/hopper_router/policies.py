@@ -44,6 +44,11 @@ class Policies:
             changed[instance] = InForce(f"{instance}/policy", version, policy)
         self._by_instance = changed
 
+    @property
+    def strategies(self) -> set[str]:
+        """The strategies that policies go by."""
+        return {_BUILT_IN.policy.strategy, *(own.policy.strategy for own in self._by_instance.values())}
+
     def in_force(self, instance: str, directory: Directory) -> InForce:
         """The policy that decides for an instance."""
         if not self._by_instance:

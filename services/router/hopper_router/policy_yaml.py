@@ -3,7 +3,7 @@ The policy of an instance as its author writes it: YAML, read into the values of
 
 The whole form, with the defaults (every key is optional but those of a rule)::
 
-    strategy: rules              # how to decide; `rules` is the only one yet
+    strategy: rules              # how to decide: rules | learned (from outcomes and feedback; rules stay in front)
     threshold: 0.0               # least confidence to route without asking, 0 to 1
     on_unsure: route             # below the threshold: route | ask | reject
     default_project: inbox       # where tasks go when nothing speaks for anybody; default: nowhere special
@@ -80,7 +80,7 @@ from hopper_router.words import tokens
 MAX_RULES: Final = 10_000
 MAX_PROBLEMS: Final = 100
 MAX_NAME: Final = 100
-STRATEGIES: Final = ("rules",)
+STRATEGIES: Final = ("rules", "learned")
 _MAX_YAML_NESTING: Final = 3 * MAX_NESTING + 20
 _PROJECT: Final = re.compile(r"(?:projects/)?([a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?)")
 _FORBIDDEN: Final = re.compile("[^\t\n\r -~\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

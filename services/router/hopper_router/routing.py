@@ -316,7 +316,8 @@ def _choose(field: _Field) -> _Choice:
         if default is not None:
             reasoning = f"nothing speaks for anybody, and such tasks go to {id_of(policy.default_project)}"
             return _Choice(Outcome.ROUTED, default, "default", reasoning)
-    strategy = policy.strategy if field.verdict.informed else "default"
+    judge = field.verdict.judge or policy.strategy
+    strategy = judge if field.verdict.informed else "default"
     return _dare(_Choice(Outcome.ROUTED, best, strategy, _because(field, best)), field)
 
 
@@ -346,7 +347,11 @@ def _because(field: _Field, best: int) -> str:
     reasons = [_spoken(factor) for factor in field.recorded[0].factors if factor.evidence and _speaks(factor)]
     if not reasons:
         return f"{name} is so much better placed that the little that speaks for others does not count"
-    verb = "speaks" if len(reasons) == 1 and not reasons[0].startswith("the words") else "speak"
+    verb = (
+        "speaks"
+        if len(reasons) == 1 and not reasons[0].startswith(("the words", "the outcomes"))
+        else "speak"
+    )
     first, second = field.recorded[:2]
     return (
         f"{_list(reasons)} {verb} for {name}, {first.confidence:.2f} against "
@@ -368,6 +373,8 @@ def _speaks(factor: Factor) -> bool:
 
 
 def _spoken(factor: Factor) -> str:
+    if factor.name == "learned":
+        return "the outcomes of tasks like it"
     plural = "s" if len(factor.evidence) > 1 and factor.name != "boost" else ""
     return f"the {_NOUNS[factor.name]}{plural} {', '.join(factor.evidence[:3])}"
 

@@ -110,6 +110,7 @@ class RoutingServicer(RoutingServiceServicer):
         self._engine.policies.put(
             instance, response.policy.version, policy
         )  # in force only once it is durable
+        await self._engine.learn_if_asked()
         await self._engine.tell_of_policies()
         return response
 
@@ -215,5 +216,11 @@ def _decide_again(unit: Unit, task: Task, decision: Decision, policy: Policy) ->
     candidates = unit.world.directory.candidates
     refused = placing.refused_then(unit, decision)
     return routing.decide(
-        task.spec, candidates, policy, load={}, refused=refused, basis=placing.basis(unit, "", 0)
+        task.spec,
+        candidates,
+        policy,
+        load={},
+        refused=refused,
+        basis=placing.basis(unit, "", 0),
+        strategies=unit.world.strategies(task.instance),
     )

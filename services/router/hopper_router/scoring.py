@@ -14,7 +14,9 @@ for, and for the lines of the five that are recorded.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from types import MappingProxyType
 from typing import Final, NamedTuple, Protocol
@@ -35,7 +37,7 @@ SHARPNESS: Final = 0.15
 LEAST_EVIDENCE: Final = 0.05
 BUSY: Final = 10
 """Fewer open tasks than this are not a full house, where nobody has more."""
-EVIDENCE: Final = frozenset({"rules", "tags", "capability", "text", "boost"})
+EVIDENCE: Final = frozenset({"rules", "tags", "capability", "text", "boost", "learned"})
 
 _HIGHEST_LEAD: Final = 500.0
 _MOST_WORKLOADS: Final = 4096
@@ -65,6 +67,7 @@ class Verdict(NamedTuple):
         masses: How likely each is the right one, in shares of `mass`, which is their sum; they order as the scores do.
         informed: Whether anything in the task speaks for anybody.
         factors: What the scores of some, by position, are made of; asked for those that are recorded only.
+        judge: Who has judged, where that is not the strategy that was asked.
     """
 
     scores: FloatArray
@@ -72,6 +75,7 @@ class Verdict(NamedTuple):
     mass: float
     informed: bool
     factors: Callable[[Sequence[int]], Sequence[tuple[Factor, ...]]]
+    judge: str = ""
 
 
 class Strategy(Protocol):
@@ -103,6 +107,94 @@ class RulesStrategy:
 
 
 STRATEGIES: Final[Mapping[str, Strategy]] = MappingProxyType({"rules": RulesStrategy()})
+
+
+class Shares(NamedTuple):
+    """
+    What was learned says of a task.
+
+    Attributes:
+        of: How likely each of the eligible is the right one, if any of them is; the sum is 1.
+        none: How likely none of them is.
+    """
+
+    of: FloatArray
+    none: float
+
+
+class Mind(Protocol):
+    """Whoever has learned where tasks belong."""
+
+    def shares(self, task: TaskSpec, candidates: Candidates, sieve: Sieve) -> Shares | None:
+        """What was learned says of a task; None: nothing yet."""
+
+
+class LearnedStrategy:
+    """
+    Judges by what was learned, where nothing else is to be said: the logarithm of each share is one factor more.
+
+    Rules stand in front: one of weight 1 decides, whatever was learned; of less weight, it is one opinion more. Boosts
+    keep their weight. Tags, capabilities and words are what was learned *from*: they have no weight of their own.
+    Circumstances order those who are about equally likely, and no others.
+    """
+
+    def __init__(self, mind: Mind) -> None:
+        self._mind = mind
+        self._calm: Kept[int, tuple[Policy, Policy]] = Kept(64)
+
+    def judge(self, question: Question, sieve: Sieve) -> Verdict:
+        """Weigh what was learned, rules, boosts and circumstances."""
+        shares = self._mind.shares(question.task, question.candidates, sieve)
+        if shares is None:
+            return STRATEGIES["rules"].judge(question, sieve)._replace(judge="rules")
+        policy = question.policy
+        _, calm = self._calm.get(
+            id(policy), lambda: (policy, _calmed(policy))
+        )  # with the policy, to keep its id
+        sheet = _Sheet(question._replace(policy=calm), sieve)
+        evidence = sheet.evidence()
+        learned = 1.0 + np.log(np.maximum(shares.of, _LEAST_SHARE)) / _SPAN
+        informed = evidence.max() >= LEAST_EVIDENCE or shares.of.max() >= _TELLING / shares.of.size
+        scores = _rounded(evidence + sheet.standing.total + LEARNED_WEIGHT * learned)
+        masses = np.exp((scores - scores.max()) / SHARPNESS)
+        mass = float(masses.sum()) / max(1.0 - shares.none, _LEAST_SHARE)
+
+        def factors(positions: Sequence[int]) -> Sequence[tuple[Factor, ...]]:
+            own = [
+                Factor("learned", learned.item(at), LEARNED_WEIGHT, (f"{shares.of.item(at):.1%}",))
+                for at in positions
+            ]
+            return [(*lines, line) for lines, line in zip(sheet.factors(positions), own, strict=True)]
+
+        return Verdict(scores, masses, mass, bool(informed), factors)
+
+
+_LEAST_SHARE: Final = 1e-6
+_SPAN: Final = -math.log(_LEAST_SHARE)
+LEARNED_WEIGHT: Final = SHARPNESS * _SPAN
+"""So that, with nothing beside it, confidence is the share that was learned."""
+_TELLING: Final = 1.2
+"""A share of so much more than everybody's says something."""
+_AHEAD: Final = 3.0
+"""A rule of weight 1 outweighs the least share."""
+_CALM: Final = 0.1
+
+
+def _calmed(policy: Policy) -> Policy:
+    """The policy with the weights that its factors have beside what was learned."""
+    weights = policy.weights
+    beside = replace(
+        weights,
+        rules=_AHEAD * weights.rules,
+        tags=0.0,
+        capability=0.0,
+        text=0.0,
+        workload=_CALM * weights.workload,
+        velocity=_CALM * weights.velocity,
+        cost=_CALM * weights.cost,
+        sla=_CALM * weights.sla,
+    )
+    return replace(policy, weights=beside)
 
 
 def _rounded(scores: FloatArray) -> FloatArray:

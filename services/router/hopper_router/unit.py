@@ -9,7 +9,7 @@ remembers what it changed, so that the engine can wake workers after the commit.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TypeVar
@@ -24,6 +24,7 @@ from hopper_router.errors import DelegationNotFound, InstanceNotFound, RegistryU
 from hopper_router.fairness import Turns
 from hopper_router.model import Decision, Delegation, Instance, Task, TaskState, Wait
 from hopper_router.policies import Policies
+from hopper_router.scoring import STRATEGIES, Strategy
 from hopper_router.store_sql import EVENTS, OpenCounts, Store
 from hopper_router.transitions import Event
 from hopper_router.waiting import Facts, why_waiting
@@ -39,13 +40,19 @@ WORKABLE = frozenset({TaskState.QUEUED, TaskState.RUNNING, TaskState.INPUT_REQUI
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What deciding looks at besides the tasks: the copy of the registry, the policies, who is how busy; new ids."""
+    """
+    What deciding looks at besides the tasks: the copy of the registry, the policies, who is how busy; new ids.
+
+    Attributes:
+        strategies: The ways to judge, by the name policies call them, for the decisions of an instance.
+    """
 
     directory: Directory
     policies: Policies
     load: OpenCounts
     ids: Ids
     turns: Turns
+    strategies: Callable[[str], Mapping[str, Strategy]] = lambda _instance: STRATEGIES
 
 
 @dataclass(slots=True)

@@ -1,0 +1,255 @@
+"""
+`python -m tests.bench.routing_quality [--only NAME] [--limit N] [--through model]`: how well tasks are placed.
+
+Replays real streams of tasks, test then train, and prints the figures beside those of the reference design. The harness
+and the data are not part of this repository: they are looked for in `$HOPPER_SHARED`, else in `shared` beside the
+checkout. Three passes: as it is; with feedback 50 tasks late; and, where tasks without a target are among them, with
+"none of them" as feedback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final, Protocol
+
+from rich.console import Console
+from rich.table import Table
+
+from hopper_learning import Model, Target, Text, WordLlamaEncoder
+
+SHARED: Final = Path(os.environ.get("HOPPER_SHARED", Path(__file__).parents[3] / "shared"))
+HARNESS: Final = SHARED / "bench" / "routing_quality" / "harness.py"
+DATA: Final = SHARED / "data" / "routing"
+STREAMS: Final = ("jira_components", "multi_project", "intents_oos", "dotnet_areas")
+LATE: Final = 50
+
+Metrics = Mapping[str, Any]
+Task = Mapping[str, Any]
+
+
+class Router(Protocol):
+    """What the harness asks of a router; see the README beside it."""
+
+    def add_target(self, id: str, name: str, description: str) -> None: ...
+    def remove_target(self, id: str) -> None: ...
+    def decide(self, task: Task) -> list[tuple[str, float]]: ...
+    def feedback(self, task: Task, target: str | None) -> None: ...
+
+
+class InProcess:
+    """The model alone."""
+
+    encoder = WordLlamaEncoder()
+
+    def __init__(self) -> None:
+        self.model = Model(self.encoder)
+
+    def add_target(self, id: str, name: str, description: str) -> None:
+        self.model.add(Target(id, name, description))
+
+    def remove_target(self, id: str) -> None:
+        self.model.remove(id)
+
+    def decide(self, task: Task) -> list[tuple[str, float]]:
+        return self.model.predict(_text(task)).top(3)
+
+    def feedback(self, task: Task, target: str | None) -> None:
+        self.model.learn(_text(task), target)
+
+
+def _text(task: Task) -> Text:
+    return Text(task["title"], task["description"], tuple(task["tags"]))
+
+
+ROUTERS: Final[Mapping[str, Callable[[], Router]]] = {"model": InProcess}
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One figure of a stream: how it is found, and the reference's, stream by stream."""
+
+    title: str
+    of: Callable[[Metrics], float | None]
+    reference: Sequence[float | None]
+    low_is_good: bool = False
+
+
+def _percent(key: str) -> Callable[[Metrics], float | None]:
+    def read(metrics: Metrics) -> float | None:
+        value = metrics.get(key)
+        return None if value is None else 100 * float(value)
+
+    return read
+
+
+OFFLINE_SVM: Final = {
+    "jira_components": 62.7,
+    "multi_project": 86.9,
+    "intents_oos": 94.3,
+    "dotnet_areas": 63.7,
+}
+"""The last third by a linear SVM that was trained on the first two."""
+
+
+def _less_svm(metrics: Metrics) -> float:
+    return 100 * float(metrics["last_third_top1"]) - OFFLINE_SVM[metrics["data"]]
+
+
+FIGURES: Final = (
+    Figure("top-1 from 500", _percent("top1_from500"), (82.9, 92.4, 95.1, 75.9)),
+    Figure("top-1", _percent("top1"), (83.0, 92.0, 94.3, 74.6)),
+    Figure("top-3", _percent("top3"), (94.9, 97.8, 98.6, 87.7)),
+    Figure("last third", _percent("last_third_top1"), (76.5, 93.8, 96.4, 75.3)),
+    Figure("last third less SVM's", _less_svm, (13.8, 6.9, 2.1, 11.6)),
+    Figure("after 100", _percent("at100"), (87, 77, 73, 73)),
+    Figure("after 500", _percent("at500"), (93, 83, 87, 79)),
+    Figure("after 1,000", _percent("at1000"), (89, 90, 92, 75)),
+    Figure("after 5,000", _percent("at5000"), (87, 92, 95, None)),
+    Figure("ECE", _percent("ece"), (1.9, 0.9, 1.0, 3.5), low_is_good=True),
+    Figure("surest 80 %", _percent("sel80"), (91.1, 98.9, 99.5, 85.5)),
+    Figure("routable at 90 %", _percent("cov@90"), (84, 100, 100, 70)),
+    Figure("out of scope AUROC", _percent("oos_auroc"), (None, None, 96.6, None)),
+    Figure(
+        "decide, CPU us p50", lambda m: float(m["decide_cpu_us_p50"]), (580, 350, 280, 510), low_is_good=True
+    ),
+    Figure(
+        "decide, CPU us p99",
+        lambda m: float(m["decide_cpu_us_p99"]),
+        (1500, 700, 500, 1000),
+        low_is_good=True,
+    ),
+    Figure("learn, us p50", lambda m: float(m["learn_us_p50"]), (200, 130, 140, 180), low_is_good=True),
+)
+LATE_REFERENCE: Final = (80.9, 90.6, 93.9, 70.8)
+"""Top-1 of the reference with feedback 50 tasks late."""
+NEW_TARGETS: Final = {"0": (31, 57), "1-2": (45, 65), "3-9": (59, 79), "10-29": (71, 85), "30+": (87, 96)}
+"""Top-1 and top-3 of the reference by how many lessons the true target has had, all streams together."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Replay, print."""
+    options = _options(arguments)
+    if not HARNESS.is_file():
+        print(
+            f"no harness at {HARNESS}: set HOPPER_SHARED to the folder that holds bench and data",
+            file=sys.stderr,
+        )
+        return 2
+    harness = _load(HARNESS)
+    replay = Replay(harness, ROUTERS[options.through], options.limit)
+    names = [name for name in STREAMS if not options.only or name in options.only]
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    plain = {name: replay.run(name) for name in names}
+    console.print(_table(plain))
+    console.print(_new_targets(plain))
+    if options.quick:
+        return 0
+    late = {name: replay.run(name, delay=LATE) for name in names}
+    console.print(_late(plain, late))
+    if "intents_oos" in names:
+        told = replay.run("intents_oos", reject=True)
+        console.print(
+            f'told "none of them": AUROC {100 * told["oos_auroc"]:.1f} (reference 98.5), '
+            f"caught at 5 % false {100 * told['oos_caught_at_5pct_false']:.0f} % (92), "
+            f"top-1 {100 * told['top1']:.1f}"
+        )
+    return 0
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.routing_quality")
+    parser.add_argument("--only", action="append", choices=STREAMS)
+    parser.add_argument(
+        "--limit", type=int, help="only the first N tasks; the reference's figures are of whole streams"
+    )
+    parser.add_argument("--through", choices=sorted(ROUTERS), default="model")
+    parser.add_argument("--quick", action="store_true", help="one pass: no late feedback, no 'none of them'")
+    return parser.parse_args(arguments)
+
+
+def _load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("routing_quality_harness", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """Runs streams through fresh routers."""
+
+    harness: ModuleType
+    make: Callable[[], Router]
+    limit: int | None
+
+    def run(self, name: str, *, delay: int = 0, reject: bool = False) -> Metrics:
+        """The metrics of one stream."""
+        rows, targets = self.harness.load(DATA, name)
+        records = self.harness.replay(self.make(), rows[: self.limit], targets, delay=delay, reject=reject)
+        return {**self.harness.metrics(records), "data": name}
+
+
+def _table(runs: Mapping[str, Metrics]) -> Table:
+    table = Table("", *runs, "mean", title="measured (reference)")
+    for figure in FIGURES:
+        values = [figure.of(metrics) for metrics in runs.values()]
+        reference = [figure.reference[STREAMS.index(name)] for name in runs]
+        cells = [
+            _beside(value, other, figure.low_is_good) for value, other in zip(values, reference, strict=True)
+        ]
+        means = [_mean(side) for side in (values, reference)]
+        table.add_row(figure.title, *cells, _beside(means[0], means[1], figure.low_is_good))
+    return table
+
+
+def _new_targets(runs: Mapping[str, Metrics]) -> Table:
+    table = Table(
+        "lessons of the true target", *NEW_TARGETS, title="top-1 / top-3, streams together (reference)"
+    )
+    cells = []
+    for bucket, (first, third) in NEW_TARGETS.items():
+        parts = [metrics[f"prior{bucket}"] for metrics in runs.values() if metrics[f"prior{bucket}"][0]]
+        tasks = sum(part[0] for part in parts) or 1
+        shares = [100 * sum(part[0] * part[place] for part in parts) / tasks for place in (1, 2)]
+        cells.append(f"{shares[0]:.0f} / {shares[1]:.0f} ({first} / {third})")
+    table.add_row("", *cells)
+    return table
+
+
+def _late(plain: Mapping[str, Metrics], late: Mapping[str, Metrics]) -> Table:
+    table = Table("", *plain, "mean", title=f"feedback {LATE} tasks late: top-1 (reference)")
+    values = [100 * metrics["top1"] for metrics in late.values()]
+    falls = [100 * metrics["top1"] - value for metrics, value in zip(plain.values(), values, strict=True)]
+    reference = [LATE_REFERENCE[STREAMS.index(name)] for name in plain]
+    cells = [_beside(value, other) for value, other in zip(values, reference, strict=True)]
+    table.add_row("top-1", *cells, _beside(_mean(values), _mean(reference)))
+    table.add_row("falls by", *(f"{fall:.1f}" for fall in falls), f"{statistics.fmean(falls):.1f}")
+    return table
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+def _beside(value: float | None, reference: float | None, low_is_good: bool = False) -> str:
+    if value is None:
+        return "-"
+    if reference is None:
+        return f"{value:.1f}"
+    better = value <= reference if low_is_good else value >= reference
+    return f"{value:.1f} ({reference:g}){'' if better else ' <'}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

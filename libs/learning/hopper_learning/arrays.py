@@ -27,6 +27,14 @@ def grown(array: NDArray[Any], shape: tuple[int, ...], fill: float = 0.0) -> NDA
     return larger
 
 
+def compacted(table: NDArray[Any], rows: Indices, fill: float = 0.0) -> NDArray[Any]:
+    """A table of which *rows* are the first, in order, with some room for more."""
+    height = max(1024, 1 << int(len(rows) - 1).bit_length())
+    smaller = np.full((height, *table.shape[1:]), fill, table.dtype)
+    smaller[: len(rows)] = table[rows]
+    return smaller
+
+
 def log_softmax(scores: Doubles) -> Doubles:
     """Log-probabilities of *scores*, none below `LOWEST`."""
     shifted = scores - scores.max()

@@ -88,15 +88,17 @@ def words(text: str) -> tuple[list[str], list[str]]:
     whole: list[str] = []
     parts: list[str] = []
     for word in _WORD.findall(text):
+        if word.isalpha() and word.islower():  # most words, and all there is to know of them
+            if len(word) > 1 or not word.isascii():
+                whole.append(word[:_WORD_CHARACTERS].casefold())
+            continue
         if len(word) == 1 and not word.isdigit() and word.isascii():
             continue
         folded = word[:_WORD_CHARACTERS].casefold()
         whole.append(folded)
         if not word.isascii() and _SPACELESS.search(word):
             parts += (first + second for first, second in pairwise(folded))
-        elif not word.isdigit() and not (
-            word.isalpha() and (word[1:].islower() or word.islower() or word.isupper())
-        ):
+        elif not word.isdigit() and not (word.isalpha() and (word[1:].islower() or word.isupper())):
             _split(word, folded, parts)
     return whole, parts
 

@@ -56,9 +56,11 @@ class Settings:
     """How much a model may remember, and how it learns."""
 
     max_words: int = 1 << 16
+    max_cells: int = 1 << 24
+    """Words times targets: 12 bytes each."""
+    least_words: int = 1 << 12
+    """Kept however many targets there are."""
     max_marks: int = 1 << 18
-    replays: int = 0
-    remembered: int = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,7 @@ class Model:
             self._column[target.id] = column
             for expert in (self._nb, self._linear, self._mean, self._ridge):
                 expert.widen(column + 1)
+            self._make_room()
         self._targets[target.id] = target
         self._name_words(column, target)
         if self.encoder is not None:
@@ -263,7 +266,7 @@ class Model:
         place = int(np.searchsorted(active, column))
         chances = self._mixer.mix(said.opinions, said.buckets, said.context)
         trust = self._sources.trust(source)
-        self._sources.record(source, float(chances[place]), float((chances * chances).sum()))
+        self._sources.record(source, float(chances[place]), len(active))
         weight = _quantised(weight * trust)
         self._mixer.learn(said.opinions, said.buckets, said.context, place, weight)
         self._observe(reading, vector, column, weight, active)
@@ -274,9 +277,10 @@ class Model:
         self, reading: Reading, vector: Floats | None, column: int, weight: float, active: Indices
     ) -> None:
         words = (*reading.head, *reading.body)
+        self._make_room()
         growth = self._vocabulary.observe(dict.fromkeys(words), column, weight)
         self._nb.grow(growth, self._vocabulary.height)
-        self._linear.heighten(self._vocabulary.height, growth.evicted)
+        self._linear.heighten(self._vocabulary.height)
         example = look_up(reading, vector, self._vocabulary)
         self._nb.learn(example.rows, len(example.marks), column, weight)
         scores = self._linear.scores(example.rows, example.values, vector, len(self._id))
@@ -286,6 +290,17 @@ class Model:
             whole = _whole(vector)
             self._mean.learn(whole, column, weight)
             self._ridge.learn(whole, column, weight)
+
+    def _make_room(self) -> None:
+        """Keep the tables within their cells: as many words as there are targets for."""
+        settings = self.settings
+        columns = self._nb.counts.shape[1]
+        room = max(settings.least_words, settings.max_cells // columns)
+        self._vocabulary.max_rows = min(settings.max_words, room)
+        kept = self._vocabulary.make_room()
+        if kept is not None:
+            self._nb.keep(kept)
+            self._linear.keep(kept)
 
     def learn_not(self, text: Text, target: str, *, source: str = "", weight: float = 1.0) -> None:
         """

@@ -26,14 +26,10 @@ class Mark(NamedTuple):
 
 
 class Growth(NamedTuple):
-    """What one lesson changed: words that got rows, marks and rows that were forgotten to make room."""
+    """What one lesson changed: words that got rows, and marks that were forgotten to make room."""
 
     promoted: Sequence[tuple[int, Mark]]
     lost: Sequence[Mark]
-    evicted: Indices
-
-
-_NONE_EVICTED = np.zeros(0, np.intp)
 
 
 class Vocabulary:
@@ -47,8 +43,6 @@ class Vocabulary:
         """In how many lessons each row's word was seen."""
         self.last_seen: NDArray[np.int64] = np.zeros(1024, np.int64)
         self.lessons = 0
-        self._free: list[int] = []
-        self._used = 0
         self._shared: dict[Mark, Mark] = {}
 
     def __len__(self) -> int:
@@ -56,8 +50,8 @@ class Vocabulary:
 
     @property
     def height(self) -> int:
-        """One more than the highest row in use."""
-        return self._used
+        """How many rows are in use: the first so many."""
+        return len(self.rows)
 
     def find(self, words: Iterable[str]) -> tuple[list[int], list[Mark]]:
         """The rows and marks of those of *words* that are known, in order."""
@@ -90,7 +84,6 @@ class Vocabulary:
         here = self._shared.setdefault(here, here)
         promoted: list[tuple[int, Mark]] = []
         seen: list[int] = []
-        evicted = self._make_room()
         for word in words:
             row = self.rows.get(word)
             if row is not None:
@@ -107,7 +100,24 @@ class Vocabulary:
         self.frequency[seen] += 1
         self.last_seen[seen] = self.lessons
         lost = [self.marks.pop(next(iter(self.marks))) for _ in range(len(self.marks) - self.max_marks)]
-        return Growth(promoted, lost, evicted)
+        return Growth(promoted, lost)
+
+    def make_room(self) -> Indices | None:
+        """
+        Forget an eighth of the rows if there is no room for more, those not seen for the longest.
+
+        Returns:
+            The rows that are kept, in order, if any were forgotten: the first of them is row 0 from now on.
+        """
+        if self.height < self.max_rows:
+            return None
+        order = np.argsort(-self.last_seen[: self.height], kind="stable")
+        kept = np.sort(order[: self.max_rows - max(1, self.max_rows // 8)])
+        new_row = {row: place for place, row in enumerate(kept.tolist())}
+        self.rows = {word: new_row[row] for word, row in self.rows.items() if row in new_row}
+        self.frequency = self.frequency[kept]
+        self.last_seen = self.last_seen[kept]
+        return kept
 
     def drop_column(self, column: int) -> None:
         """Forget the marks of a column that is gone."""
@@ -126,8 +136,6 @@ class Vocabulary:
             "frequency": self.frequency,
             "last_seen": self.last_seen,
             "lessons": self.lessons,
-            "free": self._free,
-            "used": self._used,
         }
 
     def restore(self, state: State) -> None:
@@ -139,31 +147,14 @@ class Vocabulary:
             zip(state["marks"], (kinds[place] for place in state["mark_of"].tolist()), strict=True)
         )
         self.frequency, self.last_seen = state["frequency"], state["last_seen"]
-        self.lessons, self._free, self._used = state["lessons"], state["free"], state["used"]
+        self.lessons = state["lessons"]
 
     def _row_for(self, word: str) -> int | None:
-        if self._free:
-            row = self._free.pop()
-        elif self._used < self.max_rows:
-            row = self._used
-            self._used += 1
-            self.frequency = grown(self.frequency, (self._used,))
-            self.last_seen = grown(self.last_seen, (self._used,))
-        else:
+        row = len(self.rows)
+        if row >= self.max_rows:
             return None
+        self.frequency = grown(self.frequency, (row + 1,))
+        self.last_seen = grown(self.last_seen, (row + 1,))
         self.rows[word] = row
         self.frequency[row] = 1
         return row
-
-    def _make_room(self) -> Indices:
-        if self._free or self._used < self.max_rows:
-            return _NONE_EVICTED
-        order = np.argsort(self.last_seen[: self._used], kind="stable")
-        evicted = np.sort(order[: max(1, self.max_rows // 8)]).astype(np.intp)
-        gone = set(evicted.tolist())
-        for word in [word for word, row in self.rows.items() if row in gone]:
-            del self.rows[word]
-        self._free = sorted(gone, reverse=True)
-        self.frequency[evicted] = 0
-        self.last_seen[evicted] = 0
-        return evicted

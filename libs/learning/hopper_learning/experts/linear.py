@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from hopper_learning.arrays import Doubles, Floats, Indices, grown, softmax
+from hopper_learning.arrays import Doubles, Floats, Indices, compacted, grown, softmax
 from hopper_learning.snapshot import Sparse, State
 
 _RATE: Final = 1.0
@@ -40,13 +40,15 @@ class Linear:
         self.bias = grown(self.bias, (columns,))
         self.bias_squares = grown(self.bias_squares, (columns,), 1.0)
 
-    def heighten(self, rows: int, evicted: Indices) -> None:
-        """Make room for *rows* words, and forget those that lost theirs."""
+    def heighten(self, rows: int) -> None:
+        """Make room for *rows* words."""
         self.weights = grown(self.weights, (rows, 1))
         self.squares = grown(self.squares, (rows, 1), _START)
-        if len(evicted):
-            self.weights[evicted] = 0
-            self.squares[evicted] = _START
+
+    def keep(self, rows: Indices) -> None:
+        """Forget all words but those of *rows*."""
+        self.weights = compacted(self.weights, rows)
+        self.squares = compacted(self.squares, rows, _START)
 
     def scores(self, rows: Indices, values: Floats, vector: Floats | None, columns: int) -> Doubles:
         """One score for each of the first *columns* targets."""

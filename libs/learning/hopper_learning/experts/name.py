@@ -28,7 +28,7 @@ class Name:
 
     def __init__(self) -> None:
         self._words: dict[int, dict[str, float]] = {}
-        self._index: dict[str, list[tuple[int, float]]] = {}
+        self._index: dict[str, list[tuple[int, float]]] | None = None
 
     def put(self, column: int, name: str, rest: Iterable[str]) -> None:
         """Say what a target calls itself."""
@@ -39,32 +39,36 @@ class Name:
         for word in _plain(name):
             weights[word] = _NAME
         self._words[column] = weights
-        self._rebuild()
+        self._index = None
 
     def drop(self, column: int) -> None:
         """Forget a target."""
         self._words.pop(column, None)
-        self._rebuild()
+        self._index = None
 
     def scores(self, reading: Reading, columns: int) -> Doubles:
         """One score for each of the first *columns* targets."""
+        index = self._index or self._rebuilt()
         score = np.zeros(columns)
         title = {_fold(word) for word in reading.title_words}
-        for word in sorted(title.union(_fold(word) for word in reading.body_words) & self._index.keys()):
+        for word in sorted(title.union(_fold(word) for word in reading.body_words) & index.keys()):
             factor = _TITLE if word in title else 1.0
-            for column, weight in self._index[word]:
+            for column, weight in index[word]:
                 score[column] += factor * weight
         return score * _SHARPNESS
 
-    def _rebuild(self) -> None:
+    def _rebuilt(self) -> dict[str, list[tuple[int, float]]]:
+        """The index; made when it is asked for, because targets come in hundreds."""
         holders = Counter(word for weights in self._words.values() for word in weights)
-        self._index = {}
+        index: dict[str, list[tuple[int, float]]] = {}
         for column in sorted(self._words):
             weights = self._words[column]
             telling = {word: math.log(1 + len(self._words) / holders[word]) for word in weights}
             length = math.sqrt(sum(telling[word] * weight for word, weight in weights.items())) or 1.0
             for word, weight in weights.items():
-                self._index.setdefault(word, []).append((column, weight * telling[word] / length))
+                index.setdefault(word, []).append((column, weight * telling[word] / length))
+        self._index = index
+        return index
 
 
 def _plain(text: str) -> Sequence[str]:

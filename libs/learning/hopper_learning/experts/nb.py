@@ -7,15 +7,14 @@ Only sums, so lessons can be taken back.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 
-from hopper_learning.arrays import Doubles, Floats, Indices, grown
+from hopper_learning.arrays import Doubles, Floats, Indices, compacted, grown
 from hopper_learning.example import Example
 from hopper_learning.snapshot import Sparse, State
-from hopper_learning.vocabulary import Growth, Mark
+from hopper_learning.vocabulary import Growth
 
 _ALPHA: Final = 0.1
 _PRIOR: Final = 0.3
@@ -66,14 +65,18 @@ class NaiveBayes:
         return np.asarray(np.log((with_it + np.float32(_ALPHA)) / (without + np.float32(_ALPHA))), np.float32)
 
     def grow(self, growth: Growth, height: int) -> None:
-        """Follow the vocabulary: rows moved in, words forgotten."""
+        """Follow the vocabulary: words that got rows, marks that were forgotten."""
         self.counts = grown(self.counts, (height, 1))
-        self._forget(growth.lost)
-        if len(growth.evicted):
-            self.totals -= self.counts[growth.evicted].sum(axis=0, dtype=np.float64)
-            self.counts[growth.evicted] = 0
+        for mark in growth.lost:
+            self.totals[mark.column] -= mark.weight
         for row, mark in growth.promoted:
             self.counts[row, mark.column] += mark.weight
+
+    def keep(self, rows: Indices) -> None:
+        """Forget all words but those of *rows*."""
+        whole = self.counts.sum(axis=0, dtype=np.float64)
+        self.counts = compacted(self.counts, rows)
+        self.totals -= whole - self.counts.sum(axis=0, dtype=np.float64)
 
     def learn(self, rows: Indices, marked: int, column: int, weight: float) -> None:
         """Count a lesson: its *rows*, and *marked* words that have none yet."""
@@ -104,7 +107,3 @@ class NaiveBayes:
         self.counts = state["counts"]
         self.totals = state["totals"]
         self.documents = state["documents"]
-
-    def _forget(self, marks: Sequence[Mark]) -> None:
-        for mark in marks:
-            self.totals[mark.column] -= mark.weight

@@ -134,10 +134,14 @@ def test_every_error_of_every_service_is_in_the_catalogue() -> None:
     import hopper_memory.errors
     import hopper_registry.errors
     import hopper_router.errors
+    import hopper_router.sage.errors
+    import hopper_sage.errors
 
     assert hopper_memory.errors
     assert hopper_registry.errors
     assert hopper_router.errors
+    assert hopper_router.sage.errors
+    assert hopper_sage.errors
     known = {name.removeprefix("ERROR_REASON_") for name in error_reason_pb2.ErrorReason.keys()}  # noqa: SIM118 - not a dict
     ours = {kind for kind in _subclasses(HopperError) if kind.__module__.startswith("hopper_")}
     reasons = {kind.reason for kind in ours if hasattr(kind, "reason")}

@@ -9,6 +9,7 @@ to its end, also when its caller has gone, so that the answer is there when the 
 import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Final, TypeAlias
 
 import grpc.aio
@@ -145,8 +146,9 @@ class SageServicer(sage_service_pb2_grpc.SageServiceServicer):
         return await self._journal.write_answer(question, digest, advised, response, self._clock.now())
 
     async def _advise(self, question: Question) -> Advised:
+        question = replace(question, within=_THINKING * question.within)
         try:
-            async with asyncio.timeout(question.within.total_seconds() * _THINKING):
+            async with asyncio.timeout(question.within.total_seconds()):
                 asked = _with_replies(question)
                 (past,) = await self._journal.similar([asked], limit=PAST)
                 others = [one for one in past if one.decision != question.decision]

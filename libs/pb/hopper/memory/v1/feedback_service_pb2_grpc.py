@@ -53,7 +53,7 @@ class FeedbackServiceServicer:
 
     def SubmitFeedback(self, request, context):
         """Records feedback on a decision, and on every decision above it, in one transaction. Callers: member, agent,
-        gateway, federation.
+        router, gateway, federation.
 
         NOT_FOUND / EPISODE_NOT_FOUND, with RetryInfo: the router sends episodes a moment after it decided.
         """

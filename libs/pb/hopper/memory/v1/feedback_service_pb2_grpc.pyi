@@ -35,7 +35,7 @@ class FeedbackServiceStub:
     def __new__(cls, channel: _aio.Channel) -> FeedbackServiceAsyncStub: ...
     SubmitFeedback: _grpc.UnaryUnaryMultiCallable[_feedback_service_pb2.SubmitFeedbackRequest, _feedback_service_pb2.SubmitFeedbackResponse]
     """Records feedback on a decision, and on every decision above it, in one transaction. Callers: member, agent,
-    gateway, federation.
+    router, gateway, federation.
 
     NOT_FOUND / EPISODE_NOT_FOUND, with RetryInfo: the router sends episodes a moment after it decided.
     """
@@ -49,7 +49,7 @@ class FeedbackServiceAsyncStub(FeedbackServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     SubmitFeedback: _aio.UnaryUnaryMultiCallable[_feedback_service_pb2.SubmitFeedbackRequest, _feedback_service_pb2.SubmitFeedbackResponse]  # type: ignore[assignment]
     """Records feedback on a decision, and on every decision above it, in one transaction. Callers: member, agent,
-    gateway, federation.
+    router, gateway, federation.
 
     NOT_FOUND / EPISODE_NOT_FOUND, with RetryInfo: the router sends episodes a moment after it decided.
     """
@@ -66,7 +66,7 @@ class FeedbackServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_feedback_service_pb2.SubmitFeedbackResponse, _abc.Awaitable[_feedback_service_pb2.SubmitFeedbackResponse]]:
         """Records feedback on a decision, and on every decision above it, in one transaction. Callers: member, agent,
-        gateway, federation.
+        router, gateway, federation.
 
         NOT_FOUND / EPISODE_NOT_FOUND, with RetryInfo: the router sends episodes a moment after it decided.
         """

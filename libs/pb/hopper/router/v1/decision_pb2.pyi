@@ -40,7 +40,7 @@ class Decision(_message.Message):
         OUTCOME_NO_CANDIDATE: Decision._Outcome.ValueType  # 2
         """Nobody was eligible."""
         OUTCOME_UNSURE: Decision._Outcome.ValueType  # 3
-        """The best was not sure enough, and the policy asks a person."""
+        """The best was not sure enough, and somebody is asked: an adviser, or a person."""
         OUTCOME_REJECTED: Decision._Outcome.ValueType  # 4
         """The policy refuses."""
         OUTCOME_QUEUED: Decision._Outcome.ValueType  # 5
@@ -56,7 +56,7 @@ class Decision(_message.Message):
     OUTCOME_NO_CANDIDATE: Decision.Outcome.ValueType  # 2
     """Nobody was eligible."""
     OUTCOME_UNSURE: Decision.Outcome.ValueType  # 3
-    """The best was not sure enough, and the policy asks a person."""
+    """The best was not sure enough, and somebody is asked: an adviser, or a person."""
     OUTCOME_REJECTED: Decision.Outcome.ValueType  # 4
     """The policy refuses."""
     OUTCOME_QUEUED: Decision.Outcome.ValueType  # 5
@@ -76,6 +76,7 @@ class Decision(_message.Message):
     BASIS_FIELD_NUMBER: _builtins.int
     ELAPSED_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    OPINIONS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Format: `decisions/{decision}`. Empty for a dry run."""
     task: _builtins.str
@@ -89,7 +90,9 @@ class Decision(_message.Message):
     confidence: _builtins.float
     """How likely this is the right place, 0 to 1."""
     strategy: _builtins.str
-    """What decided: `rules`, `pin`, `only-candidate`, `default`, or a strategy of a later release."""
+    """What decided: `rules`, `learned`, `llm`, `sage`, `person`, `pin`, `only-candidate`, `default`, or a strategy of a
+    later release.
+    """
     reasoning: _builtins.str
     """In one sentence, for people."""
     eligible_count: _builtins.int
@@ -114,6 +117,12 @@ class Decision(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When."""
 
+    @_builtins.property
+    def opinions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Opinion]:
+        """What each stage of a cascade said, in the order in which they were asked, with what asking cost. Empty where one
+        strategy decides alone.
+        """
+
     def __init__(
         self,
         *,
@@ -131,14 +140,118 @@ class Decision(_message.Message):
         basis: Global___Basis | None = ...,
         elapsed: _duration_pb2.Duration | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        opinions: _abc.Iterable[Global___Opinion] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["basis", b"basis", "create_time", b"create_time", "elapsed", b"elapsed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["basis", b"basis", "candidates", b"candidates", "confidence", b"confidence", "create_time", b"create_time", "elapsed", b"elapsed", "eligible_count", b"eligible_count", "exclusions", b"exclusions", "instance", b"instance", "name", b"name", "outcome", b"outcome", "project", b"project", "reasoning", b"reasoning", "strategy", b"strategy", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["basis", b"basis", "candidates", b"candidates", "confidence", b"confidence", "create_time", b"create_time", "elapsed", b"elapsed", "eligible_count", b"eligible_count", "exclusions", b"exclusions", "instance", b"instance", "name", b"name", "opinions", b"opinions", "outcome", b"outcome", "project", b"project", "reasoning", b"reasoning", "strategy", b"strategy", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Decision: _TypeAlias = Decision  # noqa: Y015
+
+@_typing.final
+class Opinion(_message.Message):
+    """What one stage of a cascade said about a task."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Word:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _WordEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Opinion._Word.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        WORD_UNSPECIFIED: Opinion._Word.ValueType  # 0
+        """Never stored."""
+        WORD_CHOICE: Opinion._Word.ValueType  # 1
+        """`project` should have it."""
+        WORD_NOTHING_FITS: Opinion._Word.ValueType  # 2
+        """Nobody who could have it should."""
+        WORD_UNSURE: Opinion._Word.ValueType  # 3
+        """It does not know."""
+        WORD_ASKED: Opinion._Word.ValueType  # 4
+        """It asked the requester something first: `reason` is the question, `answer` what was said."""
+        WORD_FAILED: Opinion._Word.ValueType  # 5
+        """It was not asked, or did not answer: `reason` says why."""
+
+    class Word(_Word, metaclass=_WordEnumTypeWrapper):
+        """What kind of answer it is."""
+
+    WORD_UNSPECIFIED: Opinion.Word.ValueType  # 0
+    """Never stored."""
+    WORD_CHOICE: Opinion.Word.ValueType  # 1
+    """`project` should have it."""
+    WORD_NOTHING_FITS: Opinion.Word.ValueType  # 2
+    """Nobody who could have it should."""
+    WORD_UNSURE: Opinion.Word.ValueType  # 3
+    """It does not know."""
+    WORD_ASKED: Opinion.Word.ValueType  # 4
+    """It asked the requester something first: `reason` is the question, `answer` what was said."""
+    WORD_FAILED: Opinion.Word.ValueType  # 5
+    """It was not asked, or did not answer: `reason` says why."""
+
+    STAGE_FIELD_NUMBER: _builtins.int
+    WORD_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    MONEY_MICROS_FIELD_NUMBER: _builtins.int
+    ELAPSED_FIELD_NUMBER: _builtins.int
+    stage: _builtins.str
+    """`rules`, `learned`, `llm`, `sage` or `person`."""
+    word: Global___Opinion.Word.ValueType
+    """What kind of answer it is."""
+    project: _builtins.str
+    """With CHOICE. Format: `projects/{project}`."""
+    confidence: _builtins.float
+    """How sure it is, 0 to 1, by its own account."""
+    threshold: _builtins.float
+    """How sure it had to be for its word to count."""
+    reason: _builtins.str
+    """In a sentence or two, for people."""
+    answer: _builtins.str
+    """With ASKED: what the requester said. Empty: nothing yet."""
+    model: _builtins.str
+    """The model that answered, where one did."""
+    input_tokens: _builtins.int
+    """What asking took, failed attempts included: tokens read,"""
+    output_tokens: _builtins.int
+    """tokens written,"""
+    money_micros: _builtins.int
+    """money, in millionths of the currency of the prices,"""
+    @_builtins.property
+    def elapsed(self) -> _duration_pb2.Duration:
+        """and time."""
+
+    def __init__(
+        self,
+        *,
+        stage: _builtins.str = ...,
+        word: Global___Opinion.Word.ValueType = ...,
+        project: _builtins.str = ...,
+        confidence: _builtins.float = ...,
+        threshold: _builtins.float = ...,
+        reason: _builtins.str = ...,
+        answer: _builtins.str = ...,
+        model: _builtins.str = ...,
+        input_tokens: _builtins.int = ...,
+        output_tokens: _builtins.int = ...,
+        money_micros: _builtins.int = ...,
+        elapsed: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["elapsed", b"elapsed"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "confidence", b"confidence", "elapsed", b"elapsed", "input_tokens", b"input_tokens", "model", b"model", "money_micros", b"money_micros", "output_tokens", b"output_tokens", "project", b"project", "reason", b"reason", "stage", b"stage", "threshold", b"threshold", "word", b"word"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Opinion: _TypeAlias = Opinion  # noqa: Y015
 
 @_typing.final
 class Candidate(_message.Message):

@@ -491,7 +491,9 @@ class Wait(_message.Message):
         REASON_NO_ELIGIBLE_EXECUTOR: Wait._Reason.ValueType  # 6
         """Nobody may take it: `exclusions` says which filter ruled out how many."""
         REASON_UNSURE: Wait._Reason.ValueType  # 7
-        """The policy is not sure enough where it goes, and asks: a person routes it with Delegate or UpdateTask."""
+        """The policy is not sure enough where it goes. `on` names the adviser that is being asked, `llm` or `sage`; where it
+        is empty, a person routes it with Delegate or UpdateTask.
+        """
         REASON_INSTANCE: Wait._Reason.ValueType  # 8
         """The instance, or one above it, is not running: `on` names it."""
         REASON_PROJECT: Wait._Reason.ValueType  # 9
@@ -525,7 +527,9 @@ class Wait(_message.Message):
     REASON_NO_ELIGIBLE_EXECUTOR: Wait.Reason.ValueType  # 6
     """Nobody may take it: `exclusions` says which filter ruled out how many."""
     REASON_UNSURE: Wait.Reason.ValueType  # 7
-    """The policy is not sure enough where it goes, and asks: a person routes it with Delegate or UpdateTask."""
+    """The policy is not sure enough where it goes. `on` names the adviser that is being asked, `llm` or `sage`; where it
+    is empty, a person routes it with Delegate or UpdateTask.
+    """
     REASON_INSTANCE: Wait.Reason.ValueType  # 8
     """The instance, or one above it, is not running: `on` names it."""
     REASON_PROJECT: Wait.Reason.ValueType  # 9

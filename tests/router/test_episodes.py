@@ -141,6 +141,7 @@ def test_a_later_decision_reroutes_the_one_before() -> None:
     assert said is not None
     assert (said.decision, said.outcome) == ("decisions/2", Episode.OUTCOME_REROUTED)
     assert said.finish_time.ToDatetime(UTC) == NOW
+    assert said.rerouted_to == "projects/p"
 
 
 def test_a_first_decision_reroutes_nothing() -> None:
@@ -444,16 +445,29 @@ async def test_a_long_log_is_sent_in_order_and_in_batches(
     assert [len(names) for names in memory.requests] == [500, 500, 200]
 
 
-async def test_what_comes_soon_after_is_gathered(server: Neighbour, router: Router, memory: Memory) -> None:
-    async with sending(server, router, linger=50 * MILLISECOND):
-        await router.decide(1)
+async def test_what_comes_soon_after_much_is_gathered(
+    server: Neighbour, router: Router, memory: Memory
+) -> None:
+    await router.decide(*range(1, 101))
+    async with sending(server, router, linger=timedelta(hours=1)):  # a hundred make it wait for 0.4 s
         await memory.called.wait(after=0)
-        for number in range(2, 12):
+        for number in range(101, 111):
             await router.decide(number)
         await router.until_sent()
 
-    assert len(memory.episodes) == 11
-    assert len(memory.requests) < 11
+    assert [len(names) for names in memory.requests] == [100, 10]
+
+
+async def test_one_that_comes_alone_is_sent_at_once(
+    server: Neighbour, router: Router, memory: Memory
+) -> None:
+    async with sending(server, router, linger=timedelta(hours=1)):
+        for number in range(1, 4):
+            await router.decide(number)
+            async with asyncio.timeout(5):  # each was alone: nobody waits for the hour
+                await router.until_sent()
+
+    assert [len(names) for names in memory.requests] == [1, 1, 1]
 
 
 # ---------------------------------------------------------------- trouble

@@ -9,6 +9,10 @@ the sender here reads the log from its cursor on, in order, and moves the cursor
                                        │
     cursor ◄── acknowledged ◄── RecordEpisodes, at most 500 of each and 3 MiB
 
+Who gives feedback a moment after a decision should find that memory knows it, and a busy router should not send each
+decision by itself. So one request follows the other after a pause that grows with what there was to send: a lonely
+decision is sent at once, and a thousand a second are sent by the five hundred.
+
 So nothing is lost when memory is down or either of the two restarts, and something may be sent twice, which
 memory does not mind. What is sent is read when it is sent, not when it happened: a decision never changes, and
 neither does a task in a final state.
@@ -67,6 +71,10 @@ MOST_BYTES: Final = 3 * 1024 * 1024
 _MOST_TITLE_BYTES: Final = 300
 _MOST_DESCRIPTION_BYTES: Final = 4000
 _MOST_CANDIDATES: Final = 10
+_GATHER: Final = 0.004
+"""Seconds to let the log gather, for each event that there was the last time."""
+_SHARE: Final = 4
+"""How many times as long as it took to send is waited at least before more is sent."""
 _BREATH: Final = 50
 """Events that are worked on at a stretch: then others have their turn."""
 
@@ -178,10 +186,12 @@ def rerouted(record: DecisionRecord) -> EpisodeOutcome | None:
     # Those before that one were told when it replaced them.
     if not record.replaced:
         return None
+    decision = Decision.FromString(record.decision)
     return EpisodeOutcome(
         decision=record.replaced,
         outcome=Episode.OUTCOME_REROUTED,
-        finish_time=Decision.FromString(record.decision).create_time,
+        finish_time=decision.create_time,
+        rerouted_to=decision.project,
     )
 
 
@@ -292,7 +302,7 @@ class EpisodeSender:
         source: The router's log and records.
         first_wait: How long to wait after a first failure; doubled each time.
         longest_wait: The most it is doubled to.
-        linger: How long to let the log gather between two requests, unless more is waiting already.
+        linger: The longest time that the log is let gather between two requests.
         timeout: How long memory may take for one request.
     """
 
@@ -331,14 +341,20 @@ class EpisodeSender:
             self._cursor = await self._source.load_cursor()
         else:  # after trouble, and noting it may have been the trouble
             await self._source.save_cursor(self._cursor)
+        now = asyncio.get_running_loop().time
         async for events in self._source.tail(self._cursor):
+            began = now()
             for batch in batches(await self._said(events)):
                 await self._send(batch)
             self._cursor = events[-1].version
             await self._source.save_cursor(self._cursor)
             self._source_backoff.worked()
             if len(events) < MOST_ITEMS:
-                await asyncio.sleep(self._linger)
+                await asyncio.sleep(self._pause(len(events), now() - began))
+
+    def _pause(self, events: int, took: float) -> float:
+        """How long to let the log gather after a request about so many events."""
+        return min(max(_GATHER * events, _SHARE * took), self._linger)
 
     def _start_over(self, error: ResumeTooOld) -> None:
         # The log was trimmed past us, or the database was restored from a backup and is behind us. What is

@@ -238,7 +238,8 @@ class LessonWatch:
         now = asyncio.get_running_loop().time
         began = now()
         try:
-            self._learner.apply([_lesson(message) for message in messages if message.truth in _TRUTHS])
+            if lessons := [_lesson(message) for message in messages if message.truth in _TRUTHS]:
+                self._learner.apply(lessons)
         except Exception:  # of the model: one text must not keep the router from learning all that follow
             first, last = messages[0].position, messages[-1].position
             _log.exception("lessons could not be learned and are left out", first=first, last=last)

@@ -22,6 +22,7 @@ EXTRAS = {
     "metrics",
     "redis",
     "opensearch",
+    "learned",
     "llm",
     "mcp",
     "a2a",

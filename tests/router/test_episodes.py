@@ -449,7 +449,7 @@ async def test_what_comes_soon_after_much_is_gathered(
     server: Neighbour, router: Router, memory: Memory
 ) -> None:
     await router.decide(*range(1, 101))
-    async with sending(server, router, linger=timedelta(hours=1)):  # a hundred make it wait for 0.4 s
+    async with sending(server, router, linger=timedelta(hours=1)):  # a hundred make it wait for 0.8 s
         await memory.called.wait(after=0)
         for number in range(101, 111):
             await router.decide(number)

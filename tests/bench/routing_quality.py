@@ -15,15 +15,17 @@ import os
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
 
-from hopper_learning import Model, Target, Text, WordLlamaEncoder
+from tests.bench.routing_quality_routers import Router, TheModel, TheRouter, TheService
 
 SHARED: Final = Path(os.environ.get("HOPPER_SHARED", Path(__file__).parents[3] / "shared"))
 HARNESS: Final = SHARED / "bench" / "routing_quality" / "harness.py"
@@ -32,44 +34,14 @@ STREAMS: Final = ("jira_components", "multi_project", "intents_oos", "dotnet_are
 LATE: Final = 50
 
 Metrics = Mapping[str, Any]
-Task = Mapping[str, Any]
 
 
-class Router(Protocol):
-    """What the harness asks of a router; see the README beside it."""
-
-    def add_target(self, id: str, name: str, description: str) -> None: ...
-    def remove_target(self, id: str) -> None: ...
-    def decide(self, task: Task) -> list[tuple[str, float]]: ...
-    def feedback(self, task: Task, target: str | None) -> None: ...
-
-
-class InProcess:
-    """The model alone."""
-
-    encoder = WordLlamaEncoder()
-
-    def __init__(self) -> None:
-        self.model = Model(self.encoder)
-
-    def add_target(self, id: str, name: str, description: str) -> None:
-        self.model.add(Target(id, name, description))
-
-    def remove_target(self, id: str) -> None:
-        self.model.remove(id)
-
-    def decide(self, task: Task) -> list[tuple[str, float]]:
-        return self.model.predict(_text(task)).top(3)
-
-    def feedback(self, task: Task, target: str | None) -> None:
-        self.model.learn(_text(task), target)
-
-
-def _text(task: Task) -> Text:
-    return Text(task["title"], task["description"], tuple(task["tags"]))
-
-
-ROUTERS: Final[Mapping[str, Callable[[], Router]]] = {"model": InProcess}
+ROUTERS: Final[Mapping[str, Callable[[], Router]]] = {
+    "model": TheModel,
+    "router": TheRouter,
+    "grpc": TheService,
+    "suggest": partial(TheService, suggest=True),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +167,8 @@ class Replay:
     def run(self, name: str, *, delay: int = 0, reject: bool = False) -> Metrics:
         """The metrics of one stream."""
         rows, targets = self.harness.load(DATA, name)
-        records = self.harness.replay(self.make(), rows[: self.limit], targets, delay=delay, reject=reject)
+        with closing(self.make()) as router:
+            records = self.harness.replay(router, rows[: self.limit], targets, delay=delay, reject=reject)
         return {**self.harness.metrics(records), "data": name}
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
 import statistics
 import sys
@@ -116,7 +117,7 @@ def main(arguments: Sequence[str]) -> int:
         )
         return 2
     harness = _load(HARNESS)
-    replay = Replay(harness, ROUTERS[options.through], options.limit)
+    replay = Replay(harness, ROUTERS[options.through], options.limit, options.json)
     names = [name for name in STREAMS if not options.only or name in options.only]
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     plain = {name: replay.run(name) for name in names}
@@ -143,6 +144,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         "--limit", type=int, help="only the first N tasks; the reference's figures are of whole streams"
     )
     parser.add_argument("--through", choices=sorted(ROUTERS), default="model")
+    parser.add_argument("--json", type=Path, help="append every run's figures to a file, a line each")
     parser.add_argument("--quick", action="store_true", help="one pass: no late feedback, no 'none of them'")
     return parser.parse_args(arguments)
 
@@ -163,13 +165,18 @@ class Replay:
     harness: ModuleType
     make: Callable[[], Router]
     limit: int | None
+    json: Path | None
 
     def run(self, name: str, *, delay: int = 0, reject: bool = False) -> Metrics:
         """The metrics of one stream."""
         rows, targets = self.harness.load(DATA, name)
         with closing(self.make()) as router:
             records = self.harness.replay(router, rows[: self.limit], targets, delay=delay, reject=reject)
-        return {**self.harness.metrics(records), "data": name}
+        metrics = {**self.harness.metrics(records), "data": name, "delay": delay, "reject": reject}
+        if self.json is not None:
+            with self.json.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(metrics) + "\n")
+        return metrics
 
 
 def _table(runs: Mapping[str, Metrics]) -> Table:

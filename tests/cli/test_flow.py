@@ -3,6 +3,7 @@
 import json
 import signal
 import stat
+import uuid
 from datetime import UTC, datetime, timedelta
 
 from tests.cli.conftest import Terminal, add
@@ -266,3 +267,25 @@ def test_lists_by_state(hopper: Terminal, project: str, task: str) -> None:
     for options in (("--all",), ("--state", "cancelled"), ("-s", "open", "-s", "cancelled")):
         assert len(hopper.json("list", "--project", project, *options)["tasks"]) == 1
     assert hopper.json("list", "--project", project, "--state", "open")["tasks"] == []
+
+
+def test_why_names_tasks_like_it_and_what_would_have_changed_it(hopper: Terminal) -> None:
+    """With the ends of their ids, by which to ask on."""
+    word = f"quokka{uuid.uuid4().hex[:6]}"
+    for name in ("a", "b"):
+        hopper.ok(
+            "project", "add", f"{name}-{word}", "--description", f"about {word}", "--tag", f"{name}{word}"
+        )
+    first = hopper.json("add", f"feed the {word}", "--tag", f"a{word}")["task"]
+    hopper.ok("feedback", first["name"], "--good")  # memory knows of it then
+    second = hopper.json("add", f"the {word} is hungry", "--tag", f"a{word}")["task"]["name"]
+    told = hopper.json("why", second)
+    assert [each["episode"]["task"] for each in told["similar"]] == [first["name"]]
+    assert told["similar"][0]["episode"]["feedback"][0]["match"] == "MATCH_GOOD"
+    kinds = {change["kind"] for change in told["counterfactuals"]}
+    assert {"KIND_RULE", "KIND_THRESHOLD"} <= kinds
+    shown = hopper.ok("why", second).out
+    assert "Tasks like it" in shown
+    assert first["name"][-6:] in shown
+    assert "What would have changed it" in shown
+    assert f"with a rule for b-{word} that weighs more than" in shown

@@ -3,18 +3,23 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from rich.console import Console, RenderableType
 
+from hopper.memory.v1.episode_pb2 import Episode, Feedback
 from hopper.router.v1.decision_pb2 import Candidate, Decision, Exclusion, Factor
 from hopper.router.v1.task_pb2 import Claim, Task, TaskSpec, Wait
+from hopper.router.v1.task_service_pb2 import LearnedOpinion, LearnedReason, LearnedWord
 from hopper_cli.render import (
     FINAL,
     bar,
     decision_line,
     exclusion_table,
     factor_table,
+    how_it_went,
+    opinion_table,
     state_word,
     task_facts,
     task_table,
     wait_word,
+    word_table,
 )
 from hopper_common.timestamps import to_proto
 
@@ -122,3 +127,45 @@ def test_exclusions_name_filter_and_projects() -> None:
         exclusions=[Exclusion(filter="capability", count=2, projects=["a", "b"], detail="java")]
     )
     assert shown(exclusion_table(decision)).splitlines()[1].split() == ["capability", "2", "a,", "b", "java"]
+
+
+def test_words_are_shown_with_their_signs() -> None:
+    """Beside each other for the first two; what the second has nothing of stays empty."""
+    first = LearnedReason(
+        project="projects/web",
+        probability=0.7,
+        words=[LearnedWord(word="pages", weight=2.0), LearnedWord(word="slow", weight=-0.5)],
+        opinions=[LearnedOpinion(name="nb", probability=0.9, weight=1.25)],
+    )
+    second = LearnedReason(
+        project="projects/ops", probability=0.2, words=[LearnedWord(word="slow", weight=0.75)]
+    )
+    lines = [line.split() for line in shown(word_table([first, second])).splitlines()]
+    assert lines == [
+        ["WORD", "WEB", "70%", "OPS", "20%"],
+        ["pages", "+2.00", "████████████████████"],
+        ["slow", "-0.50", "+0.75", "█████"],
+    ]
+    assert shown(opinion_table(first)).splitlines()[1].split()[:3] == ["nb", "90.0%", "1.25"]
+
+
+@pytest.mark.parametrize(
+    ("episode", "words"),
+    [
+        (Episode(), "open"),
+        (Episode(outcome=Episode.OUTCOME_SUCCEEDED), "succeeded"),
+        (Episode(outcome=Episode.OUTCOME_REROUTED, rerouted_to="projects/ops"), "rerouted to ops"),
+        (Episode(outcome=99), "99"),  # type: ignore[arg-type]  # of a newer Hopper
+        (
+            Episode(
+                outcome=Episode.OUTCOME_SUCCEEDED,
+                feedback=[Feedback(), Feedback(match=Feedback.MATCH_BAD, better_project="projects/ops")],
+            ),
+            "wrong: ops",
+        ),
+        (Episode(feedback=[Feedback(match=Feedback.MATCH_NONE)]), "nobody's"),
+    ],
+)
+def test_how_it_went_is_what_people_say_or_else_how_it_ended(episode: Episode, words: str) -> None:
+    """The newest feedback that says so counts."""
+    assert words in str(how_it_went(episode))

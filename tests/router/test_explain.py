@@ -4,11 +4,13 @@ from typing import Any
 
 import pytest
 
+from hopper.router.v1 import decision_pb2
 from hopper.router.v1 import delegation_service_pb2 as delegation_svc
+from hopper.router.v1 import routing_service_pb2 as routing_svc
 from hopper.router.v1 import task_pb2 as pb
 from hopper.router.v1 import task_service_pb2 as svc
-from hopper_router.model import Project
-from tests.router.harness import ROOT, Code, Router, refusal
+from hopper_router.model import Lesson, Project, Truth
+from tests.router.harness import NOW, ROOT, Code, Router, refusal
 
 
 async def explain(router: Router, task: pb.Task, not_project: str = "") -> svc.ExplainTaskResponse:
@@ -138,3 +140,45 @@ async def test_what_it_names_must_exist(router: Router) -> None:
     )
     ghost = pb.Task(name=f"{ROOT}/tasks/none")
     await refusal(explain(router, ghost), Code.NOT_FOUND, "TASK_NOT_FOUND", task=ghost.name)
+
+
+async def test_what_would_have_changed_it(router: Router) -> None:
+    """From the record, and the tags that the second has now."""
+    router.registry.project("web", tags=frozenset({"ui"}), description="pages")
+    ops = router.registry.project("ops", tags=frozenset({"linux"}), description="servers")
+    task = await router.submit("servers", tags=["ui"])
+    found = {(change.kind, change.what): change for change in (await explain(router, task)).counterfactuals}
+    kinds = svc.Counterfactual
+    without = found[kinds.KIND_TAG, "ui"]
+    assert (without.project, without.message) == (ops, "without the tag ui, it would have gone to ops")
+    assert found[kinds.KIND_TAG, "linux"].recomputed
+    assert found[kinds.KIND_RULE, "ops"].needed > 0
+    assert (kinds.KIND_THRESHOLD, "threshold") in found
+    assert len((await explain(router, task)).counterfactuals) <= 12
+
+
+async def test_what_was_learned_is_told_by_words(router: Router) -> None:
+    """Only where it took part; as it is known now, of the first two."""
+    shop = router.registry.project("shop", description="checkout")
+    docs = router.registry.project("docs", description="manuals")
+    by_rules = await router.submit("zebra manuals")
+    assert not (await explain(router, by_rules)).learned
+    policy = decision_pb2.Policy(name=f"{ROOT}/policy", source="strategy: learned")
+    await router.routing.UpdatePolicy(routing_svc.UpdatePolicyRequest(policy=policy))
+    task = await router.submit("zebra manuals")
+    titles = ["the zebra is lost", "zebra manuals", "zebra again"]
+    router.engine.learned.apply(
+        [
+            Lesson(n, ROOT, f"decisions/{n}", title, "", (), Truth.RIGHT, docs, "ann", 1.0, NOW)
+            for n, title in enumerate(titles, start=1)
+        ]
+    )
+    said = (await explain(router, task)).learned
+    assert {reason.project for reason in said} == {shop, docs}
+    assert said[0].project == task.project
+    of_docs = next(reason for reason in said if reason.project == docs)
+    words = {word.word: word.weight for word in of_docs.words}
+    assert words["zebra"] > 0
+    assert 0 < of_docs.probability <= 1
+    assert {opinion.name for opinion in of_docs.opinions} >= {"nb", "name"}
+    assert not (await explain(router, by_rules)).learned

@@ -7,10 +7,13 @@ from typing import Any, Final
 from rich.table import Table
 from rich.text import Text
 
+from hopper.memory.v1.episode_pb2 import Episode, Feedback
+from hopper.memory.v1.episodic_service_pb2 import SimilarEpisode
 from hopper.router.v1.decision_pb2 import Candidate, Decision
 from hopper.router.v1.delegation_pb2 import Delegation
 from hopper.router.v1.schedule_pb2 import Schedule, ScheduleRun
 from hopper.router.v1.task_pb2 import Attempt, Task, TaskSpec, Wait
+from hopper.router.v1.task_service_pb2 import LearnedReason
 from hopper_cli.names import bare, instance_of, path_of, short
 from hopper_cli.output import clean, one_line
 from hopper_cli.times import format_age, format_duration, format_time
@@ -263,6 +266,82 @@ def exclusion_table(decision: Decision) -> Table:
             Text(one_line(each.detail), style="dim"),
         )
     return table
+
+
+_MOST_WORDS: Final = 10
+
+
+def word_table(reasons: Sequence[LearnedReason]) -> Table:
+    """The words that moved the first of some projects most, and how far they moved the others."""
+    first = reasons[0]
+    columns = [f"#{bare(each.project)} {each.probability:.0%}" for each in reasons]
+    table = grid("word", *columns, "")
+    others = [{word.word: word.weight for word in each.words} for each in reasons[1:]]
+    largest = max((abs(word.weight) for word in first.words), default=0.0) or 1.0
+    for word in first.words[:_MOST_WORDS]:
+        weights = [word.weight, *(other.get(word.word) for other in others)]
+        table.add_row(
+            plain(word.word),
+            *("" if weight is None else f"{weight:+.2f}" for weight in weights),
+            Text(bar(abs(word.weight) / largest), style="red" if word.weight < 0 else "green"),
+        )
+    return table
+
+
+def opinion_table(reason: LearnedReason) -> Table:
+    """What each part of the model says of a project, and how much it is listened to."""
+    table = grid("part", "#says", "#weight", "")
+    for each in reason.opinions:
+        table.add_row(
+            each.name,
+            f"{each.probability:.1%}",
+            f"{each.weight:.2f}",
+            Text(bar(each.probability), style="cyan"),
+        )
+    return table
+
+
+# Episodes.
+
+
+def similar_table(similar: Sequence[SimilarEpisode], now: datetime) -> Table:
+    """Past tasks with where they went and how that was, the most similar first."""
+    table = grid("task", "went to", "#sure", "how it went", "#age", "title", "")
+    largest = max((each.score for each in similar), default=0.0) or 1.0
+    for each in similar:
+        episode = each.episode
+        table.add_row(
+            Text(short(episode.task), style="bold"),
+            bare(episode.project) or "nobody",
+            f"{episode.confidence:.0%}",
+            how_it_went(episode),
+            format_age(from_proto(episode.decide_time), now),
+            plain(episode.title),
+            Text(bar(each.score / largest, 8), style="dim"),
+        )
+    return table
+
+
+_VERDICTS: Final = {
+    Feedback.MATCH_GOOD: ("right", "green"),
+    Feedback.MATCH_BAD: ("wrong", "red"),
+    Feedback.MATCH_NONE: ("nobody's", "red"),
+}
+_ENDS: Final = {Episode.OUTCOME_SUCCEEDED: "green", Episode.OUTCOME_FAILED: "red"}
+
+
+def how_it_went(episode: Episode) -> Text:
+    """What feedback says of a decision, or else how the task ended."""
+    for each in episode.feedback:
+        if each.match in _VERDICTS:
+            said, style = _VERDICTS[each.match]
+            better = f": {bare(each.better_project)}" if each.better_project else ""
+            return Text(f"{said}{better}", style=style)
+    if episode.outcome == Episode.OUTCOME_UNSPECIFIED:
+        return Text("open", style="dim")
+    words = word(Episode.Outcome, episode.outcome, "OUTCOME_")
+    to = f" to {bare(episode.rerouted_to)}" if episode.rerouted_to else ""
+    return Text(f"{words}{to}", style=_ENDS.get(episode.outcome, "yellow"))
 
 
 # Delegations.

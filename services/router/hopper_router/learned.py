@@ -19,7 +19,17 @@ from typing import Final
 import numpy as np
 import structlog
 
-from hopper_learning import Encoder, EncoderMissing, LearningError, Model, Target, Text, WordLlamaEncoder
+from hopper_learning import (
+    Encoder,
+    EncoderMissing,
+    Explanation,
+    LearningError,
+    Model,
+    Target,
+    Text,
+    UnknownTarget,
+    WordLlamaEncoder,
+)
 from hopper_router.candidates import Candidates
 from hopper_router.filters import Sieve, id_of
 from hopper_router.model import Lesson, Project, TaskSpec, Truth
@@ -103,6 +113,19 @@ class Learned:
         if whole <= 0.0:
             return None
         return Shares(shares / whole, found.none)
+
+    def explain(self, instance: str, task: TaskSpec, project: str) -> Explanation | None:
+        """Why a project gets its share of a task, as it is known now; None: nothing is known of it."""
+        if not self._awake:
+            return None
+        with self._lock:
+            model = self._models.get(instance)
+            if model is None:
+                return None
+            try:
+                return model.explain(Text(task.title, task.description, task.tags), project)
+            except UnknownTarget:
+                return None
 
     def _model(self, instance: str) -> Model:
         model = self._models.get(instance)

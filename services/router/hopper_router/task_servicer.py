@@ -346,7 +346,11 @@ class TaskServicer(TaskServiceServicer):
     async def ExplainTask(self, request: svc.ExplainTaskRequest, context: Context) -> svc.ExplainTaskResponse:
         return await up_to_date(
             self._engine,
-            lambda: self._engine.read(lambda unit: explain.explain(unit, request.name, request.not_project)),
+            lambda: self._engine.read(
+                lambda unit: explain.explain(
+                    unit, request.name, request.not_project, self._engine.learned.explain
+                )
+            ),
         )
 
 

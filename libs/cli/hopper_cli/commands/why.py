@@ -1,6 +1,6 @@
 """Why a task is where it is."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -9,9 +9,15 @@ from hopper_cli.cli import Cli, command
 from hopper_cli.commands.options import TASKS, TaskArgument
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hopper.memory.v1.episodic_service_pb2 import SimilarEpisode
     from hopper.router.v1.decision_pb2 import Decision
     from hopper.router.v1.delegation_pb2 import Delegation
-    from hopper.router.v1.task_service_pb2 import WhyNot
+    from hopper.router.v1.task_service_pb2 import ExplainTaskResponse, LearnedReason, WhyNot
+
+MOST_SIMILAR: Final = 5
+_MOST_TEXT_BYTES: Final = 4000
 
 
 def register(app: typer.Typer) -> None:
@@ -27,7 +33,12 @@ def why(
         typer.Option("--not", metavar="PROJECT", help="Why not there?", autocompletion=complete.projects),
     ] = "",
 ) -> None:
-    """Tell why a task is where it is, why not elsewhere, and what it waits for."""
+    """
+    Tell why a task is where it is, why not elsewhere, and what it waits for.
+
+    With the candidates and what their scores are made of; where what was learned has decided, the words that moved it;
+    tasks like it, and how they went; and what alone would have changed the decision.
+    """
     from hopper.router.v1.delegation_service_pb2 import ListDelegationsRequest
     from hopper.router.v1.task_service_pb2 import ExplainTaskRequest
     from hopper_cli.names import project_name
@@ -37,18 +48,66 @@ def why(
     request = ExplainTaskRequest(name=name, not_project=project_name(not_project) if not_project else "")
     answer = cli.hopper.tasks.ExplainTask(request)
     chain = cli.hopper.delegations.ListDelegations(ListDelegationsRequest(task=name))
+    similar = _similar(cli, answer)
     if cli.json:
-        cli.out.document({**to_json(answer), **to_json(chain)})
+        likes = [to_json(each) for each in similar or ()]
+        cli.out.document({**to_json(answer), **to_json(chain), "similar": likes})
         return
     _head(cli, answer.task.name, answer.task.spec.title, list(answer.sentences))
     if answer.HasField("why_not"):
         _why_not(cli, answer.why_not)
     if answer.decisions:
         _decision(cli, answer.decisions[0])
+    _because(cli, answer, similar)
     if len(answer.decisions) > 1:
         _earlier(cli, list(answer.decisions[1:]))
     if chain.delegations:
         _chain(cli, list(chain.delegations))
+
+
+def _similar(cli: Cli, answer: "ExplainTaskResponse") -> "Sequence[SimilarEpisode] | None":
+    """Past tasks that say the same words, best first; None: memory does not answer."""
+    from hopper.memory.v1.episodic_service_pb2 import SearchSimilarRequest
+    from hopper_common.errors import HopperError
+
+    text = f"{answer.task.spec.title} {answer.task.spec.description}".encode()[:_MOST_TEXT_BYTES]
+    if not answer.decisions or not text.strip():
+        return ()
+    request = SearchSimilarRequest(
+        text=text.decode(errors="ignore"), instance=answer.decisions[0].instance, limit=3 * MOST_SIMILAR
+    )
+    try:
+        found = cli.hopper.episodes.SearchSimilar(request).matches
+    except HopperError as error:  # the rest of the answer does not need it
+        cli.out.note(f"memory does not say what is like it: {error.reason}")
+        return None
+    others = {each.episode.task: each for each in reversed(found) if each.episode.task != answer.task.name}
+    return sorted(others.values(), key=lambda each: -each.score)[:MOST_SIMILAR]
+
+
+def _because(cli: Cli, answer: "ExplainTaskResponse", similar: "Sequence[SimilarEpisode] | None") -> None:
+    from hopper_cli.render import similar_table
+
+    if answer.learned:
+        _learned(cli, answer.learned)
+    if similar:
+        _heading(cli, "Tasks like it")
+        cli.out.say(similar_table(similar, cli.now))
+    if answer.counterfactuals:
+        _heading(cli, "What would have changed it")
+        for change in answer.counterfactuals:
+            cli.out.say(f"  {change.message}")
+
+
+def _learned(cli: Cli, reasons: "Sequence[LearnedReason]") -> None:
+    from hopper_cli.names import bare
+    from hopper_cli.render import opinion_table, word_table
+
+    _heading(cli, "The words that mattered, as it is known now")
+    cli.out.say(word_table(reasons))
+    first = reasons[0]
+    _heading(cli, f"What each part of the model says of {bare(first.project)}")
+    cli.out.say(opinion_table(first))
 
 
 def _head(cli: Cli, name: str, title: str, sentences: list[str]) -> None:

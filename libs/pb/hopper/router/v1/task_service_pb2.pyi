@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from hopper.common.v1 import watch_pb2 as _watch_pb2
 from hopper.router.v1 import decision_pb2 as _decision_pb2
 from hopper.router.v1 import task_pb2 as _task_pb2
@@ -1030,6 +1031,8 @@ class ExplainTaskResponse(_message.Message):
     DECISIONS_FIELD_NUMBER: _builtins.int
     SENTENCES_FIELD_NUMBER: _builtins.int
     WHY_NOT_FIELD_NUMBER: _builtins.int
+    LEARNED_FIELD_NUMBER: _builtins.int
+    COUNTERFACTUALS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def task(self) -> _task_pb2.Task:
         """The task, in BASIC view."""
@@ -1046,6 +1049,16 @@ class ExplainTaskResponse(_message.Message):
     def why_not(self) -> Global___WhyNot:
         """Why not the project that was asked about."""
 
+    @_builtins.property
+    def learned(self) -> _containers.RepeatedCompositeFieldContainer[Global___LearnedReason]:
+        """Where what was learned has decided: what it says of the first two candidates now, the first one first."""
+
+    @_builtins.property
+    def counterfactuals(self) -> _containers.RepeatedCompositeFieldContainer[Global___Counterfactual]:
+        """What alone would have changed the decision in force: of the task first, then of projects, then of the policy. At
+        most 12.
+        """
+
     def __init__(
         self,
         *,
@@ -1053,14 +1066,203 @@ class ExplainTaskResponse(_message.Message):
         decisions: _abc.Iterable[_decision_pb2.Decision] | None = ...,
         sentences: _abc.Iterable[_builtins.str] | None = ...,
         why_not: Global___WhyNot | None = ...,
+        learned: _abc.Iterable[Global___LearnedReason] | None = ...,
+        counterfactuals: _abc.Iterable[Global___Counterfactual] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["task", b"task", "why_not", b"why_not"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions", "sentences", b"sentences", "task", b"task", "why_not", b"why_not"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counterfactuals", b"counterfactuals", "decisions", b"decisions", "learned", b"learned", "sentences", b"sentences", "task", b"task", "why_not", b"why_not"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExplainTaskResponse: _TypeAlias = ExplainTaskResponse  # noqa: Y015
+
+@_typing.final
+class LearnedReason(_message.Message):
+    """Why what was learned speaks for a project, as it is known now; the record keeps only the share."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROJECT_FIELD_NUMBER: _builtins.int
+    PROBABILITY_FIELD_NUMBER: _builtins.int
+    WORDS_FIELD_NUMBER: _builtins.int
+    OPINIONS_FIELD_NUMBER: _builtins.int
+    project: _builtins.str
+    """Format: `projects/{project}`."""
+    probability: _builtins.float
+    """How likely it is the right one, among all that are known, 0 to 1."""
+    @_builtins.property
+    def words(self) -> _containers.RepeatedCompositeFieldContainer[Global___LearnedWord]:
+        """The words of the task that moved it, most first, at most 12."""
+
+    @_builtins.property
+    def opinions(self) -> _containers.RepeatedCompositeFieldContainer[Global___LearnedOpinion]:
+        """What each part of the model says."""
+
+    def __init__(
+        self,
+        *,
+        project: _builtins.str = ...,
+        probability: _builtins.float = ...,
+        words: _abc.Iterable[Global___LearnedWord] | None = ...,
+        opinions: _abc.Iterable[Global___LearnedOpinion] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["opinions", b"opinions", "probability", b"probability", "project", b"project", "words", b"words"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LearnedReason: _TypeAlias = LearnedReason  # noqa: Y015
+
+@_typing.final
+class LearnedWord(_message.Message):
+    """A word, and how far it moved a project."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORD_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    word: _builtins.str
+    """The word."""
+    weight: _builtins.float
+    """In log odds; below 0: it spoke against it."""
+    def __init__(
+        self,
+        *,
+        word: _builtins.str = ...,
+        weight: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["weight", b"weight", "word", b"word"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LearnedWord: _TypeAlias = LearnedWord  # noqa: Y015
+
+@_typing.final
+class LearnedOpinion(_message.Message):
+    """What one part of the model says of a project."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PROBABILITY_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The part, e.g. `nb` or `name`."""
+    probability: _builtins.float
+    """How likely it holds the project to be, 0 to 1."""
+    weight: _builtins.float
+    """How much it is listened to."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        probability: _builtins.float = ...,
+        weight: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "probability", b"probability", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LearnedOpinion: _TypeAlias = LearnedOpinion  # noqa: Y015
+
+@_typing.final
+class Counterfactual(_message.Message):
+    """One change that alone would have changed a decision."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Counterfactual._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: Counterfactual._Kind.ValueType  # 0
+        """Not said."""
+        KIND_WEIGHT: Counterfactual._Kind.ValueType  # 1
+        """The weight of a factor."""
+        KIND_RULE: Counterfactual._Kind.ValueType  # 2
+        """A rule more, or one less."""
+        KIND_TAG: Counterfactual._Kind.ValueType  # 3
+        """A tag of the task more, or one less."""
+        KIND_WORD: Counterfactual._Kind.ValueType  # 4
+        """A word of the task less."""
+        KIND_LOAD: Counterfactual._Kind.ValueType  # 5
+        """How busy a project was."""
+        KIND_THRESHOLD: Counterfactual._Kind.ValueType  # 6
+        """The confidence that the policy asks for."""
+        KIND_FILTER: Counterfactual._Kind.ValueType  # 7
+        """A filter that ruled others out."""
+        KIND_PIN: Counterfactual._Kind.ValueType  # 8
+        """What the requester chose."""
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
+        """What would have to change."""
+
+    KIND_UNSPECIFIED: Counterfactual.Kind.ValueType  # 0
+    """Not said."""
+    KIND_WEIGHT: Counterfactual.Kind.ValueType  # 1
+    """The weight of a factor."""
+    KIND_RULE: Counterfactual.Kind.ValueType  # 2
+    """A rule more, or one less."""
+    KIND_TAG: Counterfactual.Kind.ValueType  # 3
+    """A tag of the task more, or one less."""
+    KIND_WORD: Counterfactual.Kind.ValueType  # 4
+    """A word of the task less."""
+    KIND_LOAD: Counterfactual.Kind.ValueType  # 5
+    """How busy a project was."""
+    KIND_THRESHOLD: Counterfactual.Kind.ValueType  # 6
+    """The confidence that the policy asks for."""
+    KIND_FILTER: Counterfactual.Kind.ValueType  # 7
+    """A filter that ruled others out."""
+    KIND_PIN: Counterfactual.Kind.ValueType  # 8
+    """What the requester chose."""
+
+    KIND_FIELD_NUMBER: _builtins.int
+    WHAT_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    NEEDED_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    RECOMPUTED_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    kind: Global___Counterfactual.Kind.ValueType
+    """What would have to change."""
+    what: _builtins.str
+    """Its name: the factor, rule, tag, word, project or filter."""
+    value: _builtins.float
+    """How it was, where that is a number."""
+    needed: _builtins.float
+    """How it would have to be, or to be beyond."""
+    project: _builtins.str
+    """Where the task would have gone. Empty: to nobody, or nobody knows."""
+    recomputed: _builtins.bool
+    """True: worked out from what is known now, not from the record alone."""
+    message: _builtins.str
+    """In one sentence, for people."""
+    def __init__(
+        self,
+        *,
+        kind: Global___Counterfactual.Kind.ValueType = ...,
+        what: _builtins.str = ...,
+        value: _builtins.float = ...,
+        needed: _builtins.float = ...,
+        project: _builtins.str = ...,
+        recomputed: _builtins.bool = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "message", b"message", "needed", b"needed", "project", b"project", "recomputed", b"recomputed", "value", b"value", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Counterfactual: _TypeAlias = Counterfactual  # noqa: Y015
 
 @_typing.final
 class WhyNot(_message.Message):

@@ -322,3 +322,18 @@ def test_meaning_is_found_without_a_shared_word() -> None:
     student.add(Target("cars", "Vehicles", "driving and repairs"))
     assert student.predict(Text("how long do I boil pasta")).ids[0] == "food"
     assert student.predict(Text("the engine of my truck is loud")).ids[0] == "cars"
+
+
+def test_weighing_columns_says_what_predicting_says() -> None:
+    student = taught(SEEN)
+    ids = [target.id for target in student.targets]
+    columns = student.columns([*ids, "unheard-of"])
+    assert columns[-1] == -1
+    for _ in range(2):
+        for text, _target in UNSEEN[:20]:
+            chances, none = student.weigh(text, columns[2:0:-1])
+            said = student.predict(text, ids[1:3])
+            assert none == pytest.approx(said.none)
+            assert dict(zip(ids[2:0:-1], chances, strict=True)) == pytest.approx(dict(said.ranked))
+        student.learn(Text("what is the weather like"), None)
+    assert student.weigh(Text("anything"), columns[:0])[0].tolist() == []

@@ -12,7 +12,7 @@ from its first lesson on. The same lessons in the same order give the same numbe
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final, NamedTuple, Protocol
 
@@ -34,6 +34,7 @@ from hopper_learning.sources import Sources
 from hopper_learning.vocabulary import Vocabulary
 
 NONE: Final = 0
+_NONE_FIRST: Final = np.array([NONE], np.intp)
 _QUANTUM: Final = 64
 _CACHED: Final = 256
 _ENCODED: Final = 600
@@ -191,7 +192,7 @@ class Model:
 
     def _activate(self) -> None:
         columns = sorted(self._column.values())
-        none = [NONE] if self._nb.documents[NONE] > 0 else []
+        none = [NONE] if self._knows_none else []
         self._active = np.array(none + columns, np.intp)
 
     # --- predicting
@@ -204,15 +205,44 @@ class Model:
             active = active[[column in kept for column in active.tolist()]]
         if not len(active):
             return Prediction((), np.zeros(0), 0.0)
-        reading, vector = self._reading(text)
-        example = look_up(reading, vector, self._vocabulary)
-        said = self._ask(example, active)
-        chances = self._mixer.mix(said.opinions, said.buckets, said.context)
+        chances = self._mixed(text, active)
         none = 0.0
         if active[0] == NONE:
             none, chances, active = float(chances[0]), chances[1:], active[1:]
         order = np.argsort(-chances, kind="stable")
         return Prediction([self._id[column] for column in active[order].tolist()], chances[order], none)
+
+    def columns(self, ids: Iterable[str]) -> Indices:
+        """
+        Where the targets of those ids are, for `weigh`; -1 for one that is not known.
+
+        A target keeps its column until it is removed, or the model is restored.
+        """
+        return np.array([self._column.get(id, -1) for id in ids], np.intp)
+
+    def weigh(self, text: Text, columns: Indices) -> tuple[Doubles, float]:
+        """
+        What `predict` says of the targets in those columns, in their order: for who asks about the same ones often.
+
+        Returns:
+            Their probabilities, and the mass that nothing fits.
+        """
+        if not len(columns):
+            return np.zeros(0), 0.0
+        if not self._knows_none:
+            return self._mixed(text, columns), 0.0
+        chances = self._mixed(text, np.concatenate([_NONE_FIRST, columns]))
+        return chances[1:], float(chances[0])
+
+    def _mixed(self, text: Text, active: Indices) -> Doubles:
+        reading, vector = self._reading(text)
+        example = look_up(reading, vector, self._vocabulary)
+        said = self._ask(example, active)
+        return self._mixer.mix(said.opinions, said.buckets, said.context)
+
+    @property
+    def _knows_none(self) -> bool:
+        return bool(self._nb.documents[NONE] > 0)
 
     def _reading(self, text: Text) -> tuple[Reading, Floats | None]:
         text = text.cut()

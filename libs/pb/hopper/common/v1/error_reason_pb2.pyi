@@ -138,6 +138,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INVALID_ARGUMENT. The snapshot is not what its checksum says, or ahead of the lessons there are.
     Metadata: `format`, `position`.
     """
+    ERROR_REASON_DUPLICATE_TASK: _ErrorReason.ValueType  # 81
+    """FAILED_PRECONDITION. An open task looks like the same work, and the policy refuses such. Metadata: `task`, `score`,
+    `state`.
+    """
     ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 90
     """UNAUTHENTICATED. The caller has not proved who it is."""
     ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 91
@@ -289,6 +293,10 @@ Metadata: `method`, `code`, `refusal`.
 ERROR_REASON_MODEL_INVALID: ErrorReason.ValueType  # 80
 """INVALID_ARGUMENT. The snapshot is not what its checksum says, or ahead of the lessons there are.
 Metadata: `format`, `position`.
+"""
+ERROR_REASON_DUPLICATE_TASK: ErrorReason.ValueType  # 81
+"""FAILED_PRECONDITION. An open task looks like the same work, and the policy refuses such. Metadata: `task`, `score`,
+`state`.
 """
 ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 90
 """UNAUTHENTICATED. The caller has not proved who it is."""

@@ -32,10 +32,13 @@ class SubmitTaskRequest(_message.Message):
     PARENT_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ALLOW_DUPLICATE_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """Required. The instance that takes it in, `instances/global` for "wherever it belongs". Format: `instances/{instance}`."""
     request_id: _builtins.str
     """Optional. A UUID that makes a repeat safe."""
+    allow_duplicate: _builtins.bool
+    """Take it in even where the policy refuses what looks like the same work as an open task."""
     @_builtins.property
     def spec(self) -> _task_pb2.TaskSpec:
         """Required. What is asked for."""
@@ -46,10 +49,11 @@ class SubmitTaskRequest(_message.Message):
         parent: _builtins.str = ...,
         spec: _task_pb2.TaskSpec | None = ...,
         request_id: _builtins.str = ...,
+        allow_duplicate: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent", "request_id", b"request_id", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_duplicate", b"allow_duplicate", "parent", b"parent", "request_id", b"request_id", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -63,6 +67,7 @@ class SubmitTaskResponse(_message.Message):
 
     TASK_FIELD_NUMBER: _builtins.int
     DECISION_FIELD_NUMBER: _builtins.int
+    DUPLICATES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def task(self) -> _task_pb2.Task:
         """The task, in FULL view."""
@@ -71,19 +76,60 @@ class SubmitTaskResponse(_message.Message):
     def decision(self) -> _decision_pb2.Decision:
         """Where it goes and why."""
 
+    @_builtins.property
+    def duplicates(self) -> _containers.RepeatedCompositeFieldContainer[Global___PossibleDuplicate]:
+        """Open tasks that look like the same work, the likest first, at most 5. Only where the policy asks for it."""
+
     def __init__(
         self,
         *,
         task: _task_pb2.Task | None = ...,
         decision: _decision_pb2.Decision | None = ...,
+        duplicates: _abc.Iterable[Global___PossibleDuplicate] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "duplicates", b"duplicates", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SubmitTaskResponse: _TypeAlias = SubmitTaskResponse  # noqa: Y015
+
+@_typing.final
+class PossibleDuplicate(_message.Message):
+    """An open task of the same instance that looks like the same work as a new one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    SHARED_WORDS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    task: _builtins.str
+    """Its name. Format: `instances/{instance}/tasks/{task}`."""
+    score: _builtins.float
+    """How alike they are, by the words of titles, descriptions and tags: up to 1, the same."""
+    state: _task_pb2.Task.State.ValueType
+    """Where it is in its life."""
+    @_builtins.property
+    def shared_words(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Words that both have, those that tell most first. At most 10."""
+
+    def __init__(
+        self,
+        *,
+        task: _builtins.str = ...,
+        score: _builtins.float = ...,
+        shared_words: _abc.Iterable[_builtins.str] | None = ...,
+        state: _task_pb2.Task.State.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["score", b"score", "shared_words", b"shared_words", "state", b"state", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PossibleDuplicate: _TypeAlias = PossibleDuplicate  # noqa: Y015
 
 @_typing.final
 class SubmitTasksRequest(_message.Message):
@@ -94,10 +140,13 @@ class SubmitTasksRequest(_message.Message):
     PARENT_FIELD_NUMBER: _builtins.int
     ITEMS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ALLOW_DUPLICATE_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """Required. Format: `instances/{instance}`."""
     request_id: _builtins.str
     """Optional. A UUID that makes a repeat safe."""
+    allow_duplicate: _builtins.bool
+    """Take them in even where the policy refuses what looks like the same work as an open task."""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___SubmitTasksItem]:
         """Required. From 1 to 1,000."""
@@ -108,10 +157,11 @@ class SubmitTasksRequest(_message.Message):
         parent: _builtins.str = ...,
         items: _abc.Iterable[Global___SubmitTasksItem] | None = ...,
         request_id: _builtins.str = ...,
+        allow_duplicate: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "parent", b"parent", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_duplicate", b"allow_duplicate", "items", b"items", "parent", b"parent", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -179,6 +229,7 @@ class SubmitTasksResult(_message.Message):
 
     TASK_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    DUPLICATES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def task(self) -> _task_pb2.Task:
         """The task, in BASIC view."""
@@ -187,15 +238,20 @@ class SubmitTasksResult(_message.Message):
     def error(self) -> _task_pb2.ItemError:
         """Why it was not taken in."""
 
+    @_builtins.property
+    def duplicates(self) -> _containers.RepeatedCompositeFieldContainer[Global___PossibleDuplicate]:
+        """As in SubmitTask. Earlier items of the call count too."""
+
     def __init__(
         self,
         *,
         task: _task_pb2.Task | None = ...,
         error: _task_pb2.ItemError | None = ...,
+        duplicates: _abc.Iterable[Global___PossibleDuplicate] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "result", b"result", "task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "result", b"result", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicates", b"duplicates", "error", b"error", "result", b"result", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["task", "error"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
@@ -212,10 +268,13 @@ class SubmitStreamRequest(_message.Message):
     PARENT_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ALLOW_DUPLICATE_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """Required. As in SubmitTask. Format: `instances/{instance}`."""
     request_id: _builtins.str
     """Optional. A UUID that makes a repeat safe."""
+    allow_duplicate: _builtins.bool
+    """Take it in even where the policy refuses what looks like the same work as an open task."""
     @_builtins.property
     def spec(self) -> _task_pb2.TaskSpec:
         """Required. What is asked for."""
@@ -226,10 +285,11 @@ class SubmitStreamRequest(_message.Message):
         parent: _builtins.str = ...,
         spec: _task_pb2.TaskSpec | None = ...,
         request_id: _builtins.str = ...,
+        allow_duplicate: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent", "request_id", b"request_id", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_duplicate", b"allow_duplicate", "parent", b"parent", "request_id", b"request_id", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -243,6 +303,7 @@ class SubmitStreamResponse(_message.Message):
 
     TASK_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    DUPLICATES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def task(self) -> _task_pb2.Task:
         """The task, in BASIC view."""
@@ -251,15 +312,20 @@ class SubmitStreamResponse(_message.Message):
     def error(self) -> _task_pb2.ItemError:
         """Why it was not taken in."""
 
+    @_builtins.property
+    def duplicates(self) -> _containers.RepeatedCompositeFieldContainer[Global___PossibleDuplicate]:
+        """As in SubmitTask."""
+
     def __init__(
         self,
         *,
         task: _task_pb2.Task | None = ...,
         error: _task_pb2.ItemError | None = ...,
+        duplicates: _abc.Iterable[Global___PossibleDuplicate] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "result", b"result", "task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "result", b"result", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicates", b"duplicates", "error", b"error", "result", b"result", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["task", "error"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015

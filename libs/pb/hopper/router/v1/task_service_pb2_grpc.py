@@ -132,7 +132,11 @@ class TaskServiceServicer:
         A task that nobody may take yet is accepted too, and waits (see Task.wait). At most 256 KiB.
         NOT_FOUND / INSTANCE_NOT_FOUND, PROJECT_NOT_FOUND (a pin), TASK_NOT_FOUND (a dependency).
         FAILED_PRECONDITION / INSTANCE_NOT_RUNNING (stopping, stopped, in error, terminated or never started),
-        FEDERATION_UNAVAILABLE.
+        FEDERATION_UNAVAILABLE, DUPLICATE_TASK.
+
+        Where the instance's policy asks for it, open tasks of the instance that look like the same work are told, linked by
+        the label `duplicate-of`, or a reason to refuse. Tasks that another router on the same database took in a moment
+        ago may be missed, and all are for the moments in which a router that has started reads the open ones.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

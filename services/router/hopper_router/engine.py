@@ -36,6 +36,7 @@ from hopper_router.hot import AFFINITY_GRACE, HotStore, Repeat
 from hopper_router.hot_path import HotPath, Step, require_same
 from hopper_router.hot_sqlite import SqliteHotStore
 from hopper_router.hub import Hub
+from hopper_router.inquiries import Inquiries
 from hopper_router.learned import Learned
 from hopper_router.model import Task, TaskState
 from hopper_router.policies import Policies
@@ -77,6 +78,7 @@ class Engine:
     Attributes:
         stopping: Set when the process begins to stop: long polls answer then.
         room_made: Fires when a task has ended or left, so that another may be placed, or an instance may stop.
+        inquiries: Which tasks wait for advice.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class Engine:
     ) -> None:
         self.db = db
         self.learned = learned
+        learned.projects = lambda: registry.current.candidates
         self.registry = registry
         self.policies = policies
         self.clock = clock
@@ -99,6 +102,7 @@ class Engine:
         self.room_made = Signal()
         self.requests = Requests(tables.requests, clock)
         self.words = WordIndex(db)
+        self.inquiries = Inquiries()
         self._load = load
         self._ids = Ids()
         self._turns = turns
@@ -308,6 +312,7 @@ class Engine:
         """Do what has to follow what a unit did."""
         if not changes:
             return
+        self.inquiries.follow(changes)
         self.queues.follow(delta_of(changes), changes[0].after.generation)
         now = self.clock.now()
         ready: Counter[str] = Counter()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -30,14 +30,21 @@ from hopper_learning import (
     UnknownTarget,
     WordLlamaEncoder,
 )
-from hopper_router.candidates import Candidates
+from hopper_router.candidates import BoolArray, Candidates, FloatArray, IntArray
 from hopper_router.filters import Sieve, id_of
+from hopper_router.kept import Kept
 from hopper_router.model import Lesson, Project, TaskSpec, Truth
 from hopper_router.scoring import STRATEGIES, LearnedStrategy, Shares, Strategy
 
 _log = structlog.get_logger("hopper.router")
 
 _LENGTH_BYTES: Final = 8
+_TITLE_BYTES: Final = 300
+_DESCRIPTION_BYTES: Final = 4000
+"""What memory keeps of a text: lessons are about so much of it, so questions are too."""
+_KEPT_NUMBERS: Final = 1 << 21
+_MOST_KEPT: Final = 4096
+"""How many shares, and of how many texts, are kept until something is learned."""
 
 
 def installed_encoder() -> Encoder | None:
@@ -60,6 +67,7 @@ class Learned:
 
     Attributes:
         wanted: Set once a policy asks for what was learned.
+        projects: Where to ask which projects there are now.
     """
 
     snapshot_format = "hopper-router/1"
@@ -71,8 +79,8 @@ class Learned:
         self._awake = False
         self._waking = asyncio.Lock()
         self._saving = False
-        self._models: dict[str, Model] = {}
-        self._known: dict[str, Candidates] = {}
+        self.projects: Callable[[], Candidates] | None = None
+        self._minds: dict[str, _Mind] = {}
         self._strategies: dict[str, Mapping[str, Strategy]] = {}
         self._lock = threading.Lock()
 
@@ -88,7 +96,7 @@ class Learned:
         """The ways to judge for the decisions of an instance."""
         found = self._strategies.get(instance)
         if found is None:
-            found = {**STRATEGIES, "learned": LearnedStrategy(_Mind(self, instance))}
+            found = {**STRATEGIES, "learned": LearnedStrategy(_Asked(self, instance))}
             self._strategies[instance] = found
         return found
 
@@ -97,87 +105,51 @@ class Learned:
         if not self._awake:
             return None
         with self._lock:
-            model = self._model(instance)
-            if not self._saving:
-                self._acquaint(instance, model, candidates)
-            among = None if sieve.everybody else [candidates.names[row] for row in sieve.eligible.tolist()]
-            found = model.predict(Text(task.title, task.description, task.tags), among)
-        by_row = np.zeros(len(candidates))
-        rows = candidates.rows
-        for name, share in zip(found.ids, found.probabilities.tolist(), strict=True):
-            row = rows.get(name)
-            if row is not None:  # a project that is gone, or not heard of yet
-                by_row[row] = share
-        shares = by_row if sieve.everybody else by_row[sieve.eligible]
-        whole = float(shares.sum())
-        if whole <= 0.0:
-            return None
-        return Shares(shares / whole, found.none)
+            return self._mind(instance).shares(task, candidates, sieve, may_change=not self._saving)
 
     def explain(self, instance: str, task: TaskSpec, project: str) -> Explanation | None:
         """Why a project gets its share of a task, as it is known now; None: nothing is known of it."""
         if not self._awake:
             return None
         with self._lock:
-            model = self._models.get(instance)
-            if model is None:
+            mind = self._minds.get(instance)
+            if mind is None:
                 return None
             try:
-                return model.explain(Text(task.title, task.description, task.tags), project)
+                return mind.model.explain(_text(task.title, task.description, task.tags), project)
             except UnknownTarget:
                 return None
 
-    def _model(self, instance: str) -> Model:
-        model = self._models.get(instance)
-        if model is None:
-            model = self._models[instance] = Model(self._encoder)
-        return model
-
-    def _acquaint(self, instance: str, model: Model, candidates: Candidates) -> None:
-        """Let a model know the projects as they call themselves now, and forget those that are gone."""
-        before = self._known.get(instance)
-        if before is not None and before.text is candidates.text:
-            return
-        self._known[instance] = candidates
-        known = {target.id: target for target in model.targets}
-        for project in candidates.projects:
-            target = _target(project)
-            if known.get(project.name) != target:
-                model.add(target)
-        for name in before.names if before is not None else ():
-            if name not in candidates.rows:
-                model.remove(name)
+    def _mind(self, instance: str) -> _Mind:
+        mind = self._minds.get(instance)
+        if mind is None:
+            mind = self._minds[instance] = _Mind(Model(self._encoder))
+        return mind
 
     # ------------------------------------------------------------ learning
 
     def apply(self, lessons: Sequence[Lesson]) -> None:
         """Learn, in order."""
+        candidates = self.projects() if self.projects is not None else None
         with self._lock:
             for lesson in lessons:
-                self._learn(self._model(lesson.instance), lesson)
-
-    def _learn(self, model: Model, lesson: Lesson) -> None:
-        text = Text(lesson.title, lesson.description, lesson.tags)
-        if lesson.truth is Truth.NONE:
-            model.learn(text, None, source=lesson.source, weight=lesson.weight)
-            return
-        if all(target.id != lesson.project for target in model.targets):
-            model.add(Target(lesson.project, id_of(lesson.project)))  # the registry may tell more of it later
-        teach = model.learn if lesson.truth is Truth.RIGHT else model.learn_not
-        teach(text, lesson.project, source=lesson.source, weight=lesson.weight)
+                mind = self._mind(lesson.instance)
+                # Routers learn alike only if they know the same projects while they do.
+                if candidates is not None:
+                    mind.acquaint(candidates)
+                mind.learn(lesson)
 
     def forget(self) -> None:
         """Know nothing any more."""
         with self._lock:
-            self._models.clear()
-            self._known.clear()
+            self._minds.clear()
 
     # ------------------------------------------------------------ keeping
 
     def snapshot(self) -> bytes:
         """All models: the length of a list of names and lengths, that list, and their own snapshots one by one."""
         with self._quiet():
-            parts = {instance: model.snapshot() for instance, model in sorted(self._models.items())}
+            parts = {instance: mind.model.snapshot() for instance, mind in sorted(self._minds.items())}
         head = json.dumps([[instance, len(part)] for instance, part in parts.items()]).encode()
         return b"".join([len(head).to_bytes(_LENGTH_BYTES), head, *parts.values()])
 
@@ -193,21 +165,20 @@ class Learned:
 
     def restore(self, snapshot: bytes, position: int) -> bool:
         """See `lessons.Learner`."""
-        models: dict[str, Model] = {}
+        minds: dict[str, _Mind] = {}
         try:
             for instance, part in _parts(snapshot):
-                models[instance] = Model(self._encoder)
-                models[instance].restore(part)
+                minds[instance] = _Mind(Model(self._encoder))
+                minds[instance].model.restore(part)
         except (LearningError, ValueError, KeyError, TypeError) as error:
             _log.warning("what was learned is learned anew", position=position, reason=type(error).__name__)
             return False
         with self._lock:
-            self._models = models
-            self._known = {}
+            self._minds = minds
         return True
 
 
-class _Mind:
+class _Asked:
     """`scoring.Mind` of one instance."""
 
     def __init__(self, learned: Learned, instance: str) -> None:
@@ -216,6 +187,103 @@ class _Mind:
 
     def shares(self, task: TaskSpec, candidates: Candidates, sieve: Sieve) -> Shares | None:
         return self._learned.shares(self._instance, task, candidates, sieve)
+
+
+class _Mind:
+    """
+    What one instance has learned: its model, and where the projects of today are in it.
+
+    Until something is learned, the same text gets the same answer, and is not asked about again.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self._candidates: Candidates | None = None
+        self._columns: IntArray = _NOWHERE
+        self._answers: Kept[tuple[Text, Sieve], Shares | None] = Kept(_MOST_KEPT)
+
+    def shares(
+        self, task: TaskSpec, candidates: Candidates, sieve: Sieve, *, may_change: bool
+    ) -> Shares | None:
+        """See `scoring.Mind`; unless it *may_change*, projects that are not known yet have no share."""
+        text = _text(task.title, task.description, task.tags)
+        if may_change:
+            self.acquaint(candidates)
+        if candidates is not self._candidates:
+            return self._weigh(text, self.model.columns(candidates.names), sieve)
+        return self._answers.get((text, sieve), lambda: self._weigh(text, self._columns, sieve))
+
+    def _weigh(self, text: Text, columns: IntArray, sieve: Sieve) -> Shares | None:
+        asked = columns if sieve.everybody else columns[sieve.eligible]
+        known = asked >= 0
+        everybody = bool(known.all())
+        chances, none = self.model.weigh(text, asked if everybody else asked[known])
+        whole = float(chances.sum())
+        if whole <= 0.0:
+            return None
+        chances /= whole
+        return Shares(chances if everybody else _spread(chances, known), none)
+
+    def acquaint(self, candidates: Candidates) -> None:
+        """Let the model know the projects as they call themselves now, and forget those that are gone."""
+        before = self._candidates
+        if before is candidates:
+            return
+        self._candidates = candidates
+        known = {target.id: target for target in self.model.targets}
+        for project in _changed(before, candidates):
+            target = _target(project)
+            if known.get(project.name) != target:
+                self.model.add(target)
+        for name in before.names if before is not None else ():
+            if name not in candidates.rows:
+                self.model.remove(name)
+        self._columns = self.model.columns(candidates.names)
+        self._answers = Kept(min(_MOST_KEPT, _KEPT_NUMBERS // max(len(candidates), 1)))
+
+    def learn(self, lesson: Lesson) -> None:
+        """Learn one lesson."""
+        self._answers.clear()
+        text = _text(lesson.title, lesson.description, lesson.tags)
+        if lesson.truth is Truth.NONE:
+            self.model.learn(text, None, source=lesson.source, weight=lesson.weight)
+            return
+        if self.model.columns((lesson.project,))[0] < 0:
+            # The registry may tell more of it later. If it is gone, it is never asked about.
+            self.model.add(Target(lesson.project, id_of(lesson.project)))
+        teach = self.model.learn if lesson.truth is Truth.RIGHT else self.model.learn_not
+        teach(text, lesson.project, source=lesson.source, weight=lesson.weight)
+
+
+_NOWHERE: Final = np.zeros(0, np.intp)
+
+
+def _spread(shares: FloatArray, among: BoolArray) -> FloatArray:
+    spread = np.zeros(len(among))
+    spread[among] = shares
+    return spread
+
+
+def _changed(before: Candidates | None, now: Candidates) -> Iterator[Project]:
+    """The projects that may be others than before."""
+    if before is None:
+        yield from now.projects
+        return
+    for project in now.projects:
+        row = before.rows.get(project.name)
+        if row is None or before.projects[row] is not project:
+            yield project
+
+
+def _text(title: str, description: str, tags: Collection[str]) -> Text:
+    return Text(_cut(title, _TITLE_BYTES), _cut(description, _DESCRIPTION_BYTES), tuple(tags))
+
+
+def _cut(text: str, most: int) -> str:
+    """The beginning of a text, at most that many bytes of it."""
+    if len(text) * 4 <= most or (len(text) <= most and text.isascii()):
+        return text
+    return text.encode(errors="replace")[:most].decode(errors="ignore")
 
 
 def _target(project: Project) -> Target:

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import cached_property
 from types import MappingProxyType
 from typing import Final, NamedTuple, Protocol
 
@@ -109,7 +110,8 @@ class RulesStrategy:
 STRATEGIES: Final[Mapping[str, Strategy]] = MappingProxyType({"rules": RulesStrategy()})
 
 
-class Shares(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Shares:
     """
     What was learned says of a task.
 
@@ -120,6 +122,17 @@ class Shares(NamedTuple):
 
     of: FloatArray
     none: float
+
+    @cached_property
+    def factor(self) -> FloatArray:
+        """The logarithm of each share, from 0 for next to none to 1 for a certainty."""
+        factor: FloatArray = 1.0 + np.log(np.maximum(self.of, _LEAST_SHARE)) / _SPAN
+        return factor
+
+    @cached_property
+    def most(self) -> float:
+        """The greatest share."""
+        return self.of.item(self.of.argmax())
 
 
 class Mind(Protocol):
@@ -153,15 +166,14 @@ class LearnedStrategy:
         )  # with the policy, to keep its id
         sheet = _Sheet(question._replace(policy=calm), sieve)
         evidence = sheet.evidence()
-        learned = 1.0 + np.log(np.maximum(shares.of, _LEAST_SHARE)) / _SPAN
-        informed = evidence.max() >= LEAST_EVIDENCE or shares.of.max() >= _TELLING / shares.of.size
-        scores = _rounded(evidence + sheet.standing.total + LEARNED_WEIGHT * learned)
+        informed = evidence.max() >= LEAST_EVIDENCE or shares.most >= _TELLING / shares.of.size
+        scores = _rounded(evidence + sheet.standing.total + LEARNED_WEIGHT * shares.factor)
         masses = np.exp((scores - scores.max()) / SHARPNESS)
         mass = float(masses.sum()) / max(1.0 - shares.none, _LEAST_SHARE)
 
         def factors(positions: Sequence[int]) -> Sequence[tuple[Factor, ...]]:
             own = [
-                Factor("learned", learned.item(at), LEARNED_WEIGHT, (f"{shares.of.item(at):.1%}",))
+                Factor("learned", shares.factor.item(at), LEARNED_WEIGHT, (f"{shares.of.item(at):.1%}",))
                 for at in positions
             ]
             return [(*lines, line) for lines, line in zip(sheet.factors(positions), own, strict=True)]

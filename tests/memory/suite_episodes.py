@@ -22,6 +22,7 @@ from hopper_memory.model import (
     bins_of,
 )
 from hopper_memory.ports import EpisodeStore, Given, Position, Recorded
+from hopper_memory.routing_stats import Confusion, RoutingStats, Verdict
 from tests.memory.factories import EPISODE_STORES
 from tests.memory.samples import START, decision, episode, outcome
 
@@ -531,3 +532,79 @@ class EpisodeStoreSuite:
         assert await counts("", "instances/team") == (2, 1, 2)
         assert await counts("projects/ops", "instances/team") == (1, 1, 1)
         assert await counts("projects/nobody", "") == (0, 0, 0)
+
+    # The score, parted.
+
+    async def test_the_score_of_some_days_is_parted_by_time_and_strategy(self, store: EpisodeStore) -> None:
+        """Eight decisions, a second apart, the last four of another strategy; the even ones judged."""
+        await store.record(
+            [
+                episode(number, strategy="rules" if number < 4 else "learned", confidence=number / 10)
+                for number in range(8)
+            ],
+            [outcome(0), outcome(1), outcome(2, Outcome.FAILED)],
+        )
+        for number in (0, 2, 4, 6):
+            await give(store, number, BAD if number == 2 else GOOD)
+        stats = await parted(store, periods=2)
+        assert (stats.total.decisions, stats.total.judged, stats.total.right) == (8, 4, 3)
+        first, second = stats.periods
+        assert (first.start, second.start) == (START, START + 4 * SECOND)
+        assert [first.end, second.end] == [START + 4 * SECOND, START + 8 * SECOND]
+        sums = [(p.score.decisions, p.score.judged, p.score.right) for p in stats.periods]
+        assert sums == [(4, 2, 1), (4, 2, 2)]
+        assert (first.score.with_outcome, first.score.succeeded, first.score.accuracy) == (3, 2, 0.5)
+        assert first.score.mean_confidence == pytest.approx(0.1)
+        assert [(strategy, score.decisions) for strategy, score in stats.strategies] == [
+            ("learned", 4), ("rules", 4)
+        ]  # fmt: skip
+        assert sum(bin.count for bin in stats.total.bins) == 4
+
+    async def test_of_other_days_and_instances_nothing_is_said(self, store: EpisodeStore) -> None:
+        await store.record([episode(1), episode(3, instance="instances/team"), episode(9)], [])
+        stats = await parted(store, instance="instances/team", periods=5)
+        assert (stats.total.decisions, len(stats.periods)) == (1, 5)
+        assert [period.score.decisions for period in stats.periods] == [1, 0, 0, 0, 0]
+        assert (await parted(store, until=START + 2 * SECOND)).total.decisions == 1
+        none = await parted(store, instance="instances/none")
+        assert none == RoutingStats(none.total)
+        assert none.total.bins == bins_of([])
+
+    async def test_mistakes_are_counted_by_what_was_right(self, store: EpisodeStore) -> None:
+        """By the newest feedback that judges; without a better project nothing is known."""
+        better = Feedback(match=Match.BAD, better_project="projects/ops")
+        await store.record([episode(number) for number in range(6)], [])
+        said = {0: [better], 1: [GOOD, better], 2: [better, GOOD], 3: [Feedback(match=Match.NONE)], 4: [BAD]}
+        for number, feedback in said.items():
+            for each in feedback:
+                await give(store, number, each)
+        await give(store, 0, Feedback(comment="a pity"))
+        stats = await parted(store)
+        assert stats.confusions == [
+            Confusion("projects/web", "projects/ops", 2),
+            Confusion("projects/web", "", 1),
+        ]
+        assert stats.confused == 3
+        assert len((await parted(store, confusions=1)).confusions) == 1
+
+    async def test_what_is_known_of_decisions(self, store: EpisodeStore) -> None:
+        better = Feedback(match=Match.BAD, better_project="projects/ops")
+        await store.record([episode(number) for number in range(6)], [outcome(0), outcome(1)])
+        for number, feedback in ((1, GOOD), (2, better), (3, Feedback(match=Match.NONE)), (4, BAD)):
+            await give(store, number, feedback)
+        found = await store.verdicts([decision(number) for number in (0, 1, 2, 3, 4, 5, 99)])
+        assert sorted(found, key=lambda verdict: verdict.decision) == [
+            Verdict(decision(0), outcome=Outcome.SUCCEEDED),
+            Verdict(decision(1), right=True, project="projects/web", outcome=Outcome.SUCCEEDED),
+            Verdict(decision(2), right=False, project="projects/ops"),
+            Verdict(decision(3), right=False, nobody=True),
+            Verdict(decision(4), right=False),
+            Verdict(decision(5)),
+        ]
+        assert await store.verdicts([]) == []
+
+
+async def parted(store: EpisodeStore, instance: str = "", **said: Any) -> RoutingStats:
+    """The score of the eight seconds from the start on."""
+    window: dict[str, Any] = {"since": START, "until": START + 8 * SECOND, "periods": 4, "confusions": 10}
+    return await store.routing_stats(instance, **(window | said))

@@ -19,8 +19,11 @@ from hopper.memory.v1.episodic_service_pb2 import (
     SearchSimilarRequest,
 )
 from hopper.memory.v1.feedback_service_pb2 import (
+    GetRoutingStatsRequest,
     GetStatsRequest,
     GetStatsResponse,
+    ListVerdictsRequest,
+    RoutingConfusion,
     SubmitFeedbackRequest,
     SubmitFeedbackResponse,
 )
@@ -504,3 +507,37 @@ class TestGetRecentActivity:
         few = await ask(GetRecentActivityRequest(instance="instances/global", limit=5))
         assert [entry.decision for entry in few.decisions] == [decision(n) for n in range(29, 24, -1)]
         assert few.decisions_by_project == {"projects/web": 30}
+
+
+class TestRoutingStats:
+    async def test_they_are_of_the_last_days(self, memory: RunningMemory) -> None:
+        now = memory.clock.now()
+        for number, age in enumerate((40, 20, 5, 0)):
+            when = to_proto(now - timedelta(days=age))
+            await record(memory, episode(number, decide_time=when, strategy="rules"))
+        better = Feedback(match=Feedback.MATCH_BAD, better_project="projects/ops")
+        await give(memory, 1, better)
+        await give(memory, 3, GOOD)
+        said = await memory.feedback.GetRoutingStats(GetRoutingStatsRequest())
+        assert (said.total.decisions, said.total.judged, said.total.accuracy) == (3, 2, 0.5)
+        assert len(said.periods) == 12
+        assert [p.score.decisions for p in said.periods if p.score.decisions] == [1, 1, 1]
+        assert said.periods[0].start_time == to_proto(now - timedelta(days=20))
+        assert [(each.strategy, each.score.right) for each in said.strategies] == [("rules", 1)]
+        assert list(said.confusions) == [
+            RoutingConfusion(chosen="projects/web", right="projects/ops", count=1)
+        ]
+        assert said.confused == 1
+        week = await memory.feedback.GetRoutingStats(GetRoutingStatsRequest(days=7, periods=1))
+        assert (week.total.decisions, len(week.periods), week.confused) == (2, 1, 0)
+
+    async def test_verdicts_are_told_as_they_are_known(self, memory: RunningMemory) -> None:
+        await record(memory, episode(1), episode(2), outcomes=[outcome(2)])
+        await give(memory, 1, Feedback(match=Feedback.MATCH_NONE))
+        asked = ListVerdictsRequest(decisions=[decision(number) for number in (1, 2, 3)])
+        found = {each.decision: each for each in (await memory.feedback.ListVerdicts(asked)).verdicts}
+        assert found.keys() == {decision(1), decision(2)}
+        assert (found[decision(1)].right, found[decision(1)].nobody) == (False, True)
+        assert (found[decision(2)].HasField("right"), found[decision(2)].outcome) == (False, DONE)
+        wrong = await violations(memory.feedback.ListVerdicts(ListVerdictsRequest()))
+        assert "decisions" in wrong

@@ -22,6 +22,7 @@ from hopper_memory.model import (
     Stats,
 )
 from hopper_memory.ports import Activity, Given, Similar, Taught
+from hopper_memory.routing_stats import RoutingStats, Score, Verdict
 
 DEFAULT_TIME_TO_LIVE = timedelta(minutes=10)
 
@@ -189,6 +190,51 @@ def stats_to_proto(stats: Stats) -> feedback_pb.GetStatsResponse:
         calibration_error=stats.calibration_error,
         bins=[_bin_to_proto(bin) for bin in stats.bins],
         regret=stats.regret,
+    )
+
+
+def routing_stats_to_proto(stats: RoutingStats) -> feedback_pb.GetRoutingStatsResponse:
+    return feedback_pb.GetRoutingStatsResponse(
+        total=stats_to_proto(stats.total),
+        periods=[
+            feedback_pb.RoutingPeriod(
+                start_time=to_proto(period.start),
+                end_time=to_proto(period.end),
+                score=_score_to_proto(period.score),
+            )
+            for period in stats.periods
+        ],
+        strategies=[
+            feedback_pb.RoutingStrategy(strategy=strategy, score=_score_to_proto(score))
+            for strategy, score in stats.strategies
+        ],
+        confusions=[
+            feedback_pb.RoutingConfusion(chosen=pair.chosen, right=pair.right, count=pair.count)
+            for pair in stats.confusions
+        ],
+        confused=stats.confused,
+    )
+
+
+def _score_to_proto(score: Score) -> feedback_pb.RoutingScore:
+    return feedback_pb.RoutingScore(
+        decisions=score.decisions,
+        with_outcome=score.with_outcome,
+        succeeded=score.succeeded,
+        judged=score.judged,
+        right=score.right,
+        accuracy=score.accuracy,
+        mean_confidence=score.mean_confidence,
+    )
+
+
+def verdict_to_proto(verdict: Verdict) -> feedback_pb.Verdict:
+    return feedback_pb.Verdict(
+        decision=verdict.decision,
+        right=verdict.right,
+        project=verdict.project,
+        nobody=verdict.nobody,
+        outcome=outcome_to_proto(verdict.outcome),
     )
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 
 from hopper_memory.lessons import Lesson
 from hopper_memory.model import Context, Episode, EpisodeOutcome, Feedback, Stats
+from hopper_memory.routing_stats import RoutingStats, Verdict
 
 
 class Recorded(NamedTuple):
@@ -116,6 +117,20 @@ class EpisodeStore(Protocol):
 
     async def stats(self, *, project: str, instance: str) -> Stats:
         """The score of the decisions for a project, of an instance."""
+
+    async def routing_stats(
+        self, instance: str, *, since: datetime, until: datetime, periods: int, confusions: int
+    ) -> RoutingStats:
+        """
+        The score of the decisions from *since* until before *until*, parted.
+
+        Args:
+            periods: Into how many to part the time from the first of these decisions on.
+            confusions: The most to return.
+        """
+
+    async def verdicts(self, decisions: Sequence[str]) -> list[Verdict]:
+        """What is known of how these decisions turned out; those that are not recorded are left out."""
 
 
 class Taught(NamedTuple):

@@ -32,6 +32,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 # be a fifth of one.
 MOST_ANSWER_BYTES = 3 * 1024 * 1024
 RECENT = timedelta(hours=1)
+DAYS, PERIODS, CONFUSIONS = 30, 12, 10
+AHEAD = timedelta(seconds=1)  # a router's clock may be a little ahead of ours
 
 
 class EpisodicMemoryServicer(episodic_service_pb2_grpc.EpisodicMemoryServiceServicer):
@@ -131,6 +133,25 @@ class FeedbackServicer(feedback_service_pb2_grpc.FeedbackServiceServicer):
     ) -> feedback_service_pb2.GetStatsResponse:
         stats = await self._store.stats(project=request.project, instance=request.instance)
         return convert.stats_to_proto(stats)
+
+    async def GetRoutingStats(
+        self, request: feedback_service_pb2.GetRoutingStatsRequest, context: Context
+    ) -> feedback_service_pb2.GetRoutingStatsResponse:
+        now = self._clock.now()
+        stats = await self._store.routing_stats(
+            request.instance,
+            since=now - timedelta(days=request.days or DAYS),
+            until=now + AHEAD,
+            periods=request.periods or PERIODS,
+            confusions=request.confusions or CONFUSIONS,
+        )
+        return convert.routing_stats_to_proto(stats)
+
+    async def ListVerdicts(
+        self, request: feedback_service_pb2.ListVerdictsRequest, context: Context
+    ) -> feedback_service_pb2.ListVerdictsResponse:
+        found = await self._store.verdicts(request.decisions)
+        return feedback_service_pb2.ListVerdictsResponse(verdicts=map(convert.verdict_to_proto, found))
 
 
 class WorkingMemoryServicer(working_service_pb2_grpc.WorkingMemoryServiceServicer):

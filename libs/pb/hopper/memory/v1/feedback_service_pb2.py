@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from hopper.common.v1 import options_pb2 as hopper_dot_common_dot_v1_dot_options__pb2
 from hopper.memory.v1 import episode_pb2 as hopper_dot_memory_dot_v1_dot_episode__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'hopper/memory/v1/feedback_service.proto\x12\x10hopper.memory.v1\x1a\x1ehopper/common/v1/options.proto\x1a\x1ehopper/memory/v1/episode.proto\"\x85\x01\n\x15SubmitFeedbackRequest\x12\x1a\n\x08\x64\x65\x63ision\x18\x01 \x01(\tB\x08\xea\xe0\x18\x04\x08\x01 \t\x12\x34\n\x08\x66\x65\x65\x64\x62\x61\x63k\x18\x02 \x01(\x0b\x32\x1a.hopper.memory.v1.FeedbackB\x06\xea\xe0\x18\x02\x08\x01\x12\x1a\n\nrequest_id\x18\x03 \x01(\tB\x06\xea\xe0\x18\x02 \x02\"Y\n\x16SubmitFeedbackResponse\x12,\n\x08\x66\x65\x65\x64\x62\x61\x63k\x18\x01 \x01(\x0b\x32\x1a.hopper.memory.v1.Feedback\x12\x11\n\tpassed_to\x18\x02 \x03(\t\"D\n\x0fGetStatsRequest\x12\x18\n\x08instance\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02 \x07\x12\x17\n\x07project\x18\x02 \x01(\tB\x06\xea\xe0\x18\x02 \x05\"\xda\x01\n\x10GetStatsResponse\x12\x11\n\tdecisions\x18\x01 \x01(\x03\x12\x14\n\x0cwith_outcome\x18\x02 \x01(\x03\x12\x11\n\tsucceeded\x18\x03 \x01(\x03\x12\x0e\n\x06judged\x18\x04 \x01(\x03\x12\r\n\x05right\x18\x05 \x01(\x03\x12\x10\n\x08\x61\x63\x63uracy\x18\x06 \x01(\x01\x12\x19\n\x11\x63\x61libration_error\x18\x07 \x01(\x01\x12.\n\x04\x62ins\x18\x08 \x03(\x0b\x32 .hopper.memory.v1.CalibrationBin\x12\x0e\n\x06regret\x18\t \x01(\x01\"d\n\x0e\x43\x61librationBin\x12\x0c\n\x04\x66rom\x18\x01 \x01(\x01\x12\n\n\x02to\x18\x02 \x01(\x01\x12\r\n\x05\x63ount\x18\x03 \x01(\x03\x12\x17\n\x0fmean_confidence\x18\x04 \x01(\x01\x12\x10\n\x08\x61\x63\x63uracy\x18\x05 \x01(\x01\x32\xea\x01\n\x0f\x46\x65\x65\x64\x62\x61\x63kService\x12t\n\x0eSubmitFeedback\x12\'.hopper.memory.v1.SubmitFeedbackRequest\x1a(.hopper.memory.v1.SubmitFeedbackResponse\"\x0f\xe2\xe0\x18\x0b\n\x02\x04\x06\x12\x03\x02\x04\x05\x18\x02\x12\x61\n\x08GetStats\x12!.hopper.memory.v1.GetStatsRequest\x1a\".hopper.memory.v1.GetStatsResponse\"\x0e\xe2\xe0\x18\n\n\x02\x05\x07\x12\x02\x02\x05\x18\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'hopper/memory/v1/feedback_service.proto\x12\x10hopper.memory.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ehopper/common/v1/options.proto\x1a\x1ehopper/memory/v1/episode.proto\"\x85\x01\n\x15SubmitFeedbackRequest\x12\x1a\n\x08\x64\x65\x63ision\x18\x01 \x01(\tB\x08\xea\xe0\x18\x04\x08\x01 \t\x12\x34\n\x08\x66\x65\x65\x64\x62\x61\x63k\x18\x02 \x01(\x0b\x32\x1a.hopper.memory.v1.FeedbackB\x06\xea\xe0\x18\x02\x08\x01\x12\x1a\n\nrequest_id\x18\x03 \x01(\tB\x06\xea\xe0\x18\x02 \x02\"Y\n\x16SubmitFeedbackResponse\x12,\n\x08\x66\x65\x65\x64\x62\x61\x63k\x18\x01 \x01(\x0b\x32\x1a.hopper.memory.v1.Feedback\x12\x11\n\tpassed_to\x18\x02 \x03(\t\"D\n\x0fGetStatsRequest\x12\x18\n\x08instance\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02 \x07\x12\x17\n\x07project\x18\x02 \x01(\tB\x06\xea\xe0\x18\x02 \x05\"\xda\x01\n\x10GetStatsResponse\x12\x11\n\tdecisions\x18\x01 \x01(\x03\x12\x14\n\x0cwith_outcome\x18\x02 \x01(\x03\x12\x11\n\tsucceeded\x18\x03 \x01(\x03\x12\x0e\n\x06judged\x18\x04 \x01(\x03\x12\r\n\x05right\x18\x05 \x01(\x03\x12\x10\n\x08\x61\x63\x63uracy\x18\x06 \x01(\x01\x12\x19\n\x11\x63\x61libration_error\x18\x07 \x01(\x01\x12.\n\x04\x62ins\x18\x08 \x03(\x0b\x32 .hopper.memory.v1.CalibrationBin\x12\x0e\n\x06regret\x18\t \x01(\x01\"d\n\x0e\x43\x61librationBin\x12\x0c\n\x04\x66rom\x18\x01 \x01(\x01\x12\n\n\x02to\x18\x02 \x01(\x01\x12\r\n\x05\x63ount\x18\x03 \x01(\x03\x12\x17\n\x0fmean_confidence\x18\x04 \x01(\x01\x12\x10\n\x08\x61\x63\x63uracy\x18\x05 \x01(\x01\"\xad\x01\n\x16GetRoutingStatsRequest\x12\x18\n\x08instance\x18\x01 \x01(\tB\x06\xea\xe0\x18\x02 \x07\x12$\n\x04\x64\x61ys\x18\x02 \x01(\x05\x42\x16\xea\xe0\x18\x12)\x00\x00\x00\x00\x00\x00\x00\x00\x31\x00\x00\x00\x00\x00\x98\xac@\x12\'\n\x07periods\x18\x03 \x01(\x05\x42\x16\xea\xe0\x18\x12)\x00\x00\x00\x00\x00\x00\x00\x00\x31\x00\x00\x00\x00\x00\xe0v@\x12*\n\nconfusions\x18\x04 \x01(\x05\x42\x16\xea\xe0\x18\x12)\x00\x00\x00\x00\x00\x00\x00\x00\x31\x00\x00\x00\x00\x00@\x8f@\"\xff\x01\n\x17GetRoutingStatsResponse\x12\x31\n\x05total\x18\x01 \x01(\x0b\x32\".hopper.memory.v1.GetStatsResponse\x12\x30\n\x07periods\x18\x02 \x03(\x0b\x32\x1f.hopper.memory.v1.RoutingPeriod\x12\x35\n\nstrategies\x18\x03 \x03(\x0b\x32!.hopper.memory.v1.RoutingStrategy\x12\x36\n\nconfusions\x18\x04 \x03(\x0b\x32\".hopper.memory.v1.RoutingConfusion\x12\x10\n\x08\x63onfused\x18\x05 \x01(\x03\"\x9c\x01\n\rRoutingPeriod\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x05score\x18\x03 \x01(\x0b\x32\x1e.hopper.memory.v1.RoutingScore\"R\n\x0fRoutingStrategy\x12\x10\n\x08strategy\x18\x01 \x01(\t\x12-\n\x05score\x18\x02 \x01(\x0b\x32\x1e.hopper.memory.v1.RoutingScore\"\x94\x01\n\x0cRoutingScore\x12\x11\n\tdecisions\x18\x01 \x01(\x03\x12\x14\n\x0cwith_outcome\x18\x02 \x01(\x03\x12\x11\n\tsucceeded\x18\x03 \x01(\x03\x12\x0e\n\x06judged\x18\x04 \x01(\x03\x12\r\n\x05right\x18\x05 \x01(\x03\x12\x10\n\x08\x61\x63\x63uracy\x18\x06 \x01(\x01\x12\x17\n\x0fmean_confidence\x18\x07 \x01(\x01\"@\n\x10RoutingConfusion\x12\x0e\n\x06\x63hosen\x18\x01 \x01(\t\x12\r\n\x05right\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x03\"5\n\x13ListVerdictsRequest\x12\x1e\n\tdecisions\x18\x01 \x03(\tB\x0b\xea\xe0\x18\x07\x08\x01\x18\xe8\x07 \t\"C\n\x14ListVerdictsResponse\x12+\n\x08verdicts\x18\x01 \x03(\x0b\x32\x19.hopper.memory.v1.Verdict\"\x8e\x01\n\x07Verdict\x12\x10\n\x08\x64\x65\x63ision\x18\x01 \x01(\t\x12\x12\n\x05right\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12\x0f\n\x07project\x18\x03 \x01(\t\x12\x0e\n\x06nobody\x18\x04 \x01(\x08\x12\x32\n\x07outcome\x18\x05 \x01(\x0e\x32!.hopper.memory.v1.Episode.OutcomeB\x08\n\x06_right2\xcd\x03\n\x0f\x46\x65\x65\x64\x62\x61\x63kService\x12t\n\x0eSubmitFeedback\x12\'.hopper.memory.v1.SubmitFeedbackRequest\x1a(.hopper.memory.v1.SubmitFeedbackResponse\"\x0f\xe2\xe0\x18\x0b\n\x02\x04\x06\x12\x03\x02\x04\x05\x18\x02\x12\x61\n\x08GetStats\x12!.hopper.memory.v1.GetStatsRequest\x1a\".hopper.memory.v1.GetStatsResponse\"\x0e\xe2\xe0\x18\n\n\x02\x05\x07\x12\x02\x02\x05\x18\x01\x12v\n\x0fGetRoutingStats\x12(.hopper.memory.v1.GetRoutingStatsRequest\x1a).hopper.memory.v1.GetRoutingStatsResponse\"\x0e\xe2\xe0\x18\n\n\x02\x05\x07\x12\x02\x02\x05\x18\x01\x12i\n\x0cListVerdicts\x12%.hopper.memory.v1.ListVerdictsRequest\x1a&.hopper.memory.v1.ListVerdictsResponse\"\n\xe2\xe0\x18\x06\x12\x02\x02\x05\x18\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,20 +44,52 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSTATSREQUEST'].fields_by_name['instance']._serialized_options = b'\352\340\030\002 \007'
   _globals['_GETSTATSREQUEST'].fields_by_name['project']._loaded_options = None
   _globals['_GETSTATSREQUEST'].fields_by_name['project']._serialized_options = b'\352\340\030\002 \005'
+  _globals['_GETROUTINGSTATSREQUEST'].fields_by_name['instance']._loaded_options = None
+  _globals['_GETROUTINGSTATSREQUEST'].fields_by_name['instance']._serialized_options = b'\352\340\030\002 \007'
+  _globals['_GETROUTINGSTATSREQUEST'].fields_by_name['days']._loaded_options = None
+  _globals['_GETROUTINGSTATSREQUEST'].fields_by_name['days']._serialized_options = b'\352\340\030\022)\000\000\000\000\000\000\000\0001\000\000\000\000\000\230\254@'
+  _globals['_GETROUTINGSTATSREQUEST'].fields_by_name['periods']._loaded_options = None
+  _globals['_GETROUTINGSTATSREQUEST'].fields_by_name['periods']._serialized_options = b'\352\340\030\022)\000\000\000\000\000\000\000\0001\000\000\000\000\000\340v@'
+  _globals['_GETROUTINGSTATSREQUEST'].fields_by_name['confusions']._loaded_options = None
+  _globals['_GETROUTINGSTATSREQUEST'].fields_by_name['confusions']._serialized_options = b'\352\340\030\022)\000\000\000\000\000\000\000\0001\000\000\000\000\000@\217@'
+  _globals['_LISTVERDICTSREQUEST'].fields_by_name['decisions']._loaded_options = None
+  _globals['_LISTVERDICTSREQUEST'].fields_by_name['decisions']._serialized_options = b'\352\340\030\007\010\001\030\350\007 \t'
   _globals['_FEEDBACKSERVICE'].methods_by_name['SubmitFeedback']._loaded_options = None
   _globals['_FEEDBACKSERVICE'].methods_by_name['SubmitFeedback']._serialized_options = b'\342\340\030\013\n\002\004\006\022\003\002\004\005\030\002'
   _globals['_FEEDBACKSERVICE'].methods_by_name['GetStats']._loaded_options = None
   _globals['_FEEDBACKSERVICE'].methods_by_name['GetStats']._serialized_options = b'\342\340\030\n\n\002\005\007\022\002\002\005\030\001'
-  _globals['_SUBMITFEEDBACKREQUEST']._serialized_start=126
-  _globals['_SUBMITFEEDBACKREQUEST']._serialized_end=259
-  _globals['_SUBMITFEEDBACKRESPONSE']._serialized_start=261
-  _globals['_SUBMITFEEDBACKRESPONSE']._serialized_end=350
-  _globals['_GETSTATSREQUEST']._serialized_start=352
-  _globals['_GETSTATSREQUEST']._serialized_end=420
-  _globals['_GETSTATSRESPONSE']._serialized_start=423
-  _globals['_GETSTATSRESPONSE']._serialized_end=641
-  _globals['_CALIBRATIONBIN']._serialized_start=643
-  _globals['_CALIBRATIONBIN']._serialized_end=743
-  _globals['_FEEDBACKSERVICE']._serialized_start=746
-  _globals['_FEEDBACKSERVICE']._serialized_end=980
+  _globals['_FEEDBACKSERVICE'].methods_by_name['GetRoutingStats']._loaded_options = None
+  _globals['_FEEDBACKSERVICE'].methods_by_name['GetRoutingStats']._serialized_options = b'\342\340\030\n\n\002\005\007\022\002\002\005\030\001'
+  _globals['_FEEDBACKSERVICE'].methods_by_name['ListVerdicts']._loaded_options = None
+  _globals['_FEEDBACKSERVICE'].methods_by_name['ListVerdicts']._serialized_options = b'\342\340\030\006\022\002\002\005\030\001'
+  _globals['_SUBMITFEEDBACKREQUEST']._serialized_start=159
+  _globals['_SUBMITFEEDBACKREQUEST']._serialized_end=292
+  _globals['_SUBMITFEEDBACKRESPONSE']._serialized_start=294
+  _globals['_SUBMITFEEDBACKRESPONSE']._serialized_end=383
+  _globals['_GETSTATSREQUEST']._serialized_start=385
+  _globals['_GETSTATSREQUEST']._serialized_end=453
+  _globals['_GETSTATSRESPONSE']._serialized_start=456
+  _globals['_GETSTATSRESPONSE']._serialized_end=674
+  _globals['_CALIBRATIONBIN']._serialized_start=676
+  _globals['_CALIBRATIONBIN']._serialized_end=776
+  _globals['_GETROUTINGSTATSREQUEST']._serialized_start=779
+  _globals['_GETROUTINGSTATSREQUEST']._serialized_end=952
+  _globals['_GETROUTINGSTATSRESPONSE']._serialized_start=955
+  _globals['_GETROUTINGSTATSRESPONSE']._serialized_end=1210
+  _globals['_ROUTINGPERIOD']._serialized_start=1213
+  _globals['_ROUTINGPERIOD']._serialized_end=1369
+  _globals['_ROUTINGSTRATEGY']._serialized_start=1371
+  _globals['_ROUTINGSTRATEGY']._serialized_end=1453
+  _globals['_ROUTINGSCORE']._serialized_start=1456
+  _globals['_ROUTINGSCORE']._serialized_end=1604
+  _globals['_ROUTINGCONFUSION']._serialized_start=1606
+  _globals['_ROUTINGCONFUSION']._serialized_end=1670
+  _globals['_LISTVERDICTSREQUEST']._serialized_start=1672
+  _globals['_LISTVERDICTSREQUEST']._serialized_end=1725
+  _globals['_LISTVERDICTSRESPONSE']._serialized_start=1727
+  _globals['_LISTVERDICTSRESPONSE']._serialized_end=1794
+  _globals['_VERDICT']._serialized_start=1797
+  _globals['_VERDICT']._serialized_end=1939
+  _globals['_FEEDBACKSERVICE']._serialized_start=1942
+  _globals['_FEEDBACKSERVICE']._serialized_end=2403
 # @@protoc_insertion_point(module_scope)

@@ -6,6 +6,7 @@ Feedback: how decisions turned out."""
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from hopper.memory.v1 import episode_pb2 as _episode_pb2
 import builtins as _builtins
@@ -197,3 +198,311 @@ class CalibrationBin(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CalibrationBin: _TypeAlias = CalibrationBin  # noqa: Y015
+
+@_typing.final
+class GetRoutingStatsRequest(_message.Message):
+    """Asks how good decisions were in the course of time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    DAYS_FIELD_NUMBER: _builtins.int
+    PERIODS_FIELD_NUMBER: _builtins.int
+    CONFUSIONS_FIELD_NUMBER: _builtins.int
+    instance: _builtins.str
+    """Only decisions of this instance."""
+    days: _builtins.int
+    """Only decisions of so many days, until now. Default 30, at most 3,660."""
+    periods: _builtins.int
+    """Into how many periods to part the time from the first of these decisions until now. Default 12, at most 366."""
+    confusions: _builtins.int
+    """Most mistakes to return. Default 10, at most 1,000."""
+    def __init__(
+        self,
+        *,
+        instance: _builtins.str = ...,
+        days: _builtins.int = ...,
+        periods: _builtins.int = ...,
+        confusions: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confusions", b"confusions", "days", b"days", "instance", b"instance", "periods", b"periods"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRoutingStatsRequest: _TypeAlias = GetRoutingStatsRequest  # noqa: Y015
+
+@_typing.final
+class GetRoutingStatsResponse(_message.Message):
+    """How good decisions were, and when."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOTAL_FIELD_NUMBER: _builtins.int
+    PERIODS_FIELD_NUMBER: _builtins.int
+    STRATEGIES_FIELD_NUMBER: _builtins.int
+    CONFUSIONS_FIELD_NUMBER: _builtins.int
+    CONFUSED_FIELD_NUMBER: _builtins.int
+    confused: _builtins.int
+    """Mistakes for which it is known where the task belonged."""
+    @_builtins.property
+    def total(self) -> Global___GetStatsResponse:
+        """All of these decisions."""
+
+    @_builtins.property
+    def periods(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoutingPeriod]:
+        """One period after the other, all of the same length, the oldest first. Empty where there are no decisions."""
+
+    @_builtins.property
+    def strategies(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoutingStrategy]:
+        """By what decided, the most frequent first."""
+
+    @_builtins.property
+    def confusions(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoutingConfusion]:
+        """What was mistaken for what, the most frequent first."""
+
+    def __init__(
+        self,
+        *,
+        total: Global___GetStatsResponse | None = ...,
+        periods: _abc.Iterable[Global___RoutingPeriod] | None = ...,
+        strategies: _abc.Iterable[Global___RoutingStrategy] | None = ...,
+        confusions: _abc.Iterable[Global___RoutingConfusion] | None = ...,
+        confused: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["total", b"total"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confused", b"confused", "confusions", b"confusions", "periods", b"periods", "strategies", b"strategies", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRoutingStatsResponse: _TypeAlias = GetRoutingStatsResponse  # noqa: Y015
+
+@_typing.final
+class RoutingPeriod(_message.Message):
+    """Decisions of one period."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """From here,"""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """to here."""
+
+    @_builtins.property
+    def score(self) -> Global___RoutingScore:
+        """How they turned out."""
+
+    def __init__(
+        self,
+        *,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        score: Global___RoutingScore | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "score", b"score", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "score", b"score", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoutingPeriod: _TypeAlias = RoutingPeriod  # noqa: Y015
+
+@_typing.final
+class RoutingStrategy(_message.Message):
+    """Decisions of one strategy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    strategy: _builtins.str
+    """What decided."""
+    @_builtins.property
+    def score(self) -> Global___RoutingScore:
+        """How they turned out."""
+
+    def __init__(
+        self,
+        *,
+        strategy: _builtins.str = ...,
+        score: Global___RoutingScore | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["score", b"score"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["score", b"score", "strategy", b"strategy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoutingStrategy: _TypeAlias = RoutingStrategy  # noqa: Y015
+
+@_typing.final
+class RoutingScore(_message.Message):
+    """How some decisions turned out."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DECISIONS_FIELD_NUMBER: _builtins.int
+    WITH_OUTCOME_FIELD_NUMBER: _builtins.int
+    SUCCEEDED_FIELD_NUMBER: _builtins.int
+    JUDGED_FIELD_NUMBER: _builtins.int
+    RIGHT_FIELD_NUMBER: _builtins.int
+    ACCURACY_FIELD_NUMBER: _builtins.int
+    MEAN_CONFIDENCE_FIELD_NUMBER: _builtins.int
+    decisions: _builtins.int
+    """How many."""
+    with_outcome: _builtins.int
+    """Of these, joined to an outcome."""
+    succeeded: _builtins.int
+    """Of these, ended well."""
+    judged: _builtins.int
+    """Decisions that feedback says were right or wrong."""
+    right: _builtins.int
+    """Of these, right."""
+    accuracy: _builtins.float
+    """`right / judged`; 0 when nothing was judged."""
+    mean_confidence: _builtins.float
+    """Of those judged; 0 when nothing was."""
+    def __init__(
+        self,
+        *,
+        decisions: _builtins.int = ...,
+        with_outcome: _builtins.int = ...,
+        succeeded: _builtins.int = ...,
+        judged: _builtins.int = ...,
+        right: _builtins.int = ...,
+        accuracy: _builtins.float = ...,
+        mean_confidence: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accuracy", b"accuracy", "decisions", b"decisions", "judged", b"judged", "mean_confidence", b"mean_confidence", "right", b"right", "succeeded", b"succeeded", "with_outcome", b"with_outcome"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoutingScore: _TypeAlias = RoutingScore  # noqa: Y015
+
+@_typing.final
+class RoutingConfusion(_message.Message):
+    """A project that was taken for another one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHOSEN_FIELD_NUMBER: _builtins.int
+    RIGHT_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    chosen: _builtins.str
+    """Where tasks were sent. Empty: nowhere."""
+    right: _builtins.str
+    """Where they belonged. Empty: nowhere."""
+    count: _builtins.int
+    """How many."""
+    def __init__(
+        self,
+        *,
+        chosen: _builtins.str = ...,
+        right: _builtins.str = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "count", b"count", "right", b"right"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoutingConfusion: _TypeAlias = RoutingConfusion  # noqa: Y015
+
+@_typing.final
+class ListVerdictsRequest(_message.Message):
+    """Asks how decisions turned out."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DECISIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def decisions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Required. Format of each: `decisions/{decision}`. At most 1,000."""
+
+    def __init__(
+        self,
+        *,
+        decisions: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListVerdictsRequest: _TypeAlias = ListVerdictsRequest  # noqa: Y015
+
+@_typing.final
+class ListVerdictsResponse(_message.Message):
+    """How they turned out."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERDICTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def verdicts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Verdict]:
+        """Of those that memory knows something of, in no order."""
+
+    def __init__(
+        self,
+        *,
+        verdicts: _abc.Iterable[Global___Verdict] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["verdicts", b"verdicts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListVerdictsResponse: _TypeAlias = ListVerdictsResponse  # noqa: Y015
+
+@_typing.final
+class Verdict(_message.Message):
+    """What is known of how a decision turned out."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DECISION_FIELD_NUMBER: _builtins.int
+    RIGHT_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    NOBODY_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    decision: _builtins.str
+    """Format: `decisions/{decision}`."""
+    right: _builtins.bool
+    """Whether feedback says that it was right. Unset: nobody said."""
+    project: _builtins.str
+    """Where the task belonged, where feedback says so. Empty: not known, or nowhere."""
+    nobody: _builtins.bool
+    """True: it belonged to nobody."""
+    outcome: _episode_pb2.Episode.Outcome.ValueType
+    """How it ended."""
+    def __init__(
+        self,
+        *,
+        decision: _builtins.str = ...,
+        right: _builtins.bool | None = ...,
+        project: _builtins.str = ...,
+        nobody: _builtins.bool = ...,
+        outcome: _episode_pb2.Episode.Outcome.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_right", b"_right", "right", b"right"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_right", b"_right", "decision", b"decision", "nobody", b"nobody", "outcome", b"outcome", "project", b"project", "right", b"right"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__right: _TypeAlias = _typing.Literal["right"]  # noqa: Y015
+    _WhichOneofArgType__right: _TypeAlias = _typing.Literal["_right", b"_right"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__right) -> _WhichOneofReturnType__right | None: ...
+
+Global___Verdict: _TypeAlias = Verdict  # noqa: Y015

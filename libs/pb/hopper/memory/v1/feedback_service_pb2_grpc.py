@@ -45,6 +45,16 @@ class FeedbackServiceStub:
                 request_serializer=hopper_dot_memory_dot_v1_dot_feedback__service__pb2.GetStatsRequest.SerializeToString,
                 response_deserializer=hopper_dot_memory_dot_v1_dot_feedback__service__pb2.GetStatsResponse.FromString,
                 _registered_method=True)
+        self.GetRoutingStats = channel.unary_unary(
+                '/hopper.memory.v1.FeedbackService/GetRoutingStats',
+                request_serializer=hopper_dot_memory_dot_v1_dot_feedback__service__pb2.GetRoutingStatsRequest.SerializeToString,
+                response_deserializer=hopper_dot_memory_dot_v1_dot_feedback__service__pb2.GetRoutingStatsResponse.FromString,
+                _registered_method=True)
+        self.ListVerdicts = channel.unary_unary(
+                '/hopper.memory.v1.FeedbackService/ListVerdicts',
+                request_serializer=hopper_dot_memory_dot_v1_dot_feedback__service__pb2.ListVerdictsRequest.SerializeToString,
+                response_deserializer=hopper_dot_memory_dot_v1_dot_feedback__service__pb2.ListVerdictsResponse.FromString,
+                _registered_method=True)
 
 
 class FeedbackServiceServicer:
@@ -68,6 +78,21 @@ class FeedbackServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetRoutingStats(self, request, context):
+        """Returns how good decisions were in the course of time, by strategy, and what was mistaken for what. Callers: viewer,
+        auditor, services.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListVerdicts(self, request, context):
+        """Returns what is known of how decisions turned out. Callers: services.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FeedbackServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -80,6 +105,16 @@ def add_FeedbackServiceServicer_to_server(servicer, server):
                     servicer.GetStats,
                     request_deserializer=hopper_dot_memory_dot_v1_dot_feedback__service__pb2.GetStatsRequest.FromString,
                     response_serializer=hopper_dot_memory_dot_v1_dot_feedback__service__pb2.GetStatsResponse.SerializeToString,
+            ),
+            'GetRoutingStats': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRoutingStats,
+                    request_deserializer=hopper_dot_memory_dot_v1_dot_feedback__service__pb2.GetRoutingStatsRequest.FromString,
+                    response_serializer=hopper_dot_memory_dot_v1_dot_feedback__service__pb2.GetRoutingStatsResponse.SerializeToString,
+            ),
+            'ListVerdicts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListVerdicts,
+                    request_deserializer=hopper_dot_memory_dot_v1_dot_feedback__service__pb2.ListVerdictsRequest.FromString,
+                    response_serializer=hopper_dot_memory_dot_v1_dot_feedback__service__pb2.ListVerdictsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -137,6 +172,60 @@ class FeedbackService:
             '/hopper.memory.v1.FeedbackService/GetStats',
             hopper_dot_memory_dot_v1_dot_feedback__service__pb2.GetStatsRequest.SerializeToString,
             hopper_dot_memory_dot_v1_dot_feedback__service__pb2.GetStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRoutingStats(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hopper.memory.v1.FeedbackService/GetRoutingStats',
+            hopper_dot_memory_dot_v1_dot_feedback__service__pb2.GetRoutingStatsRequest.SerializeToString,
+            hopper_dot_memory_dot_v1_dot_feedback__service__pb2.GetRoutingStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListVerdicts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hopper.memory.v1.FeedbackService/ListVerdicts',
+            hopper_dot_memory_dot_v1_dot_feedback__service__pb2.ListVerdictsRequest.SerializeToString,
+            hopper_dot_memory_dot_v1_dot_feedback__service__pb2.ListVerdictsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,12 @@ class FeedbackServiceStub:
     """
     GetStats: _grpc.UnaryUnaryMultiCallable[_feedback_service_pb2.GetStatsRequest, _feedback_service_pb2.GetStatsResponse]
     """Returns how good decisions were. Callers: viewer, auditor, services."""
+    GetRoutingStats: _grpc.UnaryUnaryMultiCallable[_feedback_service_pb2.GetRoutingStatsRequest, _feedback_service_pb2.GetRoutingStatsResponse]
+    """Returns how good decisions were in the course of time, by strategy, and what was mistaken for what. Callers: viewer,
+    auditor, services.
+    """
+    ListVerdicts: _grpc.UnaryUnaryMultiCallable[_feedback_service_pb2.ListVerdictsRequest, _feedback_service_pb2.ListVerdictsResponse]
+    """Returns what is known of how decisions turned out. Callers: services."""
 
 @_typing.type_check_only
 class FeedbackServiceAsyncStub(FeedbackServiceStub):
@@ -55,6 +61,12 @@ class FeedbackServiceAsyncStub(FeedbackServiceStub):
     """
     GetStats: _aio.UnaryUnaryMultiCallable[_feedback_service_pb2.GetStatsRequest, _feedback_service_pb2.GetStatsResponse]  # type: ignore[assignment]
     """Returns how good decisions were. Callers: viewer, auditor, services."""
+    GetRoutingStats: _aio.UnaryUnaryMultiCallable[_feedback_service_pb2.GetRoutingStatsRequest, _feedback_service_pb2.GetRoutingStatsResponse]  # type: ignore[assignment]
+    """Returns how good decisions were in the course of time, by strategy, and what was mistaken for what. Callers: viewer,
+    auditor, services.
+    """
+    ListVerdicts: _aio.UnaryUnaryMultiCallable[_feedback_service_pb2.ListVerdictsRequest, _feedback_service_pb2.ListVerdictsResponse]  # type: ignore[assignment]
+    """Returns what is known of how decisions turned out. Callers: services."""
 
 class FeedbackServiceServicer(metaclass=_abc_1.ABCMeta):
     """Takes feedback, and keeps the score."""
@@ -78,5 +90,23 @@ class FeedbackServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_feedback_service_pb2.GetStatsResponse, _abc.Awaitable[_feedback_service_pb2.GetStatsResponse]]:
         """Returns how good decisions were. Callers: viewer, auditor, services."""
+
+    @_abc_1.abstractmethod
+    def GetRoutingStats(
+        self,
+        request: _feedback_service_pb2.GetRoutingStatsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_feedback_service_pb2.GetRoutingStatsResponse, _abc.Awaitable[_feedback_service_pb2.GetRoutingStatsResponse]]:
+        """Returns how good decisions were in the course of time, by strategy, and what was mistaken for what. Callers: viewer,
+        auditor, services.
+        """
+
+    @_abc_1.abstractmethod
+    def ListVerdicts(
+        self,
+        request: _feedback_service_pb2.ListVerdictsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_feedback_service_pb2.ListVerdictsResponse, _abc.Awaitable[_feedback_service_pb2.ListVerdictsResponse]]:
+        """Returns what is known of how decisions turned out. Callers: services."""
 
 def add_FeedbackServiceServicer_to_server(servicer: FeedbackServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

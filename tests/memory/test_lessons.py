@@ -1,15 +1,24 @@
 """What teaches what: the whole table, and what teaches nothing."""
 
-from typing import Any
-
 import pytest
 
 from hopper_memory.lessons import WRONG_PLACE, Teaching, Truth, taught_by_feedback, taught_by_outcome
 from hopper_memory.model import Feedback, Match, Outcome
-from tests.memory.samples import outcome
 
 WEB, OPS = "projects/web", "projects/ops"
 RIGHT, WRONG, NONE = Truth.RIGHT, Truth.WRONG, Truth.NONE
+
+
+def taught_by(
+    kind: Outcome,
+    fields: dict[str, str],
+    *,
+    project: str = WEB,
+    strategy: str = "rules",
+    judged: bool = False,
+) -> Teaching | None:
+    said = {"worker": "", "failure_reason": "", "rerouted_to": "", **fields}
+    return taught_by_outcome(kind, **said, project=project, strategy=strategy, judged=judged)
 
 
 def said(match: Match | None, better: str = "", author: str = "ann") -> Feedback:
@@ -48,7 +57,7 @@ def test_what_feedback_teaches_on_a_task_that_was_sent_nowhere(
     assert taught_by_feedback(feedback, project="", strategy="rules") == taught
 
 
-ENDS: list[tuple[Outcome, dict[str, Any], Teaching | None]] = [
+ENDS: list[tuple[Outcome, dict[str, str], Teaching | None]] = [
     (Outcome.SUCCEEDED, {"worker": "ann"}, Teaching(RIGHT, WEB, "ann", 0.5)),
     (Outcome.SUCCEEDED, {}, Teaching(RIGHT, WEB, "router", 0.5)),
     (Outcome.FAILED, {"worker": "ann", "failure_reason": "NO_NETWORK"}, None),
@@ -65,16 +74,14 @@ ENDS: list[tuple[Outcome, dict[str, Any], Teaching | None]] = [
 
 
 @pytest.mark.parametrize(("kind", "fields", "taught"), ENDS)
-def test_what_an_outcome_teaches(kind: Outcome, fields: dict[str, Any], taught: Teaching | None) -> None:
-    end = outcome(1, kind, **fields)
-    assert taught_by_outcome(end, project=WEB, strategy="learned", judged=False) == taught
+def test_what_an_outcome_teaches(kind: Outcome, fields: dict[str, str], taught: Teaching | None) -> None:
+    assert taught_by(kind, fields, strategy="learned") == taught
 
 
 @pytest.mark.parametrize("reason", sorted(WRONG_PLACE))
 def test_some_reasons_say_that_it_was_the_wrong_place(reason: str) -> None:
-    end = outcome(1, Outcome.FAILED, worker="ann", failure_reason=reason)
-    taught = Teaching(WRONG, WEB, "ann", 0.5)
-    assert taught_by_outcome(end, project=WEB, strategy="rules", judged=False) == taught
+    taught = taught_by(Outcome.FAILED, {"worker": "ann", "failure_reason": reason})
+    assert taught == Teaching(WRONG, WEB, "ann", 0.5)
 
 
 @pytest.mark.parametrize(
@@ -86,9 +93,9 @@ def test_some_reasons_say_that_it_was_the_wrong_place(reason: str) -> None:
     ],
 )
 def test_a_pin_is_the_requesters_choice(
-    kind: Outcome, fields: dict[str, Any], taught: Teaching | None
+    kind: Outcome, fields: dict[str, str], taught: Teaching | None
 ) -> None:
-    assert taught_by_outcome(outcome(1, kind, **fields), project=WEB, strategy="pin", judged=False) == taught
+    assert taught_by(kind, fields, strategy="pin") == taught
 
 
 @pytest.mark.parametrize("strategy", ["", "scope"])
@@ -96,19 +103,16 @@ def test_where_there_was_nothing_to_choose_nothing_is_learned(strategy: str) -> 
     for match in Match:
         assert taught_by_feedback(said(match), project=WEB, strategy=strategy) is None
     for kind, fields, _ in ENDS:
-        end = outcome(1, kind, **fields)
-        assert taught_by_outcome(end, project=WEB, strategy=strategy, judged=False) is None
+        assert taught_by(kind, fields, strategy=strategy) is None
 
 
 @pytest.mark.parametrize(("kind", "fields", "_taught"), ENDS)
 def test_after_a_verdict_an_end_teaches_nothing(
-    kind: Outcome, fields: dict[str, Any], _taught: Teaching | None
+    kind: Outcome, fields: dict[str, str], _taught: Teaching | None
 ) -> None:
-    end = outcome(1, kind, **fields)
-    assert taught_by_outcome(end, project=WEB, strategy="rules", judged=True) is None
+    assert taught_by(kind, fields, judged=True) is None
 
 
 @pytest.mark.parametrize("kind", Outcome)
 def test_a_decision_that_sent_it_nowhere_has_no_outcome_to_learn_from(kind: Outcome) -> None:
-    end = outcome(1, kind, failure_reason="NOT_MINE", rerouted_to=OPS)
-    assert taught_by_outcome(end, project="", strategy="rules", judged=False) is None
+    assert taught_by(kind, {"failure_reason": "NOT_MINE", "rerouted_to": OPS}, project="") is None

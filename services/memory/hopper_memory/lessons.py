@@ -31,7 +31,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from hopper_memory.model import EpisodeOutcome, Feedback, Match, Outcome
+from hopper_memory.model import Feedback, Match, Outcome
 
 WRONG_PLACE: Final = frozenset({"WRONG_PROJECT", "NOT_MINE", "CANNOT", "OUT_OF_SCOPE", "MISROUTED"})
 """The reasons of a failure by which a worker says that the task should not have come to it."""
@@ -109,10 +109,17 @@ def taught_by_feedback(feedback: Feedback, *, project: str, strategy: str) -> Te
 
 
 def taught_by_outcome(
-    outcome: EpisodeOutcome, *, project: str, strategy: str, judged: bool
+    outcome: Outcome,
+    *,
+    worker: str,
+    failure_reason: str,
+    rerouted_to: str,
+    project: str,
+    strategy: str,
+    judged: bool,
 ) -> Teaching | None:
     """
-    What came of a decision, as a lesson.
+    What came of a decision, as a lesson: see `model.EpisodeOutcome`.
 
     Args:
         project: Where the decision sent the task; empty: nowhere.
@@ -121,13 +128,13 @@ def taught_by_outcome(
     """
     if strategy in UNDECIDED or judged:
         return None
-    source = outcome.worker or ROUTER
-    match outcome.outcome:
+    source = worker or ROUTER
+    match outcome:
         case Outcome.SUCCEEDED:
             return _about(Truth.RIGHT, project, source, OF_AN_END)
-        case Outcome.FAILED | Outcome.REJECTED if outcome.failure_reason in WRONG_PLACE:
+        case Outcome.FAILED | Outcome.REJECTED if failure_reason in WRONG_PLACE:
             return _about(Truth.WRONG, project, source, OF_AN_END)
-        case Outcome.REROUTED if strategy != PIN and outcome.rerouted_to not in ("", project):
+        case Outcome.REROUTED if strategy != PIN and rerouted_to not in ("", project):
             return _about(Truth.WRONG, project, source, OF_A_LATER_DECISION)
     return None
 

@@ -16,7 +16,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, Row, Select, delete, func, insert, select
+from sqlalchemy import JSON, Connection, Row, Select, bindparam, delete, func, insert, select, text
 
 from hopper_common.clock import Clock
 from hopper_common.database import Database, Signal, notify
@@ -49,7 +49,14 @@ _NEXT = (
     .order_by(_L.position)
     .limit(MOST_LESSONS)
 )
-_TEACH = insert(LESSONS)
+# All of them as one parameter, which costs the same however many they are.
+_TEACH = text(
+    """
+    INSERT INTO lessons (decision, truth, project, source, weight, create_time)
+    SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, :now
+    FROM json_each(:rows) ORDER BY key
+    """
+).bindparams(bindparam("rows", type_=JSON))
 
 
 def teach(conn: Connection, taught: Iterable[tuple[str, Teaching | None]], now: datetime) -> int:
@@ -59,14 +66,10 @@ def teach(conn: Connection, taught: Iterable[tuple[str, Teaching | None]], now: 
     Returns:
         The position of the last; 0: none of them taught anything.
     """
-    rows = [
-        {"decision": decision, "create_time": to_micros(now), **teaching._asdict()}
-        for decision, teaching in taught
-        if teaching is not None
-    ]
+    rows = [(decision, *teaching) for decision, teaching in taught if teaching is not None]
     if not rows:
         return 0
-    conn.execute(_TEACH, rows)
+    conn.execute(_TEACH, {"rows": rows, "now": to_micros(now)})
     notify(conn, _TAUGHT)
     return _head(conn)
 

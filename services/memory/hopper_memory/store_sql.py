@@ -10,7 +10,7 @@ looking and doing.
 What is recorded teaches something, or not (`lessons`); that is written down in the same transaction.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from operator import itemgetter
@@ -19,10 +19,13 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     Connection,
+    Integer,
     Row,
     Select,
     and_,
     bindparam,
+    case,
+    cast,
     delete,
     exists,
     func,
@@ -41,12 +44,14 @@ from hopper_common.database import Database
 from hopper_common.idempotency import Requests
 from hopper_common.ids import new_id
 from hopper_common.timestamps import from_micros, to_micros
-from hopper_memory import convert, full_text, score_sql
+from hopper_memory import convert, full_text
 from hopper_memory.errors import EpisodeNotFound
 from hopper_memory.lessons import Teaching, taught_by_feedback, taught_by_outcome
 from hopper_memory.model import (
+    BINS,
     MOST_FEEDBACK,
     MOST_LEVELS,
+    Bin,
     Candidate,
     Episode,
     EpisodeOutcome,
@@ -61,7 +66,6 @@ from hopper_memory.model import (
     verdict,
 )
 from hopper_memory.ports import Activity, Given, Position, Recorded, Similar
-from hopper_memory.routing_stats import RoutingStats, Verdict
 from hopper_memory.store_lessons import teach
 from hopper_memory.tables import EPISODES, PENDING_OUTCOMES, REQUESTS, TASK_FEEDBACK, WENT_WRONG
 
@@ -158,20 +162,8 @@ class SqlEpisodeStore:
         return convert.given_from_proto(answer)._replace(lesson=lesson)
 
     async def stats(self, *, project: str, instance: str) -> Stats:
-        query = _of(score_sql.SCORE, project=project, instance=instance)
-        return await self._database.read(lambda conn: score_sql.stats(conn.execute(query).all()))
-
-    async def routing_stats(
-        self, instance: str, *, since: datetime, until: datetime, periods: int, confusions: int
-    ) -> RoutingStats:
-        return await self._database.read(
-            lambda conn: score_sql.routing_stats(
-                conn, instance, since, until, periods=periods, confusions=confusions
-            )
-        )
-
-    async def verdicts(self, decisions: Sequence[str]) -> list[Verdict]:
-        return await self._database.read(lambda conn: score_sql.verdicts(conn, decisions))
+        query = _of(_SCORE, project=project, instance=instance)
+        return await self._database.read(lambda conn: _stats(conn.execute(query).all()))
 
 
 def _not_found(decision: str) -> EpisodeNotFound:
@@ -206,8 +198,8 @@ _JOIN = (
     )
     .values({field: _P[field] for field in _OUTCOME_FIELDS})
     .returning(
-        *(_E[field] for field in ("decision", "project", "strategy", "verdict")),
-        *(_E[field] for field in _OUTCOME_FIELDS),
+        *(_E.finish_time, _E.decision, _E.project, _E.strategy, _E.verdict),
+        *(_E.outcome, _E.worker, _E.failure_reason, _E.rerouted_to),
     )
 )
 _KNOWN = select(_E.decision).where(_E.decision.in_(_touched))
@@ -226,18 +218,28 @@ def _record(
         return Recorded(len(new), 0)
     touched = list(new | {outcome["decision"] for outcome in outcomes})
     # The database joins in no order: what came together is learned in the order in which it happened.
-    ended = sorted(conn.execute(_JOIN, {"touched": touched}), key=lambda row: (row.finish_time, row.decision))
-    joined = {row.decision for row in ended}
-    teach(conn, ((row.decision, _taught(row)) for row in ended), now)
+    ended = sorted(conn.execute(_JOIN, {"touched": touched}), key=itemgetter(0, 1))
+    joined = {decision for _, decision, *_ in ended}
+    teach(conn, map(_taught, ended), now)
     known = list(conn.scalars(_KNOWN, {"touched": touched}))
     conn.execute(_WAIT_NO_LONGER, {"touched": known})
     # One that was put to wait is new unless its decision is here and had a better one.
     return Recorded(len(new), len(waiting & joined | waiting - set(known)))
 
 
-def _taught(row: Row[Any]) -> Teaching | None:
-    judged = row.verdict is not None
-    return taught_by_outcome(_outcome(row), project=row.project, strategy=row.strategy, judged=judged)
+def _taught(row: Row[Any]) -> tuple[str, Teaching | None]:
+    """What a row that was joined teaches, and the decision."""
+    _, decision, project, strategy, verdict, outcome, worker, reason, rerouted_to = tuple(row)
+    taught = taught_by_outcome(
+        Outcome(outcome),
+        worker=worker,
+        failure_reason=reason,
+        rerouted_to=rerouted_to,
+        project=project,
+        strategy=strategy,
+        judged=verdict is not None,
+    )
+    return decision, taught
 
 
 def _episode_row(episode: Episode) -> dict[str, Any]:
@@ -453,3 +455,35 @@ def _feedback_row(decision: str, feedback: Feedback, now: datetime) -> dict[str,
         "from_decision": feedback.from_decision,
         "create_time": to_micros(now),
     }
+
+
+# The score.
+
+# The database makes the sums of each bin of judged decisions, and of those nobody judged (no bin). CAST cuts
+# off as `model.bin_of` does.
+_bin = case(
+    (_E.verdict.is_not(None), func.min(cast(_E.confidence * BINS, Integer), BINS - 1)), else_=None
+).label("bin")
+_SCORE = select(
+    _bin,
+    func.count().label("decisions"),
+    func.count(_E.outcome).label("with_outcome"),
+    func.count(case((_E.outcome == Outcome.SUCCEEDED.value, 1))).label("succeeded"),
+    func.count(case((_E.verdict.is_(True), 1))).label("right"),
+    func.sum(_E.confidence).label("confidence"),
+    func.sum(case((_E.verdict.is_(False), _E.confidence), else_=0.0)).label("misplaced"),
+).group_by(_bin)
+
+
+def _stats(rows: Collection[Row[Any]]) -> Stats:
+    judged = {
+        row.bin: Bin(row.bin, row.decisions, row.right, row.confidence, row.misplaced)
+        for row in rows
+        if row.bin is not None
+    }
+    return Stats(
+        decisions=sum(row.decisions for row in rows),
+        with_outcome=sum(row.with_outcome for row in rows),
+        succeeded=sum(row.succeeded for row in rows),
+        bins=tuple(judged.get(index, Bin(index)) for index in range(BINS)),
+    )

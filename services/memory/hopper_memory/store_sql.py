@@ -10,7 +10,7 @@ looking and doing.
 What is recorded teaches something, or not (`lessons`); that is written down in the same transaction.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from operator import itemgetter
@@ -19,13 +19,10 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     Connection,
-    Integer,
     Row,
     Select,
     and_,
     bindparam,
-    case,
-    cast,
     delete,
     exists,
     func,
@@ -44,14 +41,12 @@ from hopper_common.database import Database
 from hopper_common.idempotency import Requests
 from hopper_common.ids import new_id
 from hopper_common.timestamps import from_micros, to_micros
-from hopper_memory import convert, full_text
+from hopper_memory import convert, full_text, score_sql
 from hopper_memory.errors import EpisodeNotFound
 from hopper_memory.lessons import Teaching, taught_by_feedback, taught_by_outcome
 from hopper_memory.model import (
-    BINS,
     MOST_FEEDBACK,
     MOST_LEVELS,
-    Bin,
     Candidate,
     Episode,
     EpisodeOutcome,
@@ -66,6 +61,7 @@ from hopper_memory.model import (
     verdict,
 )
 from hopper_memory.ports import Activity, Given, Position, Recorded, Similar
+from hopper_memory.routing_stats import RoutingStats, Verdict
 from hopper_memory.store_lessons import teach
 from hopper_memory.tables import EPISODES, PENDING_OUTCOMES, REQUESTS, TASK_FEEDBACK, WENT_WRONG
 
@@ -162,8 +158,20 @@ class SqlEpisodeStore:
         return convert.given_from_proto(answer)._replace(lesson=lesson)
 
     async def stats(self, *, project: str, instance: str) -> Stats:
-        query = _of(_SCORE, project=project, instance=instance)
-        return await self._database.read(lambda conn: _stats(conn.execute(query).all()))
+        query = _of(score_sql.SCORE, project=project, instance=instance)
+        return await self._database.read(lambda conn: score_sql.stats(conn.execute(query).all()))
+
+    async def routing_stats(
+        self, instance: str, *, since: datetime, until: datetime, periods: int, confusions: int
+    ) -> RoutingStats:
+        return await self._database.read(
+            lambda conn: score_sql.routing_stats(
+                conn, instance, since, until, periods=periods, confusions=confusions
+            )
+        )
+
+    async def verdicts(self, decisions: Sequence[str]) -> list[Verdict]:
+        return await self._database.read(lambda conn: score_sql.verdicts(conn, decisions))
 
 
 def _not_found(decision: str) -> EpisodeNotFound:
@@ -455,35 +463,3 @@ def _feedback_row(decision: str, feedback: Feedback, now: datetime) -> dict[str,
         "from_decision": feedback.from_decision,
         "create_time": to_micros(now),
     }
-
-
-# The score.
-
-# The database makes the sums of each bin of judged decisions, and of those nobody judged (no bin). CAST cuts
-# off as `model.bin_of` does.
-_bin = case(
-    (_E.verdict.is_not(None), func.min(cast(_E.confidence * BINS, Integer), BINS - 1)), else_=None
-).label("bin")
-_SCORE = select(
-    _bin,
-    func.count().label("decisions"),
-    func.count(_E.outcome).label("with_outcome"),
-    func.count(case((_E.outcome == Outcome.SUCCEEDED.value, 1))).label("succeeded"),
-    func.count(case((_E.verdict.is_(True), 1))).label("right"),
-    func.sum(_E.confidence).label("confidence"),
-    func.sum(case((_E.verdict.is_(False), _E.confidence), else_=0.0)).label("misplaced"),
-).group_by(_bin)
-
-
-def _stats(rows: Collection[Row[Any]]) -> Stats:
-    judged = {
-        row.bin: Bin(row.bin, row.decisions, row.right, row.confidence, row.misplaced)
-        for row in rows
-        if row.bin is not None
-    }
-    return Stats(
-        decisions=sum(row.decisions for row in rows),
-        with_outcome=sum(row.with_outcome for row in rows),
-        succeeded=sum(row.succeeded for row in rows),
-        bins=tuple(judged.get(index, Bin(index)) for index in range(BINS)),
-    )

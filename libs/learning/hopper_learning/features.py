@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Final, NamedTuple
 
@@ -99,15 +100,17 @@ def words(text: str) -> tuple[list[str], list[str]]:
         if not word.isascii() and _SPACELESS.search(word):
             parts += (first + second for first, second in pairwise(folded))
         elif not word.isdigit() and not (word.isalpha() and (word[1:].islower() or word.isupper())):
-            _split(word, folded, parts)
+            parts += _split(word[:_WORD_CHARACTERS])
     return whole, parts
 
 
-def _split(word: str, folded: str, parts: list[str]) -> None:
-    """Add the parts of an identifier: its words, and its dotted beginnings (`system.net` of `system.net.http`)."""
-    pieces = [piece.casefold() for piece in _PART.findall(word[:_WORD_CHARACTERS])]
-    if len(pieces) > 1:
-        parts += (piece for piece in pieces if len(piece) > 1)
+@lru_cache(1 << 16)
+def _split(word: str) -> tuple[str, ...]:
+    """The parts of an identifier: its words, and its dotted beginnings (`system.net` of `system.net.http`)."""
+    pieces = [piece.casefold() for piece in _PART.findall(word)]
+    parts = [piece for piece in pieces if len(piece) > 1] if len(pieces) > 1 else []
+    folded = word.casefold()
     if "." in folded:
         dotted = folded.split(".")
         parts += (".".join(dotted[:end]) for end in range(2, len(dotted)))
+    return tuple(parts)

@@ -652,7 +652,8 @@ class Failure(_message.Message):
     PERMANENT_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """One word that retry policies may name, e.g. `NO_NETWORK`. Hopper's own: LEASE_EXPIRED, RUN_TIMEOUT, DEADLINE,
-    START_TIMEOUT, CHILD_FAILED, NO_ELIGIBLE_EXECUTOR, POLICY, CANCELLED.
+    START_TIMEOUT, CHILD_FAILED, NO_ELIGIBLE_EXECUTOR, POLICY, CANCELLED. WRONG_PROJECT, NOT_MINE, CANNOT, OUT_OF_SCOPE
+    and MISROUTED say that the task should not have come here, and routing learns from them.
     """
     message: _builtins.str
     """What a person should know. At most 4,000 bytes."""

@@ -455,7 +455,9 @@ class _Sheet:
         self.pace = self.plan.pace(urgency(task))
         self.standing = Standing.of(question.load, sieve, self.pace)
         self.rules: IntArray | None = self._rules_that_count()
-        self.overlap: Overlap | None = candidates.text.overlap(question.text)
+        # Where words have no weight of their own, looking for them is most of what is left to pay.
+        weighty = question.policy.weights.text != 0
+        self.overlap: Overlap | None = candidates.text.overlap(question.text) if weighty else None
         self.folded = {tag: tag.casefold() for tag in task.tags}
         self.tags = candidates.tags.keys() & self.folded.values()
         self.boosts = sorted(candidates.boosted.keys() & self.folded.values()) if candidates.boosted else []

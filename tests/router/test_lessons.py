@@ -266,7 +266,7 @@ async def test_memory_may_go_away_and_come_back(memory: RunningMemory) -> None:
             while watch.caught_up:
                 await watch.progress.wait(after=watch.progress.count)
         await memory.start()
-        await teach(memory, 2)
+        await teach(memory, 1, 2)
         await learned(watch, 2)
         assert learner.positions == [1, 2]
         assert learner.restored == []
@@ -401,7 +401,7 @@ async def test_they_are_not_made_too_often(memory: RunningMemory) -> None:
         await caught_up(watch)
         await teach(memory, 1)
         await until_saved(memory, 1)
-        await teach(memory, 2)
+        await teach(memory, 1, 2)
         await learned(watch, 2)
         await give(memory, 2)  # it has been past the place where a snapshot would be made
     assert await saved(memory) == [1]
@@ -483,3 +483,36 @@ async def test_of_two_routers_both_go_on(memory: RunningMemory) -> None:
             await learned(other, number)
             await until_saved(memory, number)
     assert await saved(memory) == [4, 2]
+
+
+async def test_who_starts_while_memory_is_away_begins_with_what_was_kept(
+    memory: RunningMemory, tmp_path: Path
+) -> None:
+    file = tmp_path / "learned.model"
+    await teach(memory, 1, 2, 3)
+    async with learning(memory.directory, Notebook(), file=file) as watch:
+        await learned(watch, 3)
+    assert file.stat().st_mode & 0o777 == 0o600
+    await memory.stop()
+    again = Notebook()
+    async with learning(memory.directory, again, file=file) as watch:
+        await learned(watch, 3)
+        assert (again.positions, watch.position, watch.caught_up) == ([1, 2, 3], 3, False)
+        await memory.start()
+        await teach(memory, 4, 5)
+        await learned(watch, 5)
+        assert again.positions == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("damage", [b"", b"too short", bytes(200)])
+async def test_a_damaged_file_is_no_file(memory: RunningMemory, tmp_path: Path, damage: bytes) -> None:
+    file = tmp_path / "learned.model"
+    file.write_bytes(damage)
+    await memory.stop()
+    learner = Notebook()
+    async with learning(memory.directory, learner, file=file) as watch:
+        await memory.start()
+        await teach(memory, 1, 2)
+        await learned(watch, 2)
+    assert learner.positions == [1, 2]
+    assert learner.restored == []

@@ -5,10 +5,12 @@ Learns what memory says that outcomes and feedback teach, in its order, for ever
            ── WatchLessons ─────────► apply ───┼─► whoever learns: the port `Learner`
            ◄─ learned up to here ──────────────┤
            ◄─ SaveModel ◄─ snapshot ◄──────────┘                      (every 2,000 lessons)
+                               └──► a file of ours                    (then too, and when we stop)
 
 The order is memory's, so that every router that has learned up to a position knows the same. When memory is away,
-what is known is known; the stream is opened again where it broke. When memory was restored from a backup and knows
-nothing of the last position, everything is forgotten and learned anew.
+what is known is known; the stream is opened again where it broke, and whoever starts meanwhile begins with the file.
+When memory was restored from a backup and knows nothing of the last position, everything is forgotten and learned
+anew.
 
 Whatever comes in has the right of way: lessons are learned in chunks of a few milliseconds, with pauses between
 them while the event loop has other things to do. A snapshot is made in a thread, and nothing is learned meanwhile.
@@ -18,6 +20,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn, Protocol
 
 import grpc.aio
@@ -29,6 +32,7 @@ from hopper_common.database import Signal
 from hopper_common.errors import NotFound, ResumeTooOld
 from hopper_common.rpc.errors import from_rpc_error
 from hopper_common.timestamps import from_proto
+from hopper_router import model_file
 from hopper_router.backoff import Backoff
 from hopper_router.model import Lesson, Truth
 
@@ -88,6 +92,7 @@ class LessonWatch:
         snapshot_every: So many lessons after the last snapshot, another is saved.
         snapshot_interval: But not more often than this.
         transfer_timeout: How long a snapshot may be under way.
+        file: Where the last snapshot is kept, to begin with when memory is away. None: nowhere.
 
     Attributes:
         position: The last lesson that was learned; 0: none yet.
@@ -104,6 +109,7 @@ class LessonWatch:
         snapshot_every: int = 2000,
         snapshot_interval: timedelta = timedelta(seconds=30),
         transfer_timeout: timedelta = timedelta(minutes=2),
+        file: Path | None = None,
     ) -> None:
         self.position = 0
         self.progress = Signal()
@@ -114,6 +120,8 @@ class LessonWatch:
         self._snapshot_every = snapshot_every
         self._snapshot_interval = snapshot_interval.total_seconds()
         self._transfer_timeout = transfer_timeout.total_seconds()
+        self._file = file
+        self._filed = 0
         self._begun = False  # with a snapshot, or knowing that there is none
         self._head: int | None = None  # memory's last lesson; None: the stream is not open
         self._chunk = 1
@@ -133,10 +141,16 @@ class LessonWatch:
 
     async def run(self) -> NoReturn:
         """Learn until cancelled."""
-        async with asyncio.TaskGroup() as background:
-            while True:
-                reason = await self._follow(background)
-                await asyncio.sleep(self._backoff.failed(reason))
+        try:
+            async with asyncio.TaskGroup() as background:
+                while True:
+                    reason = await self._follow(background)
+                    await asyncio.sleep(self._backoff.failed(reason))
+        finally:
+            if self._file is not None and self.position > self._filed:
+                snapshot = self._snapshot()
+                if snapshot is not None:
+                    self._write(snapshot)
         raise AssertionError("it has no end")
 
     async def _follow(self, background: asyncio.TaskGroup) -> str:
@@ -161,6 +175,17 @@ class LessonWatch:
 
     async def _begin(self) -> None:
         """Begin with the newest snapshot that can be used; without one, with the first lesson."""
+        try:
+            await self._begin_with_memorys()
+        except grpc.aio.AioRpcError:
+            kept = model_file.read(self._file) if self._file is not None else None
+            if kept is None or not self._restore(_Found(kept.position, kept.data, whole=True)):
+                raise
+            self.position = self._saved = self._filed = kept.position
+        self._begun = True
+        _log.info("learning begins", after=self.position)
+
+    async def _begin_with_memorys(self) -> None:
         before = 0
         while (found := await self._load(before)) is not None:
             if found.whole and self._restore(found):
@@ -170,8 +195,6 @@ class LessonWatch:
                 "a snapshot cannot be used, trying the one before", position=found.position, whole=found.whole
             )
             before = found.position
-        self._begun = True
-        _log.info("learning begins", after=self.position)
 
     def _restore(self, found: "_Found") -> bool:
         try:
@@ -257,13 +280,30 @@ class LessonWatch:
         if busy or self.position - self._saved < self._snapshot_every or now() < self._next_snapshot:
             return
         self._next_snapshot = now() + self._snapshot_interval
-        position = self.position
+        snapshot = await asyncio.to_thread(self._snapshot)
+        if snapshot is not None:
+            await asyncio.to_thread(self._write, snapshot)
+            self._upload = background.create_task(self._save(snapshot.data, snapshot.position))
+
+    def _snapshot(self) -> model_file.Snapshot | None:
         try:
-            snapshot = await asyncio.to_thread(self._learner.snapshot)
+            return model_file.Snapshot(self.position, self._learner.snapshot())
         except Exception:  # of the model, which learns on all the same
-            _log.exception("a snapshot could not be made", position=position)
+            _log.exception("a snapshot could not be made", position=self.position)
+            return None
+
+    def _write(self, snapshot: model_file.Snapshot) -> None:
+        """Keep a snapshot in the file; one that cannot be written is not missed, unless memory is away at a start."""
+        if self._file is None:
             return
-        self._upload = background.create_task(self._save(snapshot, position))
+        try:
+            model_file.write(self._file, snapshot)
+        except OSError as error:
+            _log.warning(
+                "what was learned is not kept in a file", file=str(self._file), reason=error.strerror
+            )
+            return
+        self._filed = snapshot.position
 
     async def _save(self, snapshot: bytes, position: int) -> None:
         digest = await asyncio.to_thread(lambda: hashlib.sha256(snapshot).digest())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import asyncio
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -10,8 +13,9 @@ import pytest
 
 from hopper_learning import Encoder, WordLlamaEncoder
 from hopper_router import routing
+from hopper_router.filters import Sieve, sieve
 from hopper_router.learned import Learned
-from hopper_router.load import Load
+from hopper_router.load import Load, column_of
 from hopper_router.model import Basis, Decision, Lesson, Outcome, Project, TaskSpec, Truth
 from hopper_router.policy_yaml import load_policy
 from hopper_router.routing import Candidates
@@ -202,3 +206,114 @@ async def test_lessons_about_projects_that_nobody_knows_do_no_harm(learned: Lear
     decision = decide(learned, "zebra")
     assert decision.project != "projects/never-heard-of"
     assert decision.outcome is Outcome.ROUTED
+
+
+def test_all_of_a_stream_is_learned_and_one_liar_does_not_spoil_it(encoder: Encoder) -> None:
+    projects = [Project(f"projects/p{number}", display_name=f"Team {number}") for number in range(6)]
+    taught, held_out = stream(500, seed=1), stream(300, seed=2)
+    alone, beset = (student(encoder) for _ in range(2))
+    alone.apply(lessons(*taught))
+    beset.apply(list(with_lies(taught)))
+    right = [
+        sum(decide(one, title, projects).project == f"projects/{team}" for title, team in held_out) / 300
+        for one in (alone, beset)
+    ]
+    assert right[0] > 0.9
+    assert right[0] - right[1] <= 0.02
+
+
+def stream(count: int, seed: int) -> list[tuple[str, str]]:
+    """Titles of six teams that share most of their words."""
+    chance = random.Random(seed)
+    made = []
+    for _ in range(count):
+        team = chance.randrange(6)
+        words = [f"own{team}x{chance.randrange(8)}" for _ in range(2)]
+        words += [f"word{chance.randrange(60)}" for _ in range(5)]
+        chance.shuffle(words)
+        made.append((" ".join(words), f"p{team}"))
+    return made
+
+
+def with_lies(said: Sequence[tuple[str, str]]) -> Iterator[Lesson]:
+    """The truth by many, and one who always says something else, for one task in twenty."""
+    chance = random.Random(9)
+    for position, (title, team) in enumerate(said, start=1):
+        lies = position % 20 == 0
+        source = "mallory" if lies else f"worker{chance.randrange(10)}"
+        told = chance.choice([f"p{other}" for other in range(6) if f"p{other}" != team]) if lies else team
+        (lesson,) = lessons((title, told), source=source)
+        yield replace(lesson, position=position)
+
+
+def student(encoder: Encoder) -> Learned:
+    learned = Learned(lambda: encoder)
+    asyncio.run(learned.wake())
+    return learned
+
+
+async def test_the_next_decision_knows_the_lesson_however_often_it_was_asked(learned: Learned) -> None:
+    before = [decide(learned, "zebra").candidates for _ in range(3)]
+    assert before[0] == before[1] == before[2]
+    learned.apply(lessons(("zebra", "docs")))
+    assert decide(learned, "zebra").candidates != before[0]
+
+
+async def test_who_is_ruled_out_has_no_share(learned: Learned) -> None:
+    learned.apply(lessons(*[("zebra", "docs")] * 5))
+    projects = (SHOP, INFRA, replace(DOCS, paused=True))
+    decision = decide(learned, "zebra", projects)
+    assert {candidate.project for candidate in decision.candidates} == {SHOP.name, INFRA.name}
+    assert sum(candidate.confidence for candidate in decision.candidates) == pytest.approx(1.0)
+
+
+async def test_what_a_project_says_of_itself_later_counts(learned: Learned) -> None:
+    assert decide(learned, "feed the lion").candidates[0].confidence < 0.6
+    zoo = replace(DOCS, display_name="Zoo", description="feed lion, zebra and elephant")
+    assert decide(learned, "feed the lion", (SHOP, INFRA, zoo)).project == DOCS.name
+
+
+async def test_a_lesson_is_about_as_much_text_as_a_question(learned: Learned) -> None:
+    """Memory keeps 4,000 bytes of a description, which may be less than the model reads."""
+    whole = "動物園 " * 800
+    kept = whole.encode()[:4000].decode(errors="ignore")
+    task = TaskSpec(title="zebra", description=whole)
+    seen = learned.shares(HERE, task, ALL, _everybody())
+    same = learned.shares(HERE, replace(task, description=kept), ALL, _everybody())
+    assert seen is not None
+    assert same is not None
+    assert seen.of.tolist() == same.of.tolist()
+
+
+ALL = Candidates.compile((SHOP, INFRA, DOCS))
+
+
+def _everybody() -> Sieve:
+    return sieve(TaskSpec(title="x"), ALL, {}, column_of({}, ALL))
+
+
+async def test_routers_that_learn_the_same_know_the_same(encoder: Encoder) -> None:
+    """Also when one of them has decided all the time, and the other never."""
+    busy, idle = Learned(lambda: encoder), Learned(lambda: encoder)
+    there = [Candidates.compile((SHOP, INFRA))]
+    for learned in (busy, idle):
+        await learned.wake()
+        learned.projects = lambda: there[-1]
+    for number, lesson in enumerate(lessons(*[("zebra", "shop"), ("agents offline", "infra")] * 5)):
+        decide(busy, "zebra", there[-1].projects)
+        if number == 5:
+            there.append(ALL)
+        busy.apply([lesson])
+        idle.apply([lesson])
+    assert decide(busy, "zebra").candidates == decide(idle, "zebra").candidates
+
+
+async def test_feedback_for_a_project_that_is_gone_changes_nothing_for_the_others(learned: Learned) -> None:
+    learned.projects = lambda: ALL
+    learned.apply(lessons(*[("zebra", "docs"), ("agents offline", "infra")] * 3))
+    there = Candidates.compile((SHOP, INFRA))
+    learned.projects = lambda: there
+    learned.apply(lessons(*[("zebra", "docs")] * 3))
+    gone = decide(learned, "zebra", (SHOP, INFRA))
+    assert {candidate.project for candidate in gone.candidates} == {SHOP.name, INFRA.name}
+    assert decide(learned, "agents offline", (SHOP, INFRA)).project == INFRA.name

@@ -102,6 +102,7 @@ async def open_router(context: HostContext) -> AsyncIterator[Running]:
                 lambda: db.lead("words", engine.words.run),
                 lambda: db.lead("scheduler", scheduler.schedule_forever),
                 engine.queues.run,
+                engine.lookout.run,  # for each router its own, as it is in memory
                 learn,  # every router for itself: they learn the same
                 lambda: db.lead("retention", Retention(db, context.clock).run),
                 stop_waiting,

@@ -24,7 +24,7 @@ import math
 import re
 from array import array
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import nlargest
 from itertools import chain, islice, pairwise
@@ -236,13 +236,12 @@ class Index:
         # 2 x shared / (ours + theirs) >= least, and they say no less than what is shared.
         need = least / (2.0 - least) * asked.head.sum * _NEARLY
         candidates = self._candidates(asked, need)
-        if len(candidates) > _MOST_COMPARED:
-            candidates = nlargest(_MOST_COMPARED, candidates, key=candidates.__getitem__)
-        alike = [(entry, self._titles(asked, entry)) for entry in candidates]
+        likely = nlargest(_MOST_COMPARED, candidates, key=candidates.__getitem__)
+        alike = [(entry, self._titles(asked, entry)) for entry in likely]
         return [one for one in alike if one[1] >= least]
 
-    def _candidates(self, asked: _Asked, need: float) -> Collection[_Entry]:
-        """Those who may share so much weight with what is asked about."""
+    def _candidates(self, asked: _Asked, need: float) -> dict[_Entry, float]:
+        """Those who may share so much weight with what is asked about, and what they are known to share."""
         by_rarity = sorted(
             [(weight, self._by_word.get(number)) for number, weight in asked.head.weights.items()],
             key=lambda one: _count(one[1]),
@@ -254,7 +253,11 @@ class Index:
             scanned += _count(entries)
             if left < need or scanned > _MOST_SCANNED:  # who has none of the words so far cannot get there
                 found = _who_can(shared, by_rarity[position:], left, need)
-                return found if left < need else {**dict.fromkeys(self._same_words(asked)), **found}
+                return (
+                    found
+                    if left < need
+                    else {**found, **dict.fromkeys(self._same_words(asked), asked.head.sum)}
+                )
             for entry in _each(entries):
                 shared[entry] = shared.get(entry, 0.0) + weight
             left -= weight

@@ -38,6 +38,7 @@ from hopper_router.hot_sqlite import SqliteHotStore
 from hopper_router.hub import Hub
 from hopper_router.inquiries import Inquiries
 from hopper_router.learned import Learned
+from hopper_router.lookout import Lookout
 from hopper_router.model import Task, TaskState
 from hopper_router.policies import Policies
 from hopper_router.policy_yaml import load_policy
@@ -102,6 +103,7 @@ class Engine:
         self.room_made = Signal()
         self.requests = Requests(tables.requests, clock)
         self.words = WordIndex(db)
+        self.lookout = Lookout(db, policies, lambda: registry.current)
         self.inquiries = Inquiries()
         self._load = load
         self._ids = Ids()
@@ -273,7 +275,8 @@ class Engine:
         await self.learn_if_asked()
 
     async def learn_if_asked(self) -> None:
-        """Load what was learned, if a policy in force goes by it."""
+        """Load what was learned, and look out for duplicates, if a policy in force goes by it."""
+        self.lookout.wake()
         if "learned" in self.policies.strategies:
             await self.learned.wake()
 

@@ -96,6 +96,12 @@ class DependencyCycle(WrongState):
     reason = "DEPENDENCY_CYCLE"
 
 
+class DuplicateTask(WrongState):
+    """An open task looks like the same work: see to that one, or submit with allow_duplicate."""
+
+    reason = "DUPLICATE_TASK"
+
+
 class InstanceNotRunning(WrongState):
     """The instance does not take work now: start it, or submit elsewhere."""
 

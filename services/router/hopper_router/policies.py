@@ -9,7 +9,7 @@ from typing import Final
 from hopper_router.directory import Directory
 from hopper_router.model import ROOT_INSTANCE
 from hopper_router.policy_yaml import BUILT_IN, load_policy
-from hopper_router.rules import Policy
+from hopper_router.rules import OnDuplicate, Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +25,16 @@ _BUILT_IN: Final = InForce(f"{ROOT_INSTANCE}/policy", 0, BUILT_IN)
 
 
 class Policies:
-    """Compiled policies; changed from the event loop, in whole values, and read from any thread."""
+    """
+    Compiled policies; changed from the event loop, in whole values, and read from any thread.
+
+    Attributes:
+        ask_for_duplicates: Whether there is one by which new tasks are compared with open ones.
+    """
 
     def __init__(self, stored: Iterable[tuple[str, int, str]]) -> None:
         self._by_instance: dict[str, InForce] = {}
+        self.ask_for_duplicates = False
         self._versions: dict[str, int] = {}
         for instance, version, source in stored:
             self.put(instance, version, load_policy(source) if source else None)
@@ -43,6 +49,7 @@ class Policies:
         if policy is not None:
             changed[instance] = InForce(f"{instance}/policy", version, policy)
         self._by_instance = changed
+        self.ask_for_duplicates = any(_asks_for_duplicates(own.policy) for own in changed.values())
 
     @property
     def strategies(self) -> set[str]:
@@ -58,3 +65,14 @@ class Policies:
             if found is not None:
                 return found
         return _BUILT_IN
+
+    def about_duplicates(self, instance: str, directory: Directory) -> Policy | None:
+        """The policy by which new tasks of an instance are compared with open ones; None: they are not."""
+        if not self.ask_for_duplicates:
+            return None
+        policy = self.in_force(instance, directory).policy
+        return policy if _asks_for_duplicates(policy) else None
+
+
+def _asks_for_duplicates(policy: Policy) -> bool:
+    return policy.duplicates is not OnDuplicate.OFF

@@ -6,6 +6,9 @@ The whole form, with the defaults (every key is optional but those of a rule)::
     strategy: rules              # how to decide: rules | learned (from outcomes and feedback; rules stay in front)
     threshold: 0.0               # least confidence to route without asking, 0 to 1
     on_unsure: route             # below the threshold: route | ask | reject
+    duplicates: off              # a task that looks like the same work as an open one of its instance:
+                                 # off | warn (says so) | link (labels it duplicate-of, too) | refuse
+    duplicates_above: 0.8        # how alike, 0.5 to 1: see `duplicates`; 1 is the same words
     default_project: inbox       # where tasks go when nothing speaks for anybody; default: nowhere special
     weights:                     # what each factor counts, 0 to 10; those left out keep these defaults
       {rules: 1.0, tags: 0.6, capability: 0.3, text: 0.5, workload: 0.15,
@@ -68,6 +71,7 @@ from hopper_router.rules import (
     Has,
     Kind,
     Not,
+    OnDuplicate,
     OnUnsure,
     Place,
     Policy,
@@ -409,6 +413,14 @@ class _Reader:
     def on_unsure(self, node: yaml.Node, path: str) -> OnUnsure:
         return OnUnsure(self.one_of(node, path, [choice.value for choice in OnUnsure]))
 
+    def duplicates(self, node: yaml.Node, path: str) -> OnDuplicate:
+        if _what(node) == "true or false" and not self.boolean(node, path, default=True):
+            return OnDuplicate.OFF  # `off` without quotes
+        return OnDuplicate(self.one_of(node, path, [choice.value for choice in OnDuplicate]))
+
+    def duplicates_above(self, node: yaml.Node, path: str) -> float:
+        return self.number(node, path, 0.5, 1)
+
     def project(self, node: yaml.Node, path: str) -> str:
         text = self.text(node, path, numbers=True)
         if text is None:
@@ -441,6 +453,8 @@ _POLICY_KEYS: Final = MappingProxyType(
         "default_project": _Reader.project,
         "weights": _Reader.weights,
         "rules": _Reader.rules,
+        "duplicates": _Reader.duplicates,
+        "duplicates_above": _Reader.duplicates_above,
     }
 )
 _CONDITION_KEYS: Final = ("keyword", "tag", "capability", "priority", "all", "any", "not")

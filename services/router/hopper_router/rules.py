@@ -36,6 +36,15 @@ class OnUnsure(enum.Enum):
     REJECT = "reject"
 
 
+class OnDuplicate(enum.Enum):
+    """What to do with a task that looks like the same work as an open one."""
+
+    OFF = "off"
+    WARN = "warn"
+    LINK = "link"
+    REFUSE = "refuse"
+
+
 class Place(NamedTuple):
     """Where something stands in the YAML, from 1; 0: it was not written there."""
 
@@ -181,6 +190,8 @@ class Policy:
     default_project: str = ""
     weights: Weights = Weights()
     rules: tuple[Rule, ...] = ()
+    duplicates: OnDuplicate = OnDuplicate.OFF
+    duplicates_above: float = 0.8
     default_place: Place = field(default=Place(), compare=False, repr=False)
     _index: _RuleIndex = field(init=False, compare=False, repr=False)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Final, cast
@@ -20,6 +20,7 @@ from hopper_common.eventlog import Event
 from hopper_common.idempotency import digest_of
 from hopper_router import archive, explain, intake, placing, recall, wire, working
 from hopper_router.convert import (
+    STATE_TO_PROTO,
     attempt_to_proto,
     decision_to_proto,
     event_from_bytes,
@@ -32,6 +33,7 @@ from hopper_router.convert import (
 from hopper_router.engine import Engine
 from hopper_router.hot import Left, Repeat
 from hopper_router.hot_path import Call, Taken
+from hopper_router.lookout import Alike, Arrivals, Duplicate, review
 from hopper_router.model import OPEN_STATES, Task, TaskSpec
 from hopper_router.servicer import Context, Page, each, up_to_date
 from hopper_router.store_sql import EVENTS, ParkedFilter, TaskFilter
@@ -57,13 +59,23 @@ class TaskServicer(TaskServiceServicer):
     # ------------------------------------------------------------ taking in
 
     async def SubmitTask(self, request: svc.SubmitTaskRequest, context: Context) -> svc.SubmitTaskResponse:
-        spec = spec_from_proto(request.spec)
-        taken = await self._take(request, spec)
+        taken = await self._submit(request)
         if isinstance(taken, Taken):
             task = self._engine.view(taken.task, FULL, generation=taken.generation)
             answer = wire.submitted(task.SerializeToString(), taken.record)
             return cast("svc.SubmitTaskResponse", answer)  # bytes go out as they are
-        return taken or await self._submit_by_unit(request, spec)
+        return taken
+
+    async def _submit(self, request: svc.SubmitTaskRequest) -> Taken | svc.SubmitTaskResponse:
+        """Take a task in: by the hot path, if that may and nothing looks like the same work."""
+        spec = spec_from_proto(request.spec)
+        async with self._engine.lookout.arrivals(request.parent, (spec,)) as arrivals:
+            alike = await arrivals.alike(0)
+            taken = None if alike else await self._take(request, spec)
+            if taken is None:
+                return await self._submit_by_unit(request, spec, arrivals, alike)
+            arrivals.taken(0, taken.task.name)
+            return taken
 
     async def _take(
         self, request: svc.SubmitTaskRequest, spec: TaskSpec
@@ -76,22 +88,46 @@ class TaskServicer(TaskServiceServicer):
             return await self._engine.told_again("SubmitTask", taken, svc.SubmitTaskResponse)
         return None if isinstance(taken, Left) else taken[0]
 
-    async def _submit_by_unit(self, request: svc.SubmitTaskRequest, spec: TaskSpec) -> svc.SubmitTaskResponse:
+    async def _submit_by_unit(
+        self, request: svc.SubmitTaskRequest, spec: TaskSpec, arrivals: Arrivals, alike: list[Alike]
+    ) -> svc.SubmitTaskResponse:
         def effect(unit: Unit) -> svc.SubmitTaskResponse:
-            task, decision = placing.submit(unit, request.parent, spec)
+            found = arrivals.still_open(unit, alike)
+            wanted = review(unit, request.parent, spec, found, allow=request.allow_duplicate)
+            task, decision = placing.submit(unit, request.parent, wanted)
             recorded = unit.recorded.get(decision.name) or decision_to_proto(decision)
-            return svc.SubmitTaskResponse(task=task_view(unit, task, FULL), decision=recorded)
+            return svc.SubmitTaskResponse(
+                task=task_view(unit, task, FULL), decision=recorded, duplicates=map(_duplicate, found)
+            )
 
-        return await up_to_date(
+        response = await up_to_date(
             self._engine,
             lambda: self._engine.mutate("SubmitTask", request, svc.SubmitTaskResponse, effect),
         )
+        arrivals.taken(0, response.task.name)
+        return response
 
     async def SubmitTasks(self, request: svc.SubmitTasksRequest, context: Context) -> svc.SubmitTasksResponse:
         specs = [spec_from_proto(item.spec) for item in request.items]
-        response = await self._submit_hot(request, specs)
+        async with self._engine.lookout.arrivals(request.parent, specs) as arrivals:
+            alike = {place: found for place in range(len(specs)) if (found := await arrivals.alike(place))}
+            response = await self._submit_many(request, specs, arrivals, alike)
+            for place, result in enumerate(response.results):
+                arrivals.taken(place, result.task.name)
+            return response
+
+    async def _submit_many(
+        self,
+        request: svc.SubmitTasksRequest,
+        specs: list[TaskSpec],
+        arrivals: Arrivals,
+        alike: Mapping[int, list[Alike]],
+    ) -> svc.SubmitTasksResponse:
+        """Take tasks in: those of the simple kind in one set, the rest by a unit."""
+        response = await self._submit_hot(request, specs, alike.keys())
         if response is None:
-            return await self._submit_rest(request, specs, {})
+            response = await self._submit_rest(request, specs, {}, arrivals, alike)
+        # Also of a repeat that went to a unit, and was answered with what the hot path did then.
         rest = [place for place, result in enumerate(response.results) if not result.WhichOneof("result")]
         if rest:
             others = svc.SubmitTasksRequest()
@@ -99,7 +135,7 @@ class TaskServicer(TaskServiceServicer):
             if request.request_id:  # what a unit does of the call is remembered under an id of its own
                 others.request_id = str(uuid5(UUID(request.request_id), "rest"))
             done = {place: result for place, result in enumerate(response.results) if place not in rest}
-            answer = await self._submit_rest(others, specs, done)
+            answer = await self._submit_rest(others, specs, done, arrivals, alike)
             for place, result in zip(rest, answer.results, strict=True):
                 response.results[place].CopyFrom(result)
         return response
@@ -109,6 +145,8 @@ class TaskServicer(TaskServiceServicer):
         request: svc.SubmitTasksRequest,
         specs: list[TaskSpec],
         done: Mapping[int, svc.SubmitTasksResult],
+        arrivals: Arrivals,
+        alike: Mapping[int, list[Alike]],
     ) -> svc.SubmitTasksResponse:
         """The items that are not done yet, by a unit; one result for each of these, in order."""
         await self._learn_of({spec.project for spec in specs if spec.project})
@@ -116,7 +154,8 @@ class TaskServicer(TaskServiceServicer):
         def effect(unit: Unit) -> svc.SubmitTasksResponse:
             # The same for all of them, so it is nobody's own error.
             intake.require_accepting(unit, request.parent)
-            batch = _Batch(unit, request, specs, {place: one.task.name for place, one in done.items()})
+            names = {place: one.task.name for place, one in done.items()}
+            batch = _Batch(unit, request, specs, names, arrivals, alike)
             results = each(
                 [place for place in range(len(specs)) if place not in done],
                 batch.submit,
@@ -130,9 +169,12 @@ class TaskServicer(TaskServiceServicer):
         )
 
     async def _submit_hot(
-        self, request: svc.SubmitTasksRequest, specs: list[TaskSpec]
+        self, request: svc.SubmitTasksRequest, specs: list[TaskSpec], alike: Collection[int]
     ) -> svc.SubmitTasksResponse | None:
-        """The items of the simple kind, in one set; the others have an empty result. None: there are none."""
+        """
+        The items of the simple kind, in one set; the others have an empty result, and so have those that are *alike*
+        something. None: there are none.
+        """
         digest = digest_of("SubmitTasks", request) if request.request_id else b""
         call = Call(
             "SubmitTasks",
@@ -142,7 +184,7 @@ class TaskServicer(TaskServiceServicer):
             digest,
             partial(_names_of_many, len(specs)),
             partial=True,
-            others={place for place, item in enumerate(request.items) if item.after},
+            others={place for place, item in enumerate(request.items) if item.after or place in alike},
         )
         taken = await self._engine.hot.submit(call)
         if isinstance(taken, Repeat):
@@ -183,17 +225,20 @@ class TaskServicer(TaskServiceServicer):
     async def _submit_of_stream(
         self, request: svc.SubmitStreamRequest, context: Context
     ) -> svc.SubmitStreamResponse:
-        call = svc.SubmitTaskRequest(parent=request.parent, spec=request.spec, request_id=request.request_id)
+        call = svc.SubmitTaskRequest(
+            parent=request.parent,
+            spec=request.spec,
+            request_id=request.request_id,
+            allow_duplicate=request.allow_duplicate,
+        )
         try:
-            spec = spec_from_proto(request.spec)
-            taken = await self._take(call, spec)
-            if isinstance(taken, Taken):
-                task = self._engine.view(taken.task, BASIC, generation=taken.generation)
-                return svc.SubmitStreamResponse(task=task)
-            answer = taken or await self._submit_by_unit(call, spec)
+            taken = await self._submit(call)
         except HopperError as error:
             return svc.SubmitStreamResponse(error=item_error(error))
-        return svc.SubmitStreamResponse(task=_basic(answer.task))
+        if isinstance(taken, Taken):
+            task = self._engine.view(taken.task, BASIC, generation=taken.generation)
+            return svc.SubmitStreamResponse(task=task)
+        return svc.SubmitStreamResponse(task=_basic(taken.task), duplicates=taken.duplicates)
 
     async def _learn_of(self, projects: set[str]) -> None:
         """Ask once for projects that the copy of the registry lacks: they may have been registered a moment ago."""
@@ -358,18 +403,33 @@ class _Batch:
     """The items of one SubmitTasks call; an item may wait for earlier ones."""
 
     def __init__(
-        self, unit: Unit, request: svc.SubmitTasksRequest, specs: list[TaskSpec], names: Mapping[int, str]
+        self,
+        unit: Unit,
+        request: svc.SubmitTasksRequest,
+        specs: list[TaskSpec],
+        names: Mapping[int, str],
+        arrivals: Arrivals,
+        alike: Mapping[int, list[Alike]],
     ) -> None:
         self._unit = unit
         self._request = request
         self._specs = specs
         self._names = dict(names)
+        self._arrivals = arrivals
+        self._alike = alike
 
     def submit(self, position: int) -> svc.SubmitTasksResult:
-        spec = replace(self._specs[position], dependencies=self._dependencies(position))
-        task, _ = own_savepoint(self._unit, lambda: placing.submit(self._unit, self._request.parent, spec))
+        request = self._request
+        found = self._arrivals.still_open(self._unit, self._alike.get(position, ()), self._names)
+        spec = review(
+            self._unit, request.parent, self._specs[position], found, allow=request.allow_duplicate
+        )
+        spec = replace(spec, dependencies=self._dependencies(position))
+        task, _ = own_savepoint(self._unit, lambda: placing.submit(self._unit, request.parent, spec))
         self._names[position] = task.name
-        return svc.SubmitTasksResult(task=task_view(self._unit, task))
+        return svc.SubmitTasksResult(
+            task=task_view(self._unit, task), duplicates=map(_duplicate, found)
+        )
 
     def _dependencies(self, position: int) -> tuple[str, ...]:
         earlier: list[str] = []
@@ -384,6 +444,12 @@ class _Batch:
                 raise InvalidArgument(violations=[FieldViolation(field, problem)])
             earlier.append(self._names[other])
         return tuple(dict.fromkeys((*self._specs[position].dependencies, *earlier)))
+
+
+def _duplicate(found: Duplicate) -> svc.PossibleDuplicate:
+    return svc.PossibleDuplicate(
+        task=found.task, score=found.score, shared_words=found.shared, state=STATE_TO_PROTO[found.state]
+    )
 
 
 def _merged(request: svc.UpdateTaskRequest, current: TaskSpec) -> TaskSpec:

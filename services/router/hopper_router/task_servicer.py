@@ -421,15 +421,11 @@ class _Batch:
     def submit(self, position: int) -> svc.SubmitTasksResult:
         request = self._request
         found = self._arrivals.still_open(self._unit, self._alike.get(position, ()), self._names)
-        spec = review(
-            self._unit, request.parent, self._specs[position], found, allow=request.allow_duplicate
-        )
+        spec = review(self._unit, request.parent, self._specs[position], found, allow=request.allow_duplicate)
         spec = replace(spec, dependencies=self._dependencies(position))
         task, _ = own_savepoint(self._unit, lambda: placing.submit(self._unit, request.parent, spec))
         self._names[position] = task.name
-        return svc.SubmitTasksResult(
-            task=task_view(self._unit, task), duplicates=map(_duplicate, found)
-        )
+        return svc.SubmitTasksResult(task=task_view(self._unit, task), duplicates=map(_duplicate, found))
 
     def _dependencies(self, position: int) -> tuple[str, ...]:
         earlier: list[str] = []

@@ -28,9 +28,9 @@ def test_wide_and_composed_forms_are_the_same_word() -> None:
 
 
 def test_title_tags_and_requester_are_told_from_the_description() -> None:
-    reading = read(Text("Fix login", "login page", ("type:Bug",), "ann").cut())
+    reading = read(Text("Fix login", "see page", ("type:Bug",), "ann").cut())
     assert {"t:fix", "t:login", "b:fix login", "g:type:bug", "r:ann"} <= set(reading.head)
-    assert {"login", "page"} <= set(reading.body)
+    assert {"fix", "login", "page"} <= set(reading.body)
     assert len(set(reading.head)) == len(reading.head)
 
 

@@ -35,6 +35,12 @@ def compacted(table: NDArray[Any], rows: Indices, fill: float = 0.0) -> NDArray[
     return smaller
 
 
+def scale(values: Floats, length: float) -> None:
+    """Bring *values* to a length, in place; nothing stays nothing."""
+    if len(values):
+        values *= np.float32(length / float(np.sqrt((values * values).sum())))
+
+
 def log_softmax(scores: Doubles) -> Doubles:
     """Log-probabilities of *scores*, none below `LOWEST`."""
     shifted = scores - scores.max()

@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from hopper_learning.arrays import Floats, Indices
+from hopper_learning.arrays import Floats, Indices, scale
 from hopper_learning.features import Reading
 from hopper_learning.vocabulary import Mark, Vocabulary
 
@@ -21,7 +21,7 @@ class Example:
     One text against the vocabulary of one moment.
 
     `idf` weighs every known word, rows first, then marks, to length 1 together; `values` weigh the rows alone,
-    the head's to length 1 and the body's to 0.7. `known` is the share of the text's features that were known.
+    the head's to length 1 and the body's to 0.7.
     """
 
     reading: Reading
@@ -31,7 +31,6 @@ class Example:
     marks: Sequence[Mark]
     mark_idf: float
     vector: Floats | None
-    known: float
 
 
 def look_up(reading: Reading, vector: Floats | None, vocabulary: Vocabulary) -> Example:
@@ -43,12 +42,10 @@ def look_up(reading: Reading, vector: Floats | None, vocabulary: Vocabulary) -> 
     marks += body_marks
     idf = vocabulary.idf(rows)
     once = vocabulary.idf_of_marks
-    squares = idf * idf
-    length = float(np.sqrt(squares.sum() + len(marks) * once * once)) or 1.0
+    length = float(np.sqrt((idf * idf).sum() + len(marks) * once * once)) or 1.0
     values = idf.copy()
-    _scale(values[:head], squares[:head], 1.0)
-    _scale(values[head:], squares[head:], _BODY)
-    said = len(reading.head) + len(reading.body)
+    scale(values[:head], 1.0)
+    scale(values[head:], _BODY)
     return Example(
         reading,
         np.array(rows, np.intp),
@@ -57,10 +54,4 @@ def look_up(reading: Reading, vector: Floats | None, vocabulary: Vocabulary) -> 
         marks,
         once / length,
         vector,
-        (len(rows) + len(marks)) / said if said else 0.0,
     )
-
-
-def _scale(values: Floats, squares: Floats, to: float) -> None:
-    if len(values):
-        values *= np.float32(to / float(np.sqrt(squares.sum())))

@@ -15,6 +15,8 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Final, NamedTuple
 
+from hopper_learning.pieces import Pieces, pieces_of
+
 TITLE_CHARACTERS: Final = 400
 BODY_CHARACTERS: Final = 1_500
 _TAGS: Final = 32
@@ -51,14 +53,14 @@ class Reading(NamedTuple):
     """
     A text, read once.
 
-    `head` are the features of title, tags and requester, `body` those of the description, each once, in order of
-    appearance. `title_words` and `body_words` are the plain words, for comparing with targets' names.
+    `head` are the features of title, tags and requester, `body` the plain words of description and title, each once,
+    in order of appearance. `title_words` are the plain words of the title, for comparing with targets' names.
     """
 
     head: tuple[str, ...]
     body: tuple[str, ...]
     title_words: frozenset[str]
-    body_words: frozenset[str]
+    pieces: Pieces
 
 
 def read(text: Text) -> Reading:
@@ -72,9 +74,13 @@ def read(text: Text) -> Reading:
     head.update(dict.fromkeys(f"g:{tag.casefold()}" for tag in text.tags))
     if text.requester:
         head[f"r:{text.requester}"] = None
-    body_all = dict.fromkeys(body)
-    body_all.update(dict.fromkeys(body_parts))
-    return Reading(tuple(head), tuple(body_all), frozenset(title).union(parts), frozenset(body_all))
+    everywhere = dict.fromkeys((*body, *body_parts, *title, *parts))
+    return Reading(
+        tuple(head),
+        tuple(everywhere),
+        frozenset(title).union(parts),
+        pieces_of(text.title, text.description),
+    )
 
 
 def _cut(text: str, length: int) -> str:

@@ -28,7 +28,7 @@ from hopper_learning.experts.name import Name
 from hopper_learning.experts.nb import NaiveBayes
 from hopper_learning.experts.ridge import Ridge
 from hopper_learning.features import Reading, Text, read
-from hopper_learning.mixer import BOUNDS, EXPERTS, Mixer, shipped
+from hopper_learning.mixer import BOUNDS, EXPERTS, Mixer
 from hopper_learning.snapshot import State, pack, unpack
 from hopper_learning.sources import Sources
 from hopper_learning.vocabulary import Vocabulary
@@ -57,7 +57,7 @@ class Settings:
     """How much a model may remember, and how it learns."""
 
     max_words: int = 1 << 16
-    max_cells: int = 1 << 24
+    max_cells: int = 1 << 23
     """Words times targets: 12 bytes each."""
     least_words: int = 1 << 12
     """Kept however many targets there are."""
@@ -120,8 +120,6 @@ class Said(NamedTuple):
 
     opinions: Doubles
     buckets: Indices
-    context: Doubles
-    linear: Doubles
 
 
 class Model:
@@ -140,7 +138,7 @@ class Model:
         self._mean = Mean(WIDTH)
         self._ridge = Ridge(WIDTH)
         self._name = Name()
-        self._mixer = Mixer(*shipped())
+        self._mixer = Mixer()
         self._sources = Sources()
         self._active: Indices = np.zeros(0, np.intp)
         self._read: OrderedDict[Text, tuple[Reading, Floats | None]] = OrderedDict()
@@ -238,7 +236,7 @@ class Model:
         reading, vector = self._reading(text)
         example = look_up(reading, vector, self._vocabulary)
         said = self._ask(example, active)
-        return self._mixer.mix(said.opinions, said.buckets, said.context)
+        return self._mixer.mix(said.opinions, said.buckets)
 
     @property
     def _knows_none(self) -> bool:
@@ -262,20 +260,16 @@ class Model:
 
     def _ask(self, example: Example, active: Indices) -> Said:
         columns = len(self._id)
-        linear = self._linear.scores(example.rows, example.values, example.vector, columns)
         opinions = np.zeros((len(EXPERTS), len(active)))
         opinions[0] = log_softmax(self._nb.scores(example, columns, len(self._vocabulary))[active])
-        opinions[1] = log_softmax(linear[active])
-        nearest = 0.0
+        opinions[1] = log_softmax(self._linear.scores(self._linear.inputs(example), columns)[active])
         if example.vector is not None:
             whole = _whole(example.vector)
-            cosines = self._mean.cosines(whole, columns)[active]
-            nearest = float(cosines.max())
-            opinions[2] = log_softmax(15.0 * cosines)
+            opinions[2] = log_softmax(self._mean.scores(whole, columns)[active])
             opinions[3] = log_softmax(self._ridge.scores(whole, columns)[active])
         opinions[4] = log_softmax(self._name.scores(example.reading, columns)[active])
         buckets = np.searchsorted(BOUNDS, self._nb.documents[active])
-        return Said(opinions, buckets, np.array([1.0, nearest - 0.5, example.known - 0.7]), linear)
+        return Said(opinions, buckets)
 
     # --- learning
 
@@ -294,11 +288,11 @@ class Model:
             active = np.concatenate([np.array([NONE], np.intp), active])
         said = self._ask(example, active)
         place = int(np.searchsorted(active, column))
-        chances = self._mixer.mix(said.opinions, said.buckets, said.context)
+        chances = self._mixer.mix(said.opinions, said.buckets)
         trust = self._sources.trust(source)
         self._sources.record(source, float(chances[place]), len(active))
         weight = _quantised(weight * trust)
-        self._mixer.learn(said.opinions, said.buckets, said.context, place, weight)
+        self._mixer.learn(said.opinions, said.buckets, chances, place, weight)
         self._observe(reading, vector, column, weight, active)
         if column == NONE and self._active[:1].tolist() != [NONE]:
             self._activate()
@@ -310,12 +304,13 @@ class Model:
         self._make_room()
         growth = self._vocabulary.observe(dict.fromkeys(words), column, weight)
         self._nb.grow(growth, self._vocabulary.height)
-        self._linear.heighten(self._vocabulary.height)
+        self._linear.words.reach(self._vocabulary.height, 1)
         example = look_up(reading, vector, self._vocabulary)
         self._nb.learn(example.rows, len(example.marks), column, weight)
-        scores = self._linear.scores(example.rows, example.values, vector, len(self._id))
-        gradient = ascent(scores, active, column) * weight
-        self._linear.learn(example.rows, example.values, vector, gradient, active)
+        inputs = self._linear.inputs(example)
+        gradient = ascent(self._linear.scores(inputs, len(self._id)), active, column) * weight
+        self._linear.learn(inputs, gradient, active)
+        self._linear.count(reading.pieces)
         if vector is not None:
             whole = _whole(vector)
             self._mean.learn(whole, column, weight)
@@ -330,7 +325,7 @@ class Model:
         kept = self._vocabulary.make_room()
         if kept is not None:
             self._nb.keep(kept)
-            self._linear.keep(kept)
+            self._linear.words.keep(kept)
 
     def learn_not(self, text: Text, target: str, *, source: str = "", weight: float = 1.0) -> None:
         """
@@ -342,9 +337,10 @@ class Model:
         column = self._column_of(target)
         reading, vector = self._reading(text)
         example = look_up(reading, vector, self._vocabulary)
-        scores = self._linear.scores(example.rows, example.values, vector, len(self._id))
-        gradient = descent(scores, self._active, column) * _quantised(weight * self._sources.trust(source))
-        self._linear.learn(example.rows, example.values, vector, gradient, self._active)
+        inputs = self._linear.inputs(example)
+        gradient = descent(self._linear.scores(inputs, len(self._id)), self._active, column)
+        trust = self._sources.trust(source)
+        self._linear.learn(inputs, gradient * _quantised(weight * trust), self._active)
 
     def explain(self, text: Text, target: str) -> Explanation:
         """
@@ -358,7 +354,7 @@ class Model:
         example = look_up(reading, vector, self._vocabulary)
         said = self._ask(example, self._active)
         place = int(np.searchsorted(self._active, column))
-        chances = self._mixer.mix(said.opinions, said.buckets, said.context)
+        chances = self._mixer.mix(said.opinions, said.buckets)
         weights = self._mixer.weights[:, said.buckets[place]]
         experts = {
             name: Opinion(float(np.exp(opinion)), float(weight))
@@ -373,8 +369,8 @@ class Model:
         """The words that spoke for or against a column, by how much they moved the mix, most first."""
         rows = example.rows
         odds = 2.0 * example.idf * self._nb.odds(rows, len(self._id))[:, column]
-        slopes = self._linear.weights[rows][:, self._active]
-        linear = example.values * (self._linear.weights[rows, column] - slopes.mean(axis=1))
+        table = self._linear.words.weights[rows]
+        linear = example.values * (table[:, column] - table[:, self._active].mean(axis=1))
         moved = (weights["nb"] * odds + weights["linear"] * linear).tolist()
         known = [
             word for word in (*example.reading.head, *example.reading.body) if word in self._vocabulary.rows

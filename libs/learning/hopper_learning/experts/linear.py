@@ -1,67 +1,120 @@
 """
-Softmax regression on words and vector, by AdaGrad: one sparse step a lesson.
+Softmax regression on words, pieces of words and vector together, by AdaGrad: one sparse step a lesson.
 
-What naive Bayes cannot do: words that come together are not counted twice. A new target is a column of zeros.
+What naive Bayes cannot do: what comes together is not counted twice. A new target is a column of zeros.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 
 import numpy as np
 
-from hopper_learning.arrays import Doubles, Floats, Indices, compacted, grown, softmax
+from hopper_learning.arrays import Doubles, Floats, Indices, compacted, grown, scale, softmax
+from hopper_learning.example import Example
+from hopper_learning.pieces import ROWS, Pieces
 from hopper_learning.snapshot import Sparse, State
 
 _RATE: Final = 1.0
-_START: Final = 0.1
 _BIAS_RATE: Final = 0.3
-_VECTOR: Final = 2.0
+_START: Final = np.float32(0.1)
 _SMALL: Final = 1e-4
+_BODY: Final = 0.7
+_VECTOR: Final = np.float32(0.7)
+
+
+class Table:
+    """Weights of (row, target), with the sums of their squared gradients."""
+
+    def __init__(self, height: int) -> None:
+        self.weights: Floats = np.zeros((height, 8), np.float32)
+        self.squares: Floats = np.zeros((height, 8), np.float32)
+
+    def reach(self, rows: int, columns: int) -> None:
+        """Make room for *rows* and *columns*."""
+        self.weights = grown(self.weights, (rows, columns))
+        self.squares = grown(self.squares, (rows, columns))
+
+    def keep(self, rows: Indices) -> None:
+        """Forget all rows but these, which become the first."""
+        self.weights = compacted(self.weights, rows)
+        self.squares = compacted(self.squares, rows)
+
+    def scores(self, rows: Indices, values: Floats, columns: int) -> Floats:
+        """The weighted sum of some rows."""
+        found = self.weights[:, :columns].take(rows, axis=0)
+        return np.asarray(np.einsum("i,ij->j", values, found), np.float32)
+
+    def step(self, rows: Indices, values: Floats, slope: Floats, columns: Indices) -> None:
+        """Move some rows against *slope*, given for each of *columns*."""
+        cells = np.ix_(rows, columns)
+        change = values[:, None] * slope
+        squares = self.squares[cells] + change * change
+        self.squares[cells] = squares
+        self.weights[cells] -= np.float32(_RATE) * change / np.sqrt(squares + _START)
+
+    def drop(self, column: int) -> None:
+        """Forget a target."""
+        self.weights[:, column] = 0
+        self.squares[:, column] = 0
+
+    def state(self) -> State:
+        """All there is to know, for a snapshot."""
+        return {"weights": Sparse(self.weights, 0.0), "squares": Sparse(self.squares, 0.0)}
+
+    def restore(self, state: State) -> None:
+        """Go on from *state*."""
+        self.weights, self.squares = state["weights"], state["squares"]
+
+
+class Input(NamedTuple):
+    """Rows of a table, and how much each counts."""
+
+    table: Table
+    rows: Indices
+    values: Floats
 
 
 class Linear:
-    """Weights of (word, target) and (vector, target), each with its sum of squared gradients."""
+    """Three tables under one softmax."""
 
     def __init__(self, width: int) -> None:
-        self.weights: Floats = np.zeros((1024, 8), np.float32)
-        self.squares: Floats = np.full((1024, 8), _START, np.float32)
-        self.dense: Floats = np.zeros((width, 8), np.float32)
-        self.dense_squares: Floats = np.full((width, 8), _START, np.float32)
+        self.words = Table(1024)
+        self.pieces = Table(ROWS)
+        self.vector = Table(width)
         self.bias: Doubles = np.zeros(8)
         self.bias_squares: Doubles = np.ones(8)
+        self.piece_frequency: Floats = np.zeros(ROWS, np.float32)
+        self.lessons = 0
+        self._all = np.arange(width)
 
     def widen(self, columns: int) -> None:
         """Make room for *columns* targets."""
-        self.weights = grown(self.weights, (1, columns))
-        self.squares = grown(self.squares, (1, columns), _START)
-        self.dense = grown(self.dense, (0, columns))
-        self.dense_squares = grown(self.dense_squares, (0, columns), _START)
+        for table in self._tables():
+            table.reach(1, columns)
         self.bias = grown(self.bias, (columns,))
         self.bias_squares = grown(self.bias_squares, (columns,), 1.0)
 
-    def heighten(self, rows: int) -> None:
-        """Make room for *rows* words."""
-        self.weights = grown(self.weights, (rows, 1))
-        self.squares = grown(self.squares, (rows, 1), _START)
+    def inputs(self, example: Example) -> Sequence[Input]:
+        """What a text puts in: words, pieces and vector, each brought to a length."""
+        pieces = example.reading.pieces
+        given = [
+            Input(self.words, example.rows, example.values),
+            Input(self.pieces, pieces.rows, self._weigh(pieces)),
+        ]
+        if example.vector is not None:
+            given.append(Input(self.vector, self._all, example.vector * _VECTOR))
+        return [each for each in given if len(each.rows)]
 
-    def keep(self, rows: Indices) -> None:
-        """Forget all words but those of *rows*."""
-        self.weights = compacted(self.weights, rows)
-        self.squares = compacted(self.squares, rows, _START)
-
-    def scores(self, rows: Indices, values: Floats, vector: Floats | None, columns: int) -> Doubles:
+    def scores(self, inputs: Sequence[Input], columns: int) -> Doubles:
         """One score for each of the first *columns* targets."""
         score = self.bias[:columns].copy()
-        if len(rows):
-            score += np.einsum("i,ij->j", values, self.weights[:, :columns].take(rows, axis=0))
-        if vector is not None:
-            score += np.einsum("i,ij->j", vector * np.float32(_VECTOR), self.dense[:, :columns])
+        for table, rows, values in inputs:
+            score += table.scores(rows, values, columns)
         return score
 
-    def learn(
-        self, rows: Indices, values: Floats, vector: Floats | None, gradient: Doubles, columns: Indices
-    ) -> None:
+    def learn(self, inputs: Sequence[Input], gradient: Doubles, columns: Indices) -> None:
         """One step against *gradient*, given for each of *columns*."""
         matter = np.abs(gradient) > _SMALL
         columns, gradient = columns[matter], gradient[matter]
@@ -70,47 +123,48 @@ class Linear:
         self.bias_squares[columns] += gradient * gradient
         self.bias[columns] -= _RATE * _BIAS_RATE * gradient / np.sqrt(self.bias_squares[columns])
         slope = gradient.astype(np.float32)
-        if len(rows):
-            cells = np.ix_(rows, columns)
-            _step(self.weights, self.squares, cells, values, slope)
-        if vector is not None:
-            _step(self.dense, self.dense_squares, (slice(None), columns), vector * np.float32(_VECTOR), slope)
+        for table, rows, values in inputs:
+            table.step(rows, values, slope, columns)
+
+    def count(self, pieces: Pieces) -> None:
+        """Note that a lesson had these pieces."""
+        self.piece_frequency[pieces.rows] += 1
+        self.lessons += 1
+
+    def _weigh(self, pieces: Pieces) -> Floats:
+        """How much each piece counts: by how telling it is, the title's to length 1, the description's to 0.7."""
+        idf = np.log((self.lessons + 2) / (self.piece_frequency.take(pieces.rows) + 1))
+        values = np.maximum(idf, 0.05).astype(np.float32)
+        scale(values[: pieces.title], 1.0)
+        scale(values[pieces.title :], _BODY)
+        return values
 
     def drop(self, column: int) -> None:
         """Forget a target."""
-        self.weights[:, column] = 0
-        self.squares[:, column] = _START
-        self.dense[:, column] = 0
-        self.dense_squares[:, column] = _START
+        for table in self._tables():
+            table.drop(column)
         self.bias[column] = 0
         self.bias_squares[column] = 1
+
+    def _tables(self) -> Sequence[Table]:
+        return (self.words, self.pieces, self.vector)
 
     def state(self) -> State:
         """All there is to know, for a snapshot."""
         return {
-            "weights": Sparse(self.weights, 0.0),
-            "squares": Sparse(self.squares, _START),
-            "dense": Sparse(self.dense, 0.0),
-            "dense_squares": Sparse(self.dense_squares, _START),
+            "tables": [table.state() for table in self._tables()],
             "bias": self.bias,
             "bias_squares": self.bias_squares,
+            "piece_frequency": self.piece_frequency,
+            "lessons": self.lessons,
         }
 
     def restore(self, state: State) -> None:
         """Go on from *state*."""
-        self.weights = state["weights"]
-        self.squares = state["squares"]
-        self.dense = state["dense"]
-        self.dense_squares = state["dense_squares"]
-        self.bias = state["bias"]
-        self.bias_squares = state["bias_squares"]
-
-
-def _step(weights: Floats, squares: Floats, cells: tuple[object, ...], values: Floats, slope: Floats) -> None:
-    change = values[:, None] * slope
-    sums = squares[cells] + change * change  # type: ignore[index]
-    squares[cells] = sums  # type: ignore[index]
-    weights[cells] -= np.float32(_RATE) * change / np.sqrt(sums)  # type: ignore[index]
+        for table, kept in zip(self._tables(), state["tables"], strict=True):
+            table.restore(kept)
+        self.bias, self.bias_squares = state["bias"], state["bias_squares"]
+        self.piece_frequency, self.lessons = state["piece_frequency"], state["lessons"]
 
 
 def ascent(scores: Doubles, active: Indices, column: int) -> Doubles:

@@ -50,7 +50,7 @@ class Name:
         """One score for each of the first *columns* targets."""
         runs = self._runs or self._rebuilt()
         title = runs.keys() & map(_fold, reading.title_words)
-        found = title.union(runs.keys() & map(_fold, reading.body_words))
+        found = title.union(runs.keys() & map(_fold, reading.body))
         if not found:
             return np.zeros(columns)
         # A word of the title counts twice.

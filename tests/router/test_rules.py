@@ -265,7 +265,7 @@ GOOD = "name: r\nwhen: {tag: x}\nthen: {project: p}\n"
         ("rules: !!python/object:os.system []", "1:8", r"YAML tags \(.*\) are not allowed"),
         ("threshold: 0\n---\nthreshold: 1", "2:1", "a policy is one YAML document"),
         ("[" * 5000, "1:81", "nested too deep"),
-        ("strategy: learnt", "1:11 strategy", "unknown strategy 'learnt': must be rules"),
+        ("strategy: learnt", "1:11 strategy", "unknown strategy 'learnt' .did you mean 'learned'"),
         ("strategy: 1", "1:11 strategy", "must be text, not an integer: put it in quotes"),
         (
             "stratgy: rules",

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Final
+
+import grpc.aio
 
 from hopper.router.v1 import (
     delegation_service_pb2,
@@ -30,6 +32,9 @@ from hopper_common.host import HostContext, Running, Service
 from hopper_common.rpc.channel import open_channel
 from hopper_common.rpc.server import Registered
 from hopper_router import tables
+from hopper_router.advice import Adviser
+from hopper_router.advice_client import MemoryClient, OpenSages
+from hopper_router.advice_store import SqlBudgetStore
 from hopper_router.clockwork import Clockwork
 from hopper_router.delegation_servicer import DelegationServicer
 from hopper_router.engine import Engine
@@ -37,6 +42,10 @@ from hopper_router.episode_source import StoredEpisodes
 from hopper_router.episodes import EpisodeSender
 from hopper_router.learned import Learned
 from hopper_router.lessons import LessonWatch
+from hopper_router.llm.budget import Breaker, Budget
+from hopper_router.llm.guarded import GuardedAdvisor
+from hopper_router.llm.opening import open_advisor
+from hopper_router.llm.settings import LlmSettings
 from hopper_router.measures import RouterMeasures
 from hopper_router.queue_servicer import QueueServicer
 from hopper_router.registry_client import RegistryClient
@@ -63,6 +72,7 @@ async def open_router(context: HostContext) -> AsyncIterator[Running]:
     )
     registry_channel = open_channel(context.address_of("registry"))
     memory_channel = open_channel(context.address_of("memory"))
+    stack = AsyncExitStack()
     try:
         registry = RegistryClient(registry_channel, db)
         await registry.load()
@@ -70,8 +80,9 @@ async def open_router(context: HostContext) -> AsyncIterator[Running]:
         clock.agree(await _first_time(context.clock, db))
         learned = Learned()
         engine = await Engine.open(db, registry, clock, learned)
-        lessons = LessonWatch(memory_channel, learned)
+        lessons = LessonWatch(memory_channel, learned, file=context.data_dir / "learned.model")
         episodes = EpisodeSender(memory_channel, StoredEpisodes(db))
+        adviser = await stack.enter_async_context(_open_adviser(engine, memory_channel, clock))
         clockwork = Clockwork(engine)
         scheduler = Scheduler(engine)
 
@@ -101,6 +112,7 @@ async def open_router(context: HostContext) -> AsyncIterator[Running]:
                 lambda: db.lead("housekeep", clockwork.housekeep_forever),
                 lambda: db.lead("words", engine.words.run),
                 lambda: db.lead("scheduler", scheduler.schedule_forever),
+                lambda: db.lead("advise", adviser.run),
                 engine.queues.run,
                 engine.lookout.run,  # for each router its own, as it is in memory
                 learn,  # every router for itself: they learn the same
@@ -110,9 +122,29 @@ async def open_router(context: HostContext) -> AsyncIterator[Running]:
             ],
         )
     finally:
+        await stack.aclose()
         await memory_channel.close()
         await registry_channel.close()
         await db.close()
+
+
+@asynccontextmanager
+async def _open_adviser(engine: Engine, memory: grpc.aio.Channel, clock: Clock) -> AsyncIterator[Adviser]:
+    """Whoever asks the language model that the settings describe, if they do, and the Sages that policies name."""
+    settings = LlmSettings()
+    sages = OpenSages(clock)
+    sage_budget = Budget(SqlBudgetStore(engine.db, "sage"), clock)
+    client = open_advisor(settings, clock) if settings.url else None
+    model = None
+    if client is not None:
+        budget = Budget(SqlBudgetStore(engine.db, "llm"), clock)
+        model = GuardedAdvisor(client, budget, Breaker(), clock)
+    try:
+        yield Adviser(engine, MemoryClient(memory), sages, sage_budget, clock, model)
+    finally:
+        if client is not None:
+            await client.close()
+        await sages.close()
 
 
 async def _shared_time(clock: Clock, db: Database) -> datetime:

@@ -43,6 +43,7 @@ from hopper_router.model import (
     InputRequest,
     Instance,
     InstanceState,
+    Opinion,
     Progress,
     Project,
     RateLimit,
@@ -53,6 +54,7 @@ from hopper_router.model import (
     TaskState,
     Wait,
     WaitReason,
+    Word,
 )
 from hopper_router.wire import OUTCOME_NUMBERS, decision_wire
 
@@ -79,6 +81,7 @@ REASON_TO_PROTO: Final = {reason: pb.Wait.Reason.Value(f"REASON_{reason.name}") 
 REASON_FROM_PROTO: Final = _inverted(REASON_TO_PROTO)
 OUTCOME_TO_PROTO: Final = OUTCOME_NUMBERS
 OUTCOME_FROM_PROTO: Final = _inverted(OUTCOME_TO_PROTO)
+WORD_FROM_PROTO: Final = {decision_pb2.Opinion.Word.Value(f"WORD_{word.name}"): word for word in Word}
 KIND_TO_PROTO: Final = {
     kind: delegation_pb2.Delegation.Kind.Value(f"KIND_{kind.name}") for kind in DelegationKind
 }
@@ -537,6 +540,24 @@ def decision_from_proto(decision: decision_pb2.Decision) -> Decision:
         instance=decision.instance,
         elapsed=from_proto(decision.elapsed),
         create_time=time_field(decision, "create_time"),
+        opinions=tuple(_opinion_from_proto(opinion) for opinion in decision.opinions),
+    )
+
+
+def _opinion_from_proto(opinion: decision_pb2.Opinion) -> Opinion:
+    return Opinion(
+        stage=opinion.stage,
+        word=_known(WORD_FROM_PROTO, opinion.word, "word"),
+        project=opinion.project,
+        confidence=opinion.confidence,
+        threshold=opinion.threshold,
+        reason=opinion.reason,
+        answer=opinion.answer,
+        model=opinion.model,
+        input_tokens=opinion.input_tokens,
+        output_tokens=opinion.output_tokens,
+        money=opinion.money_micros,
+        elapsed=from_proto(opinion.elapsed),
     )
 
 

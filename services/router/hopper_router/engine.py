@@ -36,7 +36,7 @@ from hopper_router.hot import AFFINITY_GRACE, HotStore, Repeat
 from hopper_router.hot_path import HotPath, Step, require_same
 from hopper_router.hot_sqlite import SqliteHotStore
 from hopper_router.hub import Hub
-from hopper_router.inquiries import Inquiries
+from hopper_router.inquiries import Inquiries, waits_for_advice
 from hopper_router.learned import Learned
 from hopper_router.lookout import Lookout
 from hopper_router.model import Task, TaskState
@@ -55,6 +55,8 @@ from hopper_router.working import ClaimRequest
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
+LOOK_EVERY: Final = 0.25
+"""Seconds between two looks at a task that waits for advice."""
 HOT: Final = frozenset({"SubmitTask", "SubmitTasks", "ClaimTasks"})
 """Methods whose answers may be kept the short way; see recall."""
 
@@ -290,6 +292,21 @@ class Engine:
         task = asyncio.ensure_future(run())
         self._beside.add(task)
         task.add_done_callback(self._beside.discard)
+
+    async def wait_for_advice(self, task: str) -> bool:
+        """Wait until a task does not wait for advice any more, for as long as the policy says; whether that is so."""
+        instance = task.rpartition("/tasks/")[0]
+        policy = self.policies.in_force(instance, self.registry.current).policy
+        left = policy.wait.total_seconds()
+        while left > 0 and not self.stopping.is_set():
+            found = await self.read(lambda unit: unit.tasks([task]))
+            if not found or not waits_for_advice(found[0]):
+                return bool(found)
+            # Another router may be the one that asks, which this one does not hear of.
+            if await self.inquiries.over(task, min(left, LOOK_EVERY)):
+                return True
+            left -= LOOK_EVERY
+        return False
 
     @property
     def busy_projects(self) -> set[str]:

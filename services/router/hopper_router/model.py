@@ -248,7 +248,10 @@ class Task:
     rank: int = 0
     affinity: str = ""
     wait: Wait | None = None
-    """What deciding left it waiting for: NO_ELIGIBLE_EXECUTOR or UNSURE. The rest is derived: waiting.py."""
+    """
+    What deciding left it waiting for: NO_ELIGIBLE_EXECUTOR or UNSURE; with UNSURE, `on` names the adviser that is to be
+    asked. The rest is derived: waiting.py.
+    """
 
     @property
     def id(self) -> str:
@@ -423,6 +426,47 @@ class Basis:
     policy_version: int = 0
 
 
+class Word(enum.Enum):
+    """What kind of answer a stage of a cascade gave."""
+
+    CHOICE = "CHOICE"
+    """A project."""
+    NOTHING_FITS = "NOTHING_FITS"
+    """None of those who could have it should."""
+    UNSURE = "UNSURE"
+    """It does not know."""
+    ASKED = "ASKED"
+    """It asked the requester first."""
+    FAILED = "FAILED"
+    """It was not asked, or did not answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opinion:
+    """
+    What one stage of a cascade said, and what asking it cost; see `cascade`.
+
+    Attributes:
+        stage: `rules`, `learned`, `llm`, `sage` or `person`.
+        threshold: How sure it had to be.
+        reason: For people; with ASKED the question, and then `answer` is what the requester said.
+        money: In millionths.
+    """
+
+    stage: str
+    word: Word
+    project: str = ""
+    confidence: float = 0.0
+    threshold: float = 0.0
+    reason: str = ""
+    answer: str = ""
+    model: str = ""
+    input_tokens: int = 0
+    output_tokens: int = 0
+    money: int = 0
+    elapsed: timedelta = timedelta(0)
+
+
 @dataclass(slots=True, unsafe_hash=True)
 class Decision:
     """
@@ -445,6 +489,7 @@ class Decision:
     instance: str = ""
     elapsed: timedelta = timedelta(0)
     create_time: datetime | None = None
+    opinions: tuple[Opinion, ...] = ()
 
 
 # ---------------------------------------------------------------- delegations

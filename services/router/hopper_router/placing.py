@@ -7,12 +7,13 @@ task that arrives is its scope's decision and lives in `scopes`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 
-from hopper_common.errors import EtagMismatch
-from hopper_router import handover, intake, routing, transitions
+from hopper_common.errors import EtagMismatch, FieldViolation, InvalidArgument
+from hopper_router import asking, handover, intake, routing, transitions
+from hopper_router.cascade import Await, Consult, Step, Use, following
 from hopper_router.directory import Directory
 from hopper_router.model import (
     Basis,
@@ -20,7 +21,9 @@ from hopper_router.model import (
     DelegationKind,
     Failure,
     Hold,
+    InputRequest,
     Instance,
+    Opinion,
     Outcome,
     Scope,
     Task,
@@ -28,7 +31,9 @@ from hopper_router.model import (
     TaskState,
     Wait,
     WaitReason,
+    Word,
 )
+from hopper_router.rules import Policy
 from hopper_router.scopes import SCOPES, Choose, HandOver, Keep, Surroundings, planned
 from hopper_router.transitions import Event
 from hopper_router.unit import Unit
@@ -69,14 +74,19 @@ def settle(unit: Unit) -> None:
             place(unit, task)
 
 
-def place(unit: Unit, task: Task) -> Decision:
-    """Decide about a SUBMITTED or QUEUED task, record it, and do what was decided, up to `settle`."""
+def place(unit: Unit, task: Task, said: Sequence[Opinion] = ()) -> Decision:
+    """
+    Decide about a task that nobody works on, record it, and do what was decided, up to `settle`.
+
+    Args:
+        said: What others have been asked about it and said.
+    """
     started = unit.clock.monotonic()
     instance = unit.instance(task.instance)
     placement = SCOPES[instance.scope].place(task.spec, instance, surroundings(unit, task, instance))
     match placement:
         case Choose():
-            decision = unit.record(choose(unit, task), task, started)
+            decision = unit.record(choose(unit, task, said), task, started)
             carry_out(unit, task, decision)
         case Keep(project, reason):
             decision = unit.record(_kept(unit, project, reason), task, started)
@@ -117,8 +127,8 @@ def surroundings(unit: Unit, task: Task, instance: Instance) -> Surroundings:
     )
 
 
-def choose(unit: Unit, task: Task) -> Decision:
-    """Decide among the registered projects, by the policy in force."""
+def choose(unit: Unit, task: Task, said: Sequence[Opinion] = ()) -> Decision:
+    """Decide among the registered projects, by the policy in force, and by what others *said*."""
     world = unit.world
     in_force = world.policies.in_force(task.instance, world.directory)
     return routing.decide(
@@ -129,6 +139,7 @@ def choose(unit: Unit, task: Task) -> Decision:
         refused=refused(unit, task),
         basis=basis(unit, in_force.name, in_force.version),
         strategies=world.strategies(task.instance),
+        said=said,
     )
 
 
@@ -190,13 +201,39 @@ def _kept(unit: Unit, project: str, reason: str) -> Decision:
 
 def carry_out(unit: Unit, task: Task, decision: Decision) -> None:
     """Do what a recorded decision says."""
-    wait = _left_waiting(decision)
+    step = _next_step(unit, task, decision)
+    wait = _left_waiting(decision, step)
     decided = unit.log(task, transitions.decide(task, decision.name, unit.now, wait=wait), Event.DECIDE)
     if decision.outcome is Outcome.REJECTED:
         failure = Failure("POLICY", decision.reasoning, permanent=True)
         handover.finish(unit, decided, transitions.reject(decided, failure, unit.now), Event.REJECT)
     elif wait is None:
         _put(unit, decided, decision)
+    else:
+        _ask(unit, decided, decision, step)
+
+
+def _next_step(unit: Unit, task: Task, decision: Decision) -> Step | None:
+    """With stages: what is to be done about a task that a decision left unsure."""
+    if decision.outcome is not Outcome.UNSURE or not decision.opinions:
+        return None
+    return following(_policy(unit, task).stages, decision.opinions)
+
+
+def _policy(unit: Unit, task: Task) -> Policy:
+    return unit.world.policies.in_force(task.instance, unit.world.directory).policy
+
+
+def _ask(unit: Unit, task: Task, decision: Decision, step: Step | None) -> None:
+    """Ask a person, if it is a person's turn; others are asked after the commit."""
+    match step:
+        case Consult(stage) if stage.use is Use.PERSON:
+            question = asking.where_to(decision.candidates, stage, unit.world.directory.instances)
+        case Await(opinion):
+            question = InputRequest(opinion.reason, from_=task.spec.requester)
+        case _:
+            return
+    unit.log(task, transitions.ask_where(task, question, unit.now), Event.ASK)
 
 
 def _put(unit: Unit, task: Task, decision: Decision) -> None:
@@ -209,12 +246,13 @@ def _put(unit: Unit, task: Task, decision: Decision) -> None:
         unit.log(task, replace(queued, rank=unit.rank(queued)), Event.QUEUE)
 
 
-def _left_waiting(decision: Decision) -> Wait | None:
+def _left_waiting(decision: Decision, step: Step | None) -> Wait | None:
     if decision.outcome is Outcome.NO_CANDIDATE:
         counts = {exclusion.filter: exclusion.count for exclusion in decision.exclusions}
         return Wait(WaitReason.NO_ELIGIBLE_EXECUTOR, message=decision.reasoning, exclusions=counts)
     if decision.outcome is Outcome.UNSURE:
-        return Wait(WaitReason.UNSURE, message=decision.reasoning)
+        on = (step.stage.use.value,) if isinstance(step, Consult) else ()
+        return Wait(WaitReason.UNSURE, on, message=decision.reasoning)
     return None
 
 
@@ -264,7 +302,72 @@ def _still_waiting(unit: Unit, task: Task) -> Wait | None:
     """What a task would wait for if it were decided about now; None: it would move."""
     if not isinstance(_placement(unit, task), Choose):
         return None
-    return _left_waiting(choose(unit, task))
+    decision = choose(unit, task)
+    wait = _left_waiting(decision, _next_step(unit, task, decision))
+    if wait is not None and wait.on:  # who has been asked, or is being asked, is not asked once more
+        return task.wait if _was_asked(unit, task, decision) else None
+    return wait
+
+
+def _was_asked(unit: Unit, task: Task, decision: Decision) -> bool:
+    """Whether those whom *decision* would ask about a task are being asked already, or have been."""
+    if task.wait is None or task.wait.reason is not WaitReason.UNSURE:
+        return False
+    if task.wait.on:
+        return True
+    recorded = unit.store.decisions([task.decision]).get(task.decision)
+    return recorded is not None and recorded.basis.policy_version == decision.basis.policy_version
+
+
+# ---------------------------------------------------------------- deciding by what others said
+
+
+def advise(unit: Unit, name: str, decision: str, said: Sequence[Opinion]) -> bool:
+    """
+    Decide once more about a task, after others were asked because of *decision*; returns whether that was so.
+
+    Whoever has routed it, changed it or called it off meanwhile was first: then nothing happens.
+    """
+    found = unit.tasks([name])
+    if not found or found[0].state is not TaskState.SUBMITTED or found[0].decision != decision:
+        return False
+    place(unit, found[0], said if _policy(unit, found[0]).stages else ())
+    settle(unit)
+    return True
+
+
+def answer_where(unit: Unit, task: Task, text: str, by: str) -> Task:
+    """
+    Take the answer to the question where a task goes, or to what an adviser had asked about it.
+
+    Raises:
+        InvalidArgument: It names no project that can take the task; the question stays open.
+    """
+    decision = unit.store.decisions([task.decision])[task.decision]
+    said = [opinion for opinion in decision.opinions if not Use(opinion.stage).local]
+    if said and said[-1].word is Word.ASKED and not said[-1].answer:
+        said[-1] = replace(said[-1], answer=text)
+    else:
+        said.append(_persons_opinion(unit, task, said, text, by))
+    question = replace(task.input, answer=text, answered_by=by) if task.input else None
+    made = place(unit, replace(task, input=question), said)
+    if said[-1].stage == Use.PERSON.value:
+        unit.store.put_feedback(made.name, fits=said[-1].word is Word.CHOICE, author=by)
+    settle(unit)
+    return unit.task(task.name)
+
+
+def _persons_opinion(unit: Unit, task: Task, said: Sequence[Opinion], text: str, by: str) -> Opinion:
+    opinion = asking.chosen(text, unit.world.directory.projects)
+    if opinion is None:
+        problem = f"must be the id of a registered project, or {asking.NOBODY}"
+        raise InvalidArgument(violations=[FieldViolation("answer", problem)])
+    opinion = replace(opinion, reason=f"answered by {by}" if by else "answered")
+    decision = choose(unit, task, [*said, opinion])
+    if opinion.word is Word.CHOICE and decision.project != opinion.project:
+        why = decision.opinions[-1].reason if decision.opinions else decision.reasoning
+        raise InvalidArgument(violations=[FieldViolation("answer", why)])
+    return opinion
 
 
 def _placement(unit: Unit, task: Task) -> Choose | Keep | HandOver:

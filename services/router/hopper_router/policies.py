@@ -53,8 +53,14 @@ class Policies:
 
     @property
     def strategies(self) -> set[str]:
-        """The strategies that policies go by."""
-        return {_BUILT_IN.policy.strategy, *(own.policy.strategy for own in self._by_instance.values())}
+        """The strategies that policies judge by in memory."""
+        policies = (_BUILT_IN, *self._by_instance.values())
+        return {judge for in_force in policies for judge in in_force.policy.judges}
+
+    @property
+    def consults(self) -> bool:
+        """Whether there is a policy by which anybody is asked for advice."""
+        return any(own.policy.stages for own in self._by_instance.values())
 
     def in_force(self, instance: str, directory: Directory) -> InForce:
         """The policy that decides for an instance."""

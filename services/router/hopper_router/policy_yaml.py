@@ -3,7 +3,8 @@ The policy of an instance as its author writes it: YAML, read into the values of
 
 The whole form, with the defaults (every key is optional but those of a rule)::
 
-    strategy: rules              # how to decide: rules | learned (from outcomes and feedback; rules stay in front)
+    strategy: rules              # how to decide: rules | learned (from outcomes and feedback; rules stay in front) |
+                                 # hybrid (by `stages`) | llm | sage (asked about every task; else as learned)
     threshold: 0.0               # least confidence to route without asking, 0 to 1
     on_unsure: route             # below the threshold: route | ask | reject
     duplicates: off              # a task that looks like the same work as an open one of its instance:
@@ -24,6 +25,25 @@ The whole form, with the defaults (every key is optional but those of a rule)::
         then: {project: payments, weight: 2.0}   # weight -10 to 10, default 1; below 0 speaks against it
         priority: 10             # default 0
         enabled: true            # default
+
+With `hybrid`, `llm` and `sage`, these say who is asked, one after the other, until one is sure enough::
+
+    wait: 0s                     # how long SubmitTask waits for advice, so that its answer has the project; to 30s
+    stages:                      # each at most once; who judges at once comes first, a person last
+      - {use: rules, threshold: 0.8}
+      - {use: learned, threshold: 0.8}           # least confidence for its word to count, 0 to 1
+      - use: llm
+        threshold: 0.5
+        deadline: 5s             # for its answer; 10ms to 10m
+        calls_per_day: 500       # default: no limit; a day is one of UTC
+        money_per_day: 2.50      # default: no limit; in the currency of HOPPER_LLM_PRICE_IN and _OUT
+      - {use: sage, address: "unix:/run/sage.sock", threshold: 0.5, deadline: 5s, calls_per_day: 500}
+      - {use: person, desk: instances/ann}       # whose question it is; default: anybody's
+
+A task that nobody who judges at once is sure of is taken in, waits, and is placed when somebody is. Who is down, too
+slow, out of budget, or answers what cannot be used is passed over. If nobody is sure enough in the end, the best of
+what was said stands, and `on_unsure` says what becomes of it. Budgets are those of the policy, for all instances that
+decide by it. `strategy: llm` alone is one stage, `{use: llm}`; `hybrid` needs its stages, and `sage` its address.
 
 Conditions:
 
@@ -54,13 +74,15 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import yaml
 
 from hopper_common.errors import FieldViolation
+from hopper_router.cascade import Stage, Use
 from hopper_router.errors import PolicyInvalid
 from hopper_router.rules import (
     FACTORS,
@@ -84,7 +106,10 @@ from hopper_router.words import tokens
 MAX_RULES: Final = 10_000
 MAX_PROBLEMS: Final = 100
 MAX_NAME: Final = 100
-STRATEGIES: Final = ("rules", "learned")
+STRATEGIES: Final = ("rules", "learned", "hybrid", "llm", "sage")
+MOST_WAIT: Final = timedelta(seconds=30)
+MOST_CALLS: Final = 1_000_000_000
+MOST_MONEY: Final = 1_000_000
 _MAX_YAML_NESTING: Final = 3 * MAX_NESTING + 20
 _PROJECT: Final = re.compile(r"(?:projects/)?([a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?)")
 _FORBIDDEN: Final = re.compile("[^\t\n\r -~\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -215,6 +240,7 @@ class _Reader:
             return None
         given = self.mapping(node, "", _POLICY_KEYS)
         policy: dict[str, Any] = {key: _POLICY_KEYS[key](self, value, key) for key, value in given.items()}
+        self.cascade(node, given, policy)
         if self.errors:
             return None
         place = _place(given["default_project"]) if "default_project" in given else Place()
@@ -261,6 +287,114 @@ class _Reader:
         project = self.project(given["project"], f"{path}.project")
         weight = self.number(given["weight"], f"{path}.weight", -10, 10) if "weight" in given else 1.0
         return (project, weight, _place(given["project"])) if project else None
+
+    # -- stages
+
+    def cascade(self, node: yaml.Node, given: Mapping[str, yaml.Node], policy: dict[str, Any]) -> None:
+        """Complete the stages of a policy, and say what of them its strategy does not go with."""
+        strategy, stages = policy.get("strategy", STRATEGIES[0]), policy.get("stages")
+        if strategy not in _CASCADES:
+            for key in given.keys() & {"stages", "wait"}:
+                message = f"goes with strategy hybrid, llm or sage: with {strategy} nobody else is asked"
+                self.wrong(given[key], key, message)
+            return
+        at = given.get("stages", given.get("strategy", node))
+        if stages is None and strategy == Use.LLM.value:
+            stages = (Stage(Use.LLM),)
+        if stages is None:
+            self.wrong(at, "stages", f"'stages' is missing: {strategy} needs to know whom to ask")
+            return
+        if strategy != "hybrid" and [stage.use.value for stage in stages] != [strategy]:
+            self.wrong(at, "stages", f"with strategy {strategy} there is one stage, {{use: {strategy}, ...}}")
+        if not any(stage.use.local for stage in stages):
+            # Never sure: somebody has to make the shortlist, and to say where it goes when nobody answers.
+            stages = (Stage(Use.LEARNED, threshold=1.0), *stages)
+        policy["stages"] = stages
+
+    def stages(self, node: yaml.Node, path: str) -> tuple[Stage, ...]:
+        items = self.sequence(node, path, "stages, each with use")
+        if isinstance(node, yaml.SequenceNode) and not items:
+            self.wrong(node, path, "the list is empty: give at least one stage")
+        stages: list[Stage] = []
+        for i, item in enumerate(items):
+            stage = self.stage(item, f"{path}[{i}]")
+            if stage is None:
+                continue
+            if any(other.use is stage.use for other in stages):
+                self.wrong(item, f"{path}[{i}].use", f"{stage.use.value} is there already: it is asked once")
+            elif stage.use.local and any(not other.use.local for other in stages):
+                self.wrong(item, f"{path}[{i}].use", f"{stage.use.value} judges at once: it comes first")
+            elif any(other.use is Use.PERSON for other in stages):
+                self.wrong(item, f"{path}[{i}].use", "a person comes last")
+            stages.append(stage)
+        return tuple(stages)
+
+    def stage(self, node: yaml.Node, path: str) -> Stage | None:
+        if not isinstance(node, yaml.MappingNode):
+            self.wrong(node, path, f"must be a mapping of use, threshold, ..., not {_what(node)}")
+            return None
+        named = [
+            value for key, value in node.value if isinstance(key, yaml.ScalarNode) and key.value == "use"
+        ]
+        if not named:
+            self.wrong(node, f"{path}.use", "'use' is missing")
+            return None
+        text = self.text(named[0], f"{path}.use")
+        known = [use.value for use in Use]
+        if text not in known:
+            if text is not None:
+                message = f"unknown stage {text!r}{_meant(text, known)}: must be {_either(known)}"
+                self.wrong(named[0], f"{path}.use", message)
+            return None
+        use = Use(text)
+        given = self.mapping(node, path, ("use", *_STAGE_KEYS[use]))
+        if use is Use.SAGE and not self.require(node, path, given, ("address",)):
+            return None
+        fields: dict[str, Any] = {"threshold": _THRESHOLDS[use]}
+        for key, value in given.items():
+            if key != "use":
+                fields[key] = _STAGE_READERS[key](self, value, f"{path}.{key}")
+        return Stage(use, **fields)
+
+    def deadline(self, node: yaml.Node, path: str) -> timedelta:
+        return self.duration(node, path, timedelta(milliseconds=10), timedelta(minutes=10))
+
+    def wait(self, node: yaml.Node, path: str) -> timedelta:
+        return self.duration(node, path, timedelta(0), MOST_WAIT)
+
+    def duration(self, node: yaml.Node, path: str, low: timedelta, high: timedelta) -> timedelta:
+        found = _DURATION.fullmatch(str(node.value)) if isinstance(node, yaml.ScalarNode) else None
+        if found is None:
+            self.wrong(node, path, "must be a length of time such as 500ms, 5s or 2m")
+            return low
+        value = float(found[1]) * _UNITS[found[2] or "s"]
+        if not low <= value <= high:
+            lowest, highest = low.total_seconds(), high.total_seconds()
+            self.wrong(node, path, f"must be from {lowest:g}s to {highest:g}s, not {node.value}")
+            return low
+        return value
+
+    def calls(self, node: yaml.Node, path: str) -> int:
+        return self.integer(node, path, 0, MOST_CALLS, 0)
+
+    def money(self, node: yaml.Node, path: str) -> int:
+        return math.floor(self.number(node, path, 0, MOST_MONEY) * _MILLION)
+
+    def sage_address(self, node: yaml.Node, path: str) -> str:
+        text = self.text(node, path)
+        if text is not None and not _ADDRESS.fullmatch(text):
+            self.wrong(
+                node, path, "must be unix:/path/of/a/socket, or a port of this machine: 127.0.0.1:7000"
+            )
+            return ""
+        return text or ""
+
+    def desk(self, node: yaml.Node, path: str) -> str:
+        text = self.text(node, path, numbers=True)
+        found = _INSTANCE.fullmatch(text) if text is not None else None
+        if text is not None and found is None:
+            self.wrong(node, path, "must be an instance: instances/{id}")
+        return f"instances/{found[1]}" if found else ""
 
     # -- conditions
 
@@ -455,8 +589,40 @@ _POLICY_KEYS: Final = MappingProxyType(
         "rules": _Reader.rules,
         "duplicates": _Reader.duplicates,
         "duplicates_above": _Reader.duplicates_above,
+        "stages": _Reader.stages,
+        "wait": _Reader.wait,
     }
 )
+_CASCADES: Final = ("hybrid", "llm", "sage")
+_STAGE_KEYS: Final = MappingProxyType(
+    {
+        Use.RULES: ("threshold",),
+        Use.LEARNED: ("threshold",),
+        Use.LLM: ("threshold", "deadline", "calls_per_day", "money_per_day"),
+        Use.SAGE: ("address", "threshold", "deadline", "calls_per_day"),
+        Use.PERSON: ("desk",),
+    }
+)
+_STAGE_READERS: Final[Mapping[str, Callable[[_Reader, yaml.Node, str], Any]]] = MappingProxyType(
+    {
+        "threshold": _Reader.threshold,
+        "deadline": _Reader.deadline,
+        "calls_per_day": _Reader.calls,
+        "money_per_day": _Reader.money,
+        "address": _Reader.sage_address,
+        "desk": _Reader.desk,
+    }
+)
+_THRESHOLDS: Final = MappingProxyType(
+    {Use.RULES: 0.8, Use.LEARNED: 0.8, Use.LLM: 0.5, Use.SAGE: 0.5, Use.PERSON: 0.0}
+)
+_DURATION: Final = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)(ms|s|m)?")
+_UNITS: Final = MappingProxyType(
+    {"ms": timedelta(milliseconds=1), "s": timedelta(seconds=1), "m": timedelta(minutes=1)}
+)
+_INSTANCE: Final = re.compile(r"(?:instances/)?([a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?)")
+_ADDRESS: Final = re.compile(r"unix:/\S{1,105}|(?:127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5}")
+_MILLION: Final = 1_000_000
 _CONDITION_KEYS: Final = ("keyword", "tag", "capability", "priority", "all", "any", "not")
 _KINDS: Final = MappingProxyType(
     {

@@ -41,14 +41,26 @@ by a hash of title and project, which spreads them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 import numpy as np
 
 from hopper_router.candidates import Candidates, HashArray, stable_hash
+from hopper_router.cascade import Await, Consult, Decided, Exhausted, Stage, Use, following
 from hopper_router.filters import Sieve, detail_of, id_of, sieve
 from hopper_router.load import Load, LoadColumn, column_of
-from hopper_router.model import Basis, Candidate, Decision, Exclusion, Factor, Outcome, TaskSpec
+from hopper_router.model import (
+    Basis,
+    Candidate,
+    Decision,
+    Exclusion,
+    Factor,
+    Opinion,
+    Outcome,
+    TaskSpec,
+    Word,
+)
 from hopper_router.rules import OnUnsure, Policy
 from hopper_router.scoring import EVIDENCE, STRATEGIES, Question, Strategy, Verdict
 from hopper_router.words import Text
@@ -97,11 +109,16 @@ def decide(
     refused: Mapping[str, str],
     basis: Basis,
     strategies: Mapping[str, Strategy] | None = None,
+    said: Sequence[Opinion] = (),
 ) -> Decision:
     """
     Decide where *task* goes.
 
+    Where the policy has stages and somebody else is to be asked first, the outcome is UNSURE, and
+    `cascade.following` of the decision's opinions says who.
+
     Args:
+        said: What others were asked about it and said, oldest first; for policies that have stages.
         load: Open tasks by project name; who is missing has none. A `Load` is much quicker than others,
             which are made into a column for this once.
         refused: Projects ruled out from outside, by name, with the name of the filter, e.g. `instance-not-running`.
@@ -125,17 +142,19 @@ def decide(
                 basis=basis,
             )
         field = _field(task, candidates, policy, column, left, strategies or STRATEGIES)
-        choice = _choose(field)
+        opinions = _still_valid(field, said)
+        choice = _choose(field, opinions)
         return Decision(
             choice.outcome,
             project=field.name(choice.position) if choice.outcome is Outcome.ROUTED else "",
-            confidence=field.confidence(choice.position),
+            confidence=field.confidence(choice.position) if choice.confidence is None else choice.confidence,
             strategy=choice.strategy,
             reasoning=choice.reasoning,
             candidates=field.record(choice.position),
             exclusions=left.exclusions,
             eligible_count=len(left.eligible),
             basis=basis,
+            opinions=(*field.own, *opinions),
         )
 
 
@@ -176,7 +195,42 @@ def _field(
 ) -> _Field:
     text = Text.of(task.title, task.description)
     question = Question(task, text, candidates, policy, load)
-    return _Field(question, left, strategies[policy.strategy].judge(question, left))
+    if not policy.stages:
+        return _Field(question, left, strategies[policy.strategy].judge(question, left))
+    return _judged(question, left, strategies)
+
+
+def _judged(question: Question, left: Sieve, strategies: Mapping[str, Strategy]) -> _Field:
+    """By the stages that judge at once: the first of them that is sure enough, or else the last."""
+    own: list[Opinion] = []
+    for stage in question.policy.stages:
+        if stage.use.local:
+            use = stage.use.value
+            field = _Field(question, left, strategies.get(use, STRATEGIES["rules"]).judge(question, left))
+            field.judge = field.verdict.judge or use
+            own.append(_own_opinion(field, stage))
+            field.own = tuple(own)
+            if own[-1].word is Word.CHOICE and own[-1].confidence >= stage.threshold:
+                break
+    return field
+
+
+def _own_opinion(field: _Field, stage: Stage) -> Opinion:
+    use, best = stage.use.value, field.best[0]
+    if not field.verdict.informed:
+        return Opinion(use, Word.UNSURE, threshold=stage.threshold, reason="nothing speaks for anybody")
+    confidence = min(field.confidence(best), 1.0)
+    return Opinion(use, Word.CHOICE, field.name(best), confidence, stage.threshold, _because(field, best))
+
+
+def _still_valid(field: _Field, said: Sequence[Opinion]) -> tuple[Opinion, ...]:
+    """What was said, but for choices of those who cannot have the task any more."""
+    return tuple(
+        replace(opinion, word=Word.FAILED, reason=f"{id_of(opinion.project)} cannot take it any more")
+        if opinion.word is Word.CHOICE and field.position(opinion.project) is None
+        else opinion
+        for opinion in said
+    )
 
 
 # ---------------------------------------------------------------- choosing
@@ -187,12 +241,24 @@ class _Choice(NamedTuple):
     position: int
     strategy: str
     reasoning: str
+    confidence: float | None = None
+    """None: that of the position."""
 
 
 class _Field:
-    """The eligible rows with their verdict: a position is an index among them."""
+    """
+    The eligible rows with their verdict: a position is an index among them.
+
+    Attributes:
+        judge: The strategy that made the verdict.
+        own: With stages: what those said that judge at once.
+    """
+
+    judge: str
+    own: tuple[Opinion, ...] = ()
 
     def __init__(self, question: Question, sieve: Sieve, verdict: Verdict) -> None:
+        self.judge = verdict.judge or question.policy.strategy
         self.question = question
         self.sieve = sieve
         self.eligible = sieve.eligible
@@ -213,6 +279,10 @@ class _Field:
             return None
         at = int(np.searchsorted(self.eligible, row))
         return at if at < len(self.eligible) and self.eligible[at] == row else None
+
+    def known_position(self, project: str) -> int:
+        """Where a project stands that is known to be eligible."""
+        return int(np.searchsorted(self.eligible, self.question.candidates.rows[project]))
 
     def candidate(self, position: int) -> Candidate:
         """One of them with all it is made of."""
@@ -303,21 +373,24 @@ _27, _31 = _number(27), _number(31)
 _FIRST, _SECOND = _number(0xBF58476D1CE4E5B9), _number(0x94D049BB133111EB)
 
 
-def _choose(field: _Field) -> _Choice:
+def _choose(field: _Field, said: Sequence[Opinion]) -> _Choice:
     policy, task = field.question.policy, field.question.task
     best = field.best[0]
     if task.project:
         return _Choice(Outcome.ROUTED, best, "pin", f"the requester chose {id_of(task.project)}")
+    if said:  # whoever was asked has looked at more than how many can take it
+        return _after(field, said)
     if len(field.eligible) == 1:
         reasoning = f"{id_of(field.name(best))} is the only one that can take it"
         return _Choice(Outcome.ROUTED, best, "only-candidate", reasoning)
+    if policy.stages:
+        return _after(field, said)
     if not field.verdict.informed:
         default = field.position(policy.default_project)
         if default is not None:
             reasoning = f"nothing speaks for anybody, and such tasks go to {id_of(policy.default_project)}"
             return _Choice(Outcome.ROUTED, default, "default", reasoning)
-    judge = field.verdict.judge or policy.strategy
-    strategy = judge if field.verdict.informed else "default"
+    strategy = field.judge if field.verdict.informed else "default"
     return _dare(_Choice(Outcome.ROUTED, best, strategy, _because(field, best)), field)
 
 
@@ -336,6 +409,89 @@ def _dare(choice: _Choice, field: _Field) -> _Choice:
         case OnUnsure.REJECT:
             return choice._replace(outcome=Outcome.REJECTED, reasoning=f"{choice.reasoning}; {doubt}")
 
+
+# ---------------------------------------------------------------- choosing by stages
+
+
+def _after(field: _Field, said: Sequence[Opinion]) -> _Choice:
+    """What is to be done after what was said."""
+    opinions = (*field.own, *said)
+    best = field.best[0]
+    match following(field.question.policy.stages, opinions):
+        case Decided(opinion):
+            return _by(field, opinion)
+        case Consult(stage):
+            reasoning = f"{_doubts(opinions)}: {_NAMES[stage.use]} is asked"
+            return _Choice(Outcome.UNSURE, best, field.judge, reasoning)
+        case Await(question):
+            reasoning = f"{_doubts(opinions)}: {_NAMES[Use.SAGE]} asks the requester: {question.reason}"
+            return _Choice(Outcome.UNSURE, best, Use.SAGE.value, reasoning)
+        case Exhausted(choice, nobody):
+            return _in_the_end(field, opinions, choice, nobody)
+
+
+def _by(field: _Field, opinion: Opinion) -> _Choice:
+    """As somebody said."""
+    use, position = Use(opinion.stage), field.known_position(opinion.project)
+    if use.local:
+        strategy = field.judge if opinion is field.own[-1] else use.value
+        return _Choice(Outcome.ROUTED, position, strategy, opinion.reason, opinion.confidence)
+    reasoning = f"{_NAMES[use]} chose {id_of(opinion.project)}: {opinion.reason}"
+    return _Choice(Outcome.ROUTED, position, use.value, reasoning, opinion.confidence)
+
+
+def _in_the_end(
+    field: _Field, opinions: Sequence[Opinion], choice: Opinion | None, nobody: Opinion | None
+) -> _Choice:
+    """What becomes of a task that nobody is sure about: as the policy says."""
+    policy = field.question.policy
+    best = field.best[0]
+    if nobody is not None and nobody.stage == Use.PERSON.value:
+        reasoning = f"{_NAMES[Use.PERSON]} says that nobody here should have it: {nobody.reason}"
+        return _Choice(Outcome.REJECTED, best, nobody.stage, reasoning, nobody.confidence)
+    doubts = _doubts(opinions)
+    strategy = nobody.stage if nobody is not None else field.judge
+    if policy.on_unsure is OnUnsure.ASK:
+        return _Choice(Outcome.UNSURE, best, strategy, doubts)
+    if policy.on_unsure is OnUnsure.REJECT:
+        return _Choice(Outcome.REJECTED, best, strategy, doubts)
+    default = field.position(policy.default_project)
+    if default is not None and (choice is None or nobody is not None):
+        reasoning = f"{doubts}; such tasks go to {id_of(policy.default_project)}"
+        return _Choice(Outcome.ROUTED, default, "default", reasoning)
+    if choice is None:
+        reasoning = (
+            f"{doubts}; of {len(field.eligible)} that can take it, {id_of(field.name(best))} is best placed"
+        )
+        return _Choice(Outcome.ROUTED, best, "default", reasoning)
+    by = _by(field, choice)
+    return by._replace(reasoning=f"{by.reasoning}; {doubts}, but it routes all the same")
+
+
+def _doubts(opinions: Sequence[Opinion]) -> str:
+    """Why nobody was sure enough, each in a few words."""
+    return "; ".join(f"{opinion.stage}: {_doubt(opinion)}" for opinion in opinions)
+
+
+def _doubt(opinion: Opinion) -> str:
+    match opinion.word:
+        case Word.CHOICE:
+            return f"{opinion.confidence:.2f} for {id_of(opinion.project)}, less than {opinion.threshold:.2f}"
+        case Word.NOTHING_FITS:
+            return "nothing fits" + (f", {opinion.reason}" if opinion.reason else "")
+        case Word.ASKED:
+            return "asked the requester"
+        case _:
+            return opinion.reason or "does not know"
+
+
+_NAMES: Final = {
+    Use.RULES: "the rules",
+    Use.LEARNED: "what was learned",
+    Use.LLM: "the LLM",
+    Use.SAGE: "the Sage",
+    Use.PERSON: "a person",
+}
 
 # ---------------------------------------------------------------- saying why
 

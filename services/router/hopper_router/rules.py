@@ -15,11 +15,13 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from datetime import timedelta
 from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hopper_router.cascade import Stage
 from hopper_router.words import Text
 
 BoolArray = NDArray[np.bool_]
@@ -182,7 +184,13 @@ FACTORS: Final = tuple(factor.name for factor in fields(Weights))
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How an instance decides. `default_project` is a name, or empty."""
+    """
+    How an instance decides. `default_project` is a name, or empty.
+
+    Attributes:
+        stages: Who is asked, one after the other; none: `strategy` decides alone. See `cascade`.
+        wait: How long who submits a task waits for advice about it.
+    """
 
     strategy: str = "rules"
     threshold: float = 0.0
@@ -192,11 +200,20 @@ class Policy:
     rules: tuple[Rule, ...] = ()
     duplicates: OnDuplicate = OnDuplicate.OFF
     duplicates_above: float = 0.8
+    stages: tuple[Stage, ...] = ()
+    wait: timedelta = timedelta(0)
     default_place: Place = field(default=Place(), compare=False, repr=False)
     _index: _RuleIndex = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_index", _RuleIndex.of(self.rules))
+
+    @property
+    def judges(self) -> tuple[str, ...]:
+        """The strategies that it judges by in memory, those asked first coming first."""
+        if not self.stages:
+            return (self.strategy,)
+        return tuple(stage.use.value for stage in self.stages if stage.use.local)
 
     def fired(
         self, text: Text, *, tags: Iterable[str], capabilities: Iterable[str], priority: int

@@ -341,6 +341,12 @@ class Store:
         query = select(_T).where(*_of_states({TaskState.SUBMITTED}), _T.c.offered.is_(False), _T.c.id > after)
         return [_task(row) for row in self.conn.execute(query.order_by(_T.c.id).limit(limit))]
 
+    def asking(self, limit: int) -> list[Task]:
+        """Tasks about which somebody is to be asked, oldest first."""
+        asked = _T.c.live.contains('"wait":["UNSURE",["', autoescape=True)
+        query = select(_T).where(*_of_states({TaskState.SUBMITTED}), _T.c.offered.is_(False), asked)
+        return [_task(row) for row in self.conn.execute(query.order_by(_T.c.id).limit(limit))]
+
     def queued_for(self, projects: Collection[str], limit: int, after: str) -> list[Task]:
         """Queued tasks of those projects, oldest first, after that id."""
         query = select(_T).where(*_of_states({TaskState.QUEUED}), _T.c.project.in_(projects), _T.c.id > after)
@@ -520,6 +526,11 @@ class Store:
         changed = update(tables.policies).where(tables.policies.c.instance == row.instance).values(values)
         if not self.conn.execute(changed).rowcount:
             self.conn.execute(insert(tables.policies), {"instance": row.instance, **values})
+
+    def put_feedback(self, decision: str, *, fits: bool, author: str) -> None:
+        """Keep what somebody said of a decision until memory has been told."""
+        row = {"decision": decision, "fits": fits, "author": author}
+        self.conn.execute(insert(tables.advice_feedback), row)
 
     def episodes_sent(self) -> int:
         """How far in the log memory has been told."""

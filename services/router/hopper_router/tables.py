@@ -191,6 +191,24 @@ policies = Table(
     Column("update_time", BigInteger, nullable=False),
 )
 
+advice_budgets = Table(
+    "advice_budgets",  # what was spent on advice, or is reserved: see llm/budget
+    metadata,
+    Column("adviser", Text, primary_key=True),  # llm, sage
+    Column("instance", Text, primary_key=True),  # whose policy it is
+    Column("day", Text, primary_key=True),  # of UTC, as 2026-01-31
+    Column("calls", BigInteger, nullable=False),
+    Column("money", BigInteger, nullable=False),  # millionths
+)
+
+advice_feedback = Table(
+    "advice_feedback",  # what people said of where tasks go, until memory has been told
+    metadata,
+    Column("decision", Text, primary_key=True),
+    Column("fits", Boolean, nullable=False),  # false: nobody should have had it
+    Column("author", Text, nullable=False),
+)
+
 starts = Table(
     "task_starts",  # of projects that limit how many start in a period: see rates
     metadata,

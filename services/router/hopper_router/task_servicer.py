@@ -105,7 +105,24 @@ class TaskServicer(TaskServiceServicer):
             lambda: self._engine.mutate("SubmitTask", request, svc.SubmitTaskResponse, effect),
         )
         arrivals.taken(0, response.task.name)
-        return response
+        return await self._advised(response)
+
+    async def _advised(self, response: svc.SubmitTaskResponse) -> svc.SubmitTaskResponse:
+        """The answer once the task has been placed by what others advised, if the policy says to wait for that."""
+        task = response.task
+        if task.state != pb.Task.STATE_SUBMITTED or not await self._engine.wait_for_advice(task.name):
+            return response
+
+        def look(unit: Unit) -> svc.SubmitTaskResponse:
+            placed = unit.task(task.name)
+            decision = unit.store.decisions([placed.decision])[placed.decision]
+            return svc.SubmitTaskResponse(
+                task=task_view(unit, placed, FULL),
+                decision=decision_to_proto(decision),
+                duplicates=response.duplicates,
+            )
+
+        return await self._engine.read(look)
 
     async def SubmitTasks(self, request: svc.SubmitTasksRequest, context: Context) -> svc.SubmitTasksResponse:
         specs = [spec_from_proto(item.spec) for item in request.items]

@@ -11,6 +11,7 @@ task is the engine's work.
         │           │        │  └───► INPUT_REQUIRED ─► RUNNING
         │           │        └─► QUEUED             (expired, released, or failed and to be tried again)
         │           └─► DELEGATED ─► SUCCEEDED | FAILED | SUBMITTED (returned: decided anew)
+        ├─► INPUT_REQUIRED ─► SUBMITTED             (asked where it goes, and decided by the answer)
         └─► REJECTED                                    any open state ─► CANCELLED, and by its clocks ─► FAILED
 
 A claim is a lease with a fencing token. The token only grows; whoever acts on a claim must carry the live one, so a
@@ -73,9 +74,9 @@ class Event(enum.Enum):
     PROGRESS = "PROGRESS"
     """Its worker said how far it is."""
     ASK = "ASK"
-    """Its worker asked a question, and waits."""
+    """A question was asked: by its worker, who waits, or where it should go."""
     ANSWER = "ANSWER"
-    """The question was answered."""
+    """Its worker's question was answered."""
     COMPLETE = "COMPLETE"
     """Its worker finished it."""
     RETRY = "RETRY"
@@ -112,6 +113,9 @@ def _table() -> Mapping[tuple[TaskState, Event], TaskState]:
         (_S.SUBMITTED, _E.ACCEPT): _S.SUBMITTED,
         (_S.SUBMITTED, _E.DECIDE): _S.SUBMITTED,
         (_S.QUEUED, _E.DECIDE): _S.SUBMITTED,
+        # Somebody is asked where it goes, and the answer decides.
+        (_S.SUBMITTED, _E.ASK): _S.INPUT_REQUIRED,
+        (_S.INPUT_REQUIRED, _E.DECIDE): _S.SUBMITTED,
         (_S.SUBMITTED, _E.QUEUE): _S.QUEUED,
         (_S.SUBMITTED, _E.REJECT): _S.REJECTED,
         # Working.
@@ -174,6 +178,13 @@ def move(task: Task, event: Event, now: datetime) -> Task:
 
 def decide(task: Task, decision: str, now: datetime, *, wait: Wait | None = None) -> Task:
     """A decision was made; with *wait*, it left the task unplaced."""
+    if task.state is TaskState.INPUT_REQUIRED and task.claim is not None:  # the question is its worker's
+        raise TaskWrongState(
+            f"{task.claim.worker} has the task",
+            task=task.name,
+            state=task.state.value,
+            event=Event.DECIDE.value,
+        )
     return replace(
         move(task, Event.DECIDE, now),
         decision=decision,
@@ -231,6 +242,11 @@ def update(task: Task, spec: TaskSpec, now: datetime) -> Task:
 def first_ready(spec: TaskSpec, task: Task) -> datetime:
     """When a task that has not run yet may start: its schedule, or at once."""
     return max(spec.clocks.start_after or task.create_time, task.create_time)
+
+
+def ask_where(task: Task, question: InputRequest, now: datetime) -> Task:
+    """Ask where an undecided task goes; it waits for the answer, and nobody has it."""
+    return replace(move(task, Event.ASK, now), input=question, claim=None, wait=None)
 
 
 # ---------------------------------------------------------------- working

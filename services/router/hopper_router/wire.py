@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Final
 
 from hopper.router.v1 import decision_pb2
-from hopper_router.model import Basis, Candidate, Decision, Exclusion, Factor, Outcome
+from hopper_router.model import Basis, Candidate, Decision, Exclusion, Factor, Opinion, Outcome
 from hopper_router.wire_fields import (
     duration_body,
     float_field,
@@ -55,7 +55,29 @@ def decision_wire(decision: Decision) -> bytes:
     ]
     if decision.create_time is not None:
         parts.append(_create_time(decision.create_time))
+    for opinion in decision.opinions:
+        parts.append(message_field(b"\x7a", _opinion(opinion)))
     return b"".join(parts)
+
+
+def _opinion(opinion: Opinion) -> bytes:
+    """There are few of them, so that the message may be made as others are."""
+    message = decision_pb2.Opinion(
+        stage=opinion.stage,
+        word=decision_pb2.Opinion.Word.Value(f"WORD_{opinion.word.name}"),
+        project=opinion.project,
+        confidence=opinion.confidence,
+        threshold=opinion.threshold,
+        reason=opinion.reason,
+        answer=opinion.answer,
+        model=opinion.model,
+        input_tokens=opinion.input_tokens,
+        output_tokens=opinion.output_tokens,
+        money_micros=opinion.money,
+    )
+    if opinion.elapsed:
+        message.elapsed.FromTimedelta(opinion.elapsed)
+    return message.SerializeToString()
 
 
 def _outcome(outcome: Outcome) -> bytes:

@@ -258,8 +258,10 @@ def ask(unit: Unit, name: str, token: int, question: InputRequest) -> Task:
 
 
 def answer(unit: Unit, name: str, text: str, by: str) -> Task:
-    """Answer a question."""
+    """Answer a question: its worker's, or where it goes."""
     task = unit.task(name)
+    if task.state is TaskState.INPUT_REQUIRED and task.claim is None:
+        return placing.answer_where(unit, task, text, by)
     return unit.log(task, transitions.answer(task, text, by, unit.now), Event.ANSWER)
 
 

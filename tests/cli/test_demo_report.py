@@ -3,17 +3,18 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from hopper.router.v1.decision_pb2 import Decision
 from hopper_cli.demo.data import cut, load, path_of
-from hopper_cli.demo.report import accuracy, by_project, percentile
+from hopper_cli.demo.report import accuracy, by_project, curve, percentile
 from hopper_cli.demo.run import Routed, examples
 from hopper_cli.problems import UsageProblem
 
 SAMPLE = str(path_of("sample.jsonl"))
 
 
-def routed(project: str, target: str, confidence: float = 0.5) -> Routed:
+def routed(project: str, target: str, confidence: float = 0.5, *, learned: bool = False) -> Routed:
     """A task that was sent somewhere."""
     sample = load(1, SAMPLE).samples[0]
     return Routed(
@@ -22,6 +23,7 @@ def routed(project: str, target: str, confidence: float = 0.5) -> Routed:
         decision=Decision(confidence=confidence),
         project=project,
         submit_seconds=0.1,
+        learned=learned,
     )
 
 
@@ -37,6 +39,27 @@ def test_accuracy_counts_what_a_person_had_to_decide_as_not_right() -> None:
     all_of_them = [routed("a", "a"), routed("a", "b"), routed("", "b"), routed("b", "b")]
     assert accuracy(all_of_them) == 0.5
     assert by_project(all_of_them) == {"a": (2, 1), "(asked a person)": (1, 0), "b": (1, 1)}
+
+
+def test_the_curve_has_four_steps_by_rules_and_four_by_what_was_learned() -> None:
+    """The tasks in their order, each in one step."""
+    by_rules = [routed("a", "a" if number % 2 else "b") for number in range(10)]
+    steps = curve([*by_rules, *[routed("a", "a", learned=True)] * 9])
+    assert [(step.first, step.last) for step in steps] == [
+        *((1, 3), (4, 6), (7, 9), (10, 10)),
+        *((11, 13), (14, 16), (17, 19)),
+    ]
+    assert [step.learned for step in steps] == [False] * 4 + [True] * 3
+    assert [round(step.accuracy, 2) for step in steps] == [0.33, 0.67, 0.33, 1, 1, 1, 1]
+    assert [step.learned for step in curve([routed("a", "a")])] == [False]
+
+
+def test_a_policy_that_learns_keeps_the_rules_as_an_opinion() -> None:
+    """The same rules; the strategy is another."""
+    data = load(1, SAMPLE)
+    rules, learned = yaml.safe_load(data.rules), yaml.safe_load(data.learned)
+    assert (rules["strategy"], learned["strategy"]) == ("rules", "learned")
+    assert rules["rules"] == learned["rules"]
 
 
 def test_examples_are_one_sure_one_unsure_one_wrong() -> None:

@@ -138,6 +138,8 @@ def test_the_demo_from_end_to_end(alone: Terminal) -> None:
     assert made["right"] == sum(each["right"] for each in made["projects"])
     assert made["joined"] == made["decisions"] >= 60
     assert made["accuracy"] > made["majority_accuracy"] > 0
+    assert [step["learned"] for step in made["curve"]] == [False] * 4 + [True] * 4
+    assert made["learned_accuracy"] > made["majority_accuracy"]
     assert int(made["memory"]["judged"]) >= 60
     assert len(made["examples"]) == 3
     assert all(example["sentences"] for example in made["examples"])
@@ -152,7 +154,8 @@ def test_the_demo_tells_people_everything(alone: Terminal) -> None:
     ran = alone.ok("demo", "-n", "15", "--data", str(path_of("sample.jsonl")))
     for words in (
         "What went where",
-        "went to the right team",
+        "to the right team",
+        "How it learned",
         "Three decisions",
         "P50",
         "15/15",

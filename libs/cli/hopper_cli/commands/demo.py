@@ -30,7 +30,7 @@ def demo(
     cli: Cli,
     tasks: Annotated[
         int, typer.Option("--tasks", "-n", metavar="N", min=1, max=100_000, help="How many tasks.")
-    ] = 300,
+    ] = 400,
     data: Annotated[
         str | None,
         typer.Option(
@@ -41,7 +41,7 @@ def demo(
     ] = None,
 ) -> None:
     """
-    Start a Hopper of its own, route real tasks to thirteen teams, work them off, learn how good it was.
+    Start a Hopper of its own, route real tasks to thirteen teams, work them off, and learn where they belong.
 
     Nothing is left behind. Exit code 1 when anything was lost on the way.
     """

@@ -10,6 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
+import yaml
+
 from hopper.registry.v1.project_pb2 import Project
 from hopper_cli.problems import UsageProblem
 from hopper_cli.project_specs import read_projects
@@ -19,6 +21,7 @@ MOST_DESCRIPTION: Final = 4000
 _DATA: Final = files("hopper_cli") / "demo_data"
 # The demo's rules were written after a look at the stream's beginning; only what comes after tells how good they are.
 _LOOKED_AT: Final = 2000
+_OPINION: Final = 0.05
 # In a checkout, real tasks may lie beside it: libs/cli/hopper_cli/demo/data.py is five levels down.
 _BESIDE: Final = Path(__file__).resolve().parents[5] / "shared/data/routing/multi_project.jsonl.gz"
 
@@ -42,11 +45,13 @@ class DemoData:
     Attributes:
         source: Where the tasks come from, for people.
         rules: The policy of the root, as YAML.
+        learned: The same, but what was learned is asked first, and the rules are one opinion beside it.
     """
 
     source: str
     projects: Sequence[tuple[str, Project]]
     rules: str
+    learned: str
     samples: Sequence[Sample]
 
     @property
@@ -75,9 +80,14 @@ def load(count: int, file: str | None) -> DemoData:
             f"{path}: no task has one of the demo's teams as its target",
             remedy=f"teams: {', '.join(sorted(known))}",
         )
-    return DemoData(
-        f"{len(samples)} tasks {source}", projects, path_of("rules.yaml").read_text(encoding="utf-8"), samples
-    )
+    rules = path_of("rules.yaml").read_text(encoding="utf-8")
+    return DemoData(f"{len(samples)} tasks {source}", projects, rules, _learning(rules), samples)
+
+
+def _learning(rules: str) -> str:
+    policy = yaml.safe_load(rules)
+    # With their full weight, rules would decide wherever one of them fires.
+    return yaml.safe_dump({**policy, "strategy": "learned", "weights": {"rules": _OPINION}}, sort_keys=False)
 
 
 def path_of(name: str) -> Path:

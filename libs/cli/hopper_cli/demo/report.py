@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rich.table import Table
 from rich.text import Text
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 _UNPLACED: Final = "(asked a person)"
+_STEPS: Final = 4
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -43,6 +44,38 @@ def by_project(routed: Sequence[Routed]) -> dict[str, tuple[int, int]]:
     return {
         name: (sent, right) for name, (sent, right) in sorted(counts.items(), key=lambda item: -item[1][0])
     }
+
+
+def by_rules(routed: Sequence[Routed]) -> Sequence[Routed]:
+    """Those that rules placed."""
+    return [each for each in routed if not each.learned]
+
+
+def by_learning(routed: Sequence[Routed]) -> Sequence[Routed]:
+    """Those that were placed by what was learned."""
+    return [each for each in routed if each.learned]
+
+
+class Step(NamedTuple):
+    """Some tasks in a row, from the *first*, counted from 1, to the *last*."""
+
+    first: int
+    last: int
+    learned: bool
+    accuracy: float
+
+
+def curve(routed: Sequence[Routed]) -> list[Step]:
+    """How accuracy goes on: a few steps by rules, a few by what was learned."""
+    steps: list[Step] = []
+    done = 0
+    for part in (by_rules(routed), by_learning(routed)):
+        size = max(math.ceil(len(part) / _STEPS), 1)
+        for begin in range(0, len(part), size):
+            some = part[begin : begin + size]
+            steps.append(Step(done + 1, done + len(some), some[0].learned, accuracy(some)))
+            done += len(some)
+    return steps
 
 
 def latencies(outcome: Outcome) -> dict[str, dict[str, float]]:
@@ -73,6 +106,17 @@ def as_json(data: DemoData, outcome: Outcome, failed: Mapping[str, str]) -> dict
         "right": sum(each.right for each in outcome.routed),
         "asked_a_person": sum(not each.project for each in outcome.routed),
         "majority_accuracy": round(data.majority, 4),
+        "rules_accuracy": round(accuracy(by_rules(outcome.routed)), 4),
+        "learned_accuracy": round(accuracy(by_learning(outcome.routed)), 4),
+        "curve": [
+            {
+                "from": step.first,
+                "to": step.last,
+                "learned": step.learned,
+                "accuracy": round(step.accuracy, 4),
+            }
+            for step in curve(outcome.routed)
+        ],
         "projects": [
             {"project": name, "tasks": sent, "right": right, "accuracy": round(right / sent, 4)}
             for name, (sent, right) in by_project(outcome.routed).items()
@@ -104,6 +148,7 @@ def tell(out: Output, data: DemoData, outcome: Outcome, failed: Mapping[str, str
     """Print all of it."""
     for heading, content in (
         ("What went where", _project_table(outcome.routed)),
+        ("How it learned", _curve_table(outcome.routed)),
         ("", _verdict(data, outcome)),
         ("Three decisions", _examples(outcome.examples)),
         ("How long it took", _latency_table(outcome)),
@@ -126,20 +171,33 @@ def _project_table(routed: Sequence[Routed]) -> Table:
     return table
 
 
+def _curve_table(routed: Sequence[Routed]) -> Table:
+    table = grid("tasks", "decided by", "#right", "")
+    for step in curve(routed):
+        judge = "rules, and what was learned" if step.learned else "rules"
+        color = "green" if step.learned else "yellow"
+        share = f"{step.accuracy:.0%}"
+        table.add_row(f"{step.first}-{step.last}", judge, share, Text(bar(step.accuracy), style=color))
+    return table
+
+
 def _verdict(data: DemoData, outcome: Outcome) -> Text:
-    right = sum(each.right for each in outcome.routed)
-    return Text.assemble(
+    rules, learned = by_rules(outcome.routed), by_learning(outcome.routed)
+    text = Text.assemble(
         (
-            f"{right} of {len(outcome.routed)} went to the right team: {accuracy(outcome.routed):.1%}",
-            "bold green",
-        ),
-        f". Always guessing the most common team would reach {data.majority:.1%}.\n",
-        (
-            f"Tasks: {data.source}; decided by hand-written rules and the teams' own words; nothing was learned "
-            "before.",
-            "dim",
-        ),
+            f"Hand-written rules sent {accuracy(rules):.1%} of {len(rules)} tasks to the right team",
+            "bold yellow",
+        )
     )
+    if learned:
+        text.append(
+            f"; what was learned from those, {accuracy(learned):.1%} of the next {len(learned)}", "bold green"
+        )
+    text.append(f". Always guessing the most common team would reach {data.majority:.1%}.\n")
+    text.append(
+        f"Tasks: {data.source}; all that was learned was learned here, from what workers said.", "dim"
+    )
+    return text
 
 
 def _examples(examples: Sequence[Explained]) -> "RenderableType":

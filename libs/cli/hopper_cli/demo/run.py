@@ -9,11 +9,14 @@ The run: set up, submit, work, wait until everything is joined.
 
 A task that Hopper does not place by itself waits for a person; the demo is that person, and pins it to its
 right project. Such a decision counts as not right.
+
+The first half of the tasks is placed by hand-written rules. What the workers say of them is learned from all the
+while; then the policy is changed, and the second half is placed by what was learned, which goes on being learned.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
@@ -55,13 +58,20 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Routed:
-    """What Hopper made of one task. `project` is the id it was sent to by itself, empty for none."""
+    """
+    What Hopper made of one task.
+
+    Attributes:
+        project: The id it was sent to by itself, empty for none.
+        learned: Whether the policy in force was to go by what was learned.
+    """
 
     sample: Sample
     task: str
     decision: Decision
     project: str
     submit_seconds: float
+    learned: bool = False
 
     @property
     def right(self) -> bool:
@@ -130,7 +140,6 @@ class Demo:
             running = [group.create_task(worker.run()) for worker in workers]
             try:
                 routed = await self._submit_all()
-                await self._all_worked()
             finally:
                 for worker in workers:
                     worker.stop()
@@ -146,15 +155,28 @@ class Demo:
             await self._hopper.projects.RegisterProject(
                 RegisterProjectRequest(project_id=project_id, project=project)
             )
-        policy = Policy(name=f"{_ROOT}/policy", source=self._data.rules)
+        await self._decide_by(self._data.rules)
+
+    async def _decide_by(self, source: str) -> None:
+        policy = Policy(name=f"{_ROOT}/policy", source=source)
         await self._hopper.routing.UpdatePolicy(UpdatePolicyRequest(policy=policy))
 
     # Submitting.
 
     async def _submit_all(self) -> list[Routed]:
-        return await _gather(map(self._submit, self._data.samples), SUBMITTERS)
+        """The first half by rules; when all of it is judged, the second by what was learned."""
+        samples = self._data.samples
+        half = (len(samples) + 1) // 2
+        routed = await self._submit_some(samples[:half], learned=False)
+        await self._decide_by(self._data.learned)
+        return routed + await self._submit_some(samples[half:], learned=True)
 
-    async def _submit(self, sample: Sample) -> Routed:
+    async def _submit_some(self, samples: Sequence[Sample], *, learned: bool) -> list[Routed]:
+        routed = await _gather((self._submit(sample, learned) for sample in samples), SUBMITTERS)
+        await _while_progress(lambda: self.progress.judged, self.progress.submitted)
+        return routed
+
+    async def _submit(self, sample: Sample, learned: bool) -> Routed:
         began = time.perf_counter()
         response = await self._hopper.submit(
             sample.title,
@@ -174,6 +196,7 @@ class Demo:
             decision=response.decision,
             project=response.decision.project.removeprefix("projects/") if routed else "",
             submit_seconds=seconds,
+            learned=learned,
         )
 
     async def _decide_by_hand(self, task: Task, sample: Sample) -> None:
@@ -220,10 +243,6 @@ class Demo:
         if sample.target not in self._known:
             return Feedback(match=Feedback.MATCH_NONE, author="demo")
         return Feedback(match=Feedback.MATCH_BAD, better_project=f"projects/{sample.target}", author="demo")
-
-    async def _all_worked(self) -> None:
-        """Wait until every task was worked on, as long as there is progress."""
-        await _while_progress(lambda: self.progress.worked, self.progress.total)
 
     # Looking at what came of it.
 

@@ -281,6 +281,7 @@ class Engine:
         self.lookout.wake()
         if "learned" in self.policies.strategies:
             await self.learned.wake()
+            await self.learned.ready()
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         """Do something beside; storage trouble in it is made good by the next who does it."""

@@ -12,8 +12,8 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import numpy as np
@@ -42,6 +42,7 @@ _LENGTH_BYTES: Final = 8
 _TITLE_BYTES: Final = 300
 _DESCRIPTION_BYTES: Final = 4000
 """What memory keeps of a text: lessons are about so much of it, so questions are too."""
+_PATIENCE: Final = 3.0
 _KEPT_NUMBERS: Final = 1 << 21
 _MOST_KEPT: Final = 4096
 """How many shares, and of how many texts, are kept until something is learned."""
@@ -68,6 +69,7 @@ class Learned:
     Attributes:
         wanted: Set once a policy asks for what was learned.
         projects: Where to ask which projects there are now.
+        catch_up: Waits until everything is learned that there is to learn.
     """
 
     snapshot_format = "hopper-router/1"
@@ -80,6 +82,7 @@ class Learned:
         self._waking = asyncio.Lock()
         self._saving = False
         self.projects: Callable[[], Candidates] | None = None
+        self.catch_up: Callable[[], Awaitable[None]] | None = None
         self._minds: dict[str, _Mind] = {}
         self._strategies: dict[str, Mapping[str, Strategy]] = {}
         self._lock = threading.Lock()
@@ -91,6 +94,17 @@ class Learned:
                 self._encoder = await asyncio.to_thread(self._load)
                 self._awake = True
                 self.wanted.set()
+
+    async def ready(self) -> None:
+        """Wait, not for long, until what was taught before it was asked for is learned."""
+        if self.catch_up is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_PATIENCE):
+                    await self.catch_up()
+
+    def novice(self) -> Learned:
+        """One that has learned nothing yet, with the same encoder."""
+        return Learned(lambda: self._encoder if self._awake else self._load())
 
     def strategies(self, instance: str) -> Mapping[str, Strategy]:
         """The ways to judge for the decisions of an instance."""

@@ -42,9 +42,11 @@ def scale(values: Floats, length: float) -> None:
 
 
 def log_softmax(scores: Doubles) -> Doubles:
-    """Log-probabilities of *scores*, none below `LOWEST`."""
-    shifted = scores - scores.max()
-    return np.asarray(np.maximum(shifted - np.log(np.exp(shifted).sum()), LOWEST), np.float64)
+    """Log-probabilities of each row of *scores*, none below `LOWEST`."""
+    shifted = scores - scores.max(axis=1, keepdims=True)
+    return np.asarray(
+        np.maximum(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)), LOWEST), np.float64
+    )
 
 
 def softmax(scores: Doubles) -> Doubles:

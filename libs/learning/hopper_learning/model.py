@@ -260,14 +260,15 @@ class Model:
 
     def _ask(self, example: Example, active: Indices) -> Said:
         columns = len(self._id)
-        opinions = np.zeros((len(EXPERTS), len(active)))
-        opinions[0] = log_softmax(self._nb.scores(example, columns, len(self._vocabulary))[active])
-        opinions[1] = log_softmax(self._linear.scores(self._linear.inputs(example), columns)[active])
+        scores = np.zeros((len(EXPERTS), columns))
+        scores[0] = self._nb.scores(example, columns, len(self._vocabulary))
+        scores[1] = self._linear.scores(self._linear.inputs(example), columns)
         if example.vector is not None:
             whole = _whole(example.vector)
-            opinions[2] = log_softmax(self._mean.scores(whole, columns)[active])
-            opinions[3] = log_softmax(self._ridge.scores(whole, columns)[active])
-        opinions[4] = log_softmax(self._name.scores(example.reading, columns)[active])
+            scores[2] = self._mean.scores(whole, columns)
+            scores[3] = self._ridge.scores(whole, columns)
+        scores[4] = self._name.scores(example.reading, columns)
+        opinions = log_softmax(scores.take(active, axis=1))
         buckets = np.searchsorted(BOUNDS, self._nb.documents[active])
         return Said(opinions, buckets)
 

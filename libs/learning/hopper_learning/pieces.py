@@ -8,6 +8,7 @@ costs little where a text has a hundred.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -34,16 +35,17 @@ class Pieces(NamedTuple):
 
 def pieces_of(title: str, description: str) -> Pieces:
     """The pieces of a text, each once."""
-    ours = _rows(title)
-    rest = np.setdiff1d(_rows(description[:_BODY_CHARACTERS]), ours, assume_unique=True)
-    return Pieces(np.concatenate([ours, rest]), len(ours))
+    ours = dict.fromkeys(_rows(title))
+    all_ = dict.fromkeys((*ours, *_rows(description[:_BODY_CHARACTERS])))
+    return Pieces(np.array(list(all_), np.intp), len(ours))
 
 
-def _rows(text: str) -> Indices:
+def _rows(text: str) -> Sequence[int]:
     data = b" ".join(text.lower().encode().translate(_SEPARATED).split())
     if len(data) < 2:
-        return np.zeros(0, np.intp)
+        return ()
     codes = np.frombuffer(b" " + data + b" ", np.uint8).astype(np.uint32)
     fours = codes[:-3] | codes[1:-2] << 8 | codes[2:-1] << 16 | codes[3:] << 24
     within = (codes[1:-2] != _SPACE) & (codes[2:-1] != _SPACE)
-    return np.unique((fours[within] * _SPREAD) >> _SHIFT).astype(np.intp)
+    rows: list[int] = ((fours[within] * _SPREAD) >> _SHIFT).tolist()
+    return rows

@@ -8,6 +8,7 @@ first, rows those not seen for the longest, an eighth at a time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -75,7 +76,7 @@ class Vocabulary:
     @property
     def idf_of_marks(self) -> float:
         """How telling a word seen once is."""
-        return float(max(np.log((self.lessons + 2) / 2), 0.05))
+        return max(math.log((self.lessons + 2) / 2), 0.05)
 
     def observe(self, words: Iterable[str], column: int, weight: float) -> Growth:
         """Count one lesson's *words*, each given once."""

@@ -43,16 +43,17 @@ class Table:
 
     def scores(self, rows: Indices, values: Floats, columns: int) -> Floats:
         """The weighted sum of some rows."""
-        found = self.weights[:, :columns].take(rows, axis=0)
-        return np.asarray(np.einsum("i,ij->j", values, found), np.float32)
+        # Whole rows first: `take` of a part of each would copy the whole table to begin with.
+        found = self.weights if len(rows) == len(self.weights) else self.weights.take(rows, axis=0)
+        return np.asarray(np.einsum("i,ij->j", values, found[:, :columns]), np.float32)
 
     def step(self, rows: Indices, values: Floats, slope: Floats, columns: Indices) -> None:
         """Move some rows against *slope*, given for each of *columns*."""
-        cells = np.ix_(rows, columns)
         change = values[:, None] * slope
-        squares = self.squares[cells] + change * change
-        self.squares[cells] = squares
-        self.weights[cells] -= np.float32(_RATE) * change / np.sqrt(squares + _START)
+        cells = rows[:, None] * self.weights.shape[1] + columns
+        squares = self.squares.reshape(-1).take(cells) + change * change
+        self.squares.reshape(-1)[cells] = squares
+        self.weights.reshape(-1)[cells] -= np.float32(_RATE) * change / np.sqrt(squares + _START)
 
     def drop(self, column: int) -> None:
         """Forget a target."""

@@ -81,6 +81,7 @@ def _plain(text: str) -> Sequence[str]:
 
 
 @lru_cache(1 << 16)
+@lru_cache(1 << 14)
 def _fold(word: str) -> str:
     """*word* without its commonest English endings, so that `invoices` meets `invoice`."""
     if len(word) > 4:

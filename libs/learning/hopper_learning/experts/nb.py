@@ -60,7 +60,7 @@ class NaiveBayes:
 
     def odds(self, rows: Indices, columns: int) -> Floats:
         """Log-odds of each of *rows* for each target, before the targets' sizes are considered."""
-        with_it = self.counts[:, :columns].take(rows, axis=0)
+        with_it = self.counts.take(rows, axis=0)[:, :columns]
         without = with_it.sum(axis=1, keepdims=True) - with_it
         return np.asarray(np.log((with_it + np.float32(_ALPHA)) / (without + np.float32(_ALPHA))), np.float32)
 

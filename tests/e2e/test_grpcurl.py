@@ -16,6 +16,7 @@ BUF = str(Path(sys.executable).with_name("buf"))
 HOPPER_SERVICES = [
     "hopper.memory.v1.EpisodicMemoryService",
     "hopper.memory.v1.FeedbackService",
+    "hopper.memory.v1.LearningService",
     "hopper.memory.v1.WorkingMemoryService",
     "hopper.registry.v1.InstanceService",
     "hopper.registry.v1.ProjectService",

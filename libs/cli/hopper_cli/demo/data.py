@@ -21,7 +21,7 @@ MOST_DESCRIPTION: Final = 4000
 _DATA: Final = files("hopper_cli") / "demo_data"
 # The demo's rules were written after a look at the stream's beginning; only what comes after tells how good they are.
 _LOOKED_AT: Final = 2000
-_OPINION: Final = 0.05
+_OPINION: Final = 0.1
 # In a checkout, real tasks may lie beside it: libs/cli/hopper_cli/demo/data.py is five levels down.
 _BESIDE: Final = Path(__file__).resolve().parents[5] / "shared/data/routing/multi_project.jsonl.gz"
 
@@ -45,7 +45,7 @@ class DemoData:
     Attributes:
         source: Where the tasks come from, for people.
         rules: The policy of the root, as YAML.
-        learned: The same, but what was learned is asked first, and the rules are one opinion beside it.
+        learned: The same rules, beside what was learned.
     """
 
     source: str
@@ -85,9 +85,10 @@ def load(count: int, file: str | None) -> DemoData:
 
 
 def _learning(rules: str) -> str:
-    policy = yaml.safe_load(rules)
-    # With their full weight, rules would decide wherever one of them fires.
-    return yaml.safe_dump({**policy, "strategy": "learned", "weights": {"rules": _OPINION}}, sort_keys=False)
+    # With the weight that they have alone, rules would decide wherever one of them fires.
+    return yaml.safe_dump(
+        {**yaml.safe_load(rules), "strategy": "learned", "weights": {"rules": _OPINION}}, sort_keys=False
+    )
 
 
 def path_of(name: str) -> Path:

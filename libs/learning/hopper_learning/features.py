@@ -54,12 +54,13 @@ class Reading(NamedTuple):
     A text, read once.
 
     `head` are the features of title, tags and requester, `body` the plain words of description and title, each once,
-    in order of appearance. `title_words` are the plain words of the title, for comparing with targets' names.
+    in order of appearance. `stems` are the plain words without their endings, `title_stems` those of the title.
     """
 
     head: tuple[str, ...]
     body: tuple[str, ...]
-    title_words: frozenset[str]
+    stems: frozenset[str]
+    title_stems: frozenset[str]
     pieces: Pieces
 
 
@@ -78,9 +79,20 @@ def read(text: Text) -> Reading:
     return Reading(
         tuple(head),
         tuple(everywhere),
-        frozenset(title).union(parts),
+        frozenset(map(fold, everywhere)),
+        frozenset(map(fold, (*title, *parts))),
         pieces_of(text.title, text.description),
     )
+
+
+@lru_cache(1 << 16)
+def fold(word: str) -> str:
+    """*word* without its commonest English endings, so that `invoices` meets `invoice`."""
+    if len(word) > 4:
+        for ending in ("ies", "ing", "es", "ed", "s"):
+            if word.endswith(ending) and len(word) - len(ending) > 3:
+                return word[: -len(ending)].rstrip("e")
+    return word.rstrip("e") if len(word) > 4 else word
 
 
 def _cut(text: str, length: int) -> str:

@@ -115,11 +115,19 @@ class Part(Protocol):
     def restore(self, state: State) -> None: ...
 
 
+class Slope(NamedTuple):
+    """The gradient of a loss, for each of some columns."""
+
+    columns: Indices
+    gradient: Doubles
+
+
 class Said(NamedTuple):
     """What the experts made of a text."""
 
     opinions: Doubles
     buckets: Indices
+    linear: Doubles
 
 
 class Model:
@@ -270,7 +278,7 @@ class Model:
         scores[4] = self._name.scores(example.reading, columns)
         opinions = log_softmax(scores.take(active, axis=1))
         buckets = np.searchsorted(BOUNDS, self._nb.documents[active])
-        return Said(opinions, buckets)
+        return Said(opinions, buckets, scores[1])
 
     # --- learning
 
@@ -294,13 +302,15 @@ class Model:
         self._sources.record(source, float(chances[place]), len(active))
         weight = _quantised(weight * trust)
         self._mixer.learn(said.opinions, said.buckets, chances, place, weight)
-        self._observe(reading, vector, column, weight, active)
+        gradient = ascent(said.linear, active, column) * weight
+        self._observe(reading, vector, column, weight, Slope(active, gradient))
         if column == NONE and self._active[:1].tolist() != [NONE]:
             self._activate()
 
     def _observe(
-        self, reading: Reading, vector: Floats | None, column: int, weight: float, active: Indices
+        self, reading: Reading, vector: Floats | None, column: int, weight: float, slope: Slope
     ) -> None:
+        """Let the experts see a lesson; *slope* is how wrong the regression was about it."""
         words = (*reading.head, *reading.body)
         self._make_room()
         growth = self._vocabulary.observe(dict.fromkeys(words), column, weight)
@@ -308,9 +318,7 @@ class Model:
         self._linear.words.reach(self._vocabulary.height, 1)
         example = look_up(reading, vector, self._vocabulary)
         self._nb.learn(example.rows, len(example.marks), column, weight)
-        inputs = self._linear.inputs(example)
-        gradient = ascent(self._linear.scores(inputs, len(self._id)), active, column) * weight
-        self._linear.learn(inputs, gradient, active)
+        self._linear.learn(self._linear.inputs(example), slope.gradient, slope.columns)
         self._linear.count(reading.pieces)
         if vector is not None:
             whole = _whole(vector)

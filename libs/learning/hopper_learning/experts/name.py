@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from typing import Final
 
 import numpy as np
 
 from hopper_learning.arrays import Doubles
-from hopper_learning.features import Reading, words
+from hopper_learning.features import Reading, fold, words
 
 _NAME: Final = 1.0
 _DESCRIPTION: Final = 0.4
@@ -49,8 +48,8 @@ class Name:
     def scores(self, reading: Reading, columns: int) -> Doubles:
         """One score for each of the first *columns* targets."""
         runs = self._runs or self._rebuilt()
-        title = runs.keys() & map(_fold, reading.title_words)
-        found = title.union(runs.keys() & map(_fold, reading.body))
+        title = runs.keys() & reading.title_stems
+        found = runs.keys() & reading.stems
         if not found:
             return np.zeros(columns)
         # A word of the title counts twice.
@@ -77,15 +76,4 @@ class Name:
 
 def _plain(text: str) -> Sequence[str]:
     whole, parts = words(text)
-    return [_fold(word) for word in (*whole, *parts) if word not in _STOP]
-
-
-@lru_cache(1 << 16)
-@lru_cache(1 << 14)
-def _fold(word: str) -> str:
-    """*word* without its commonest English endings, so that `invoices` meets `invoice`."""
-    if len(word) > 4:
-        for ending in ("ies", "ing", "es", "ed", "s"):
-            if word.endswith(ending) and len(word) - len(ending) > 3:
-                return word[: -len(ending)].rstrip("e")
-    return word.rstrip("e") if len(word) > 4 else word
+    return [fold(word) for word in (*whole, *parts) if word not in _STOP]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from google.protobuf import json_format
 
 from hopper.router.v1.task_pb2 import TaskSpec
-from hopper.router.v1.task_service_pb2 import SubmitStreamResponse
+from hopper.router.v1.task_service_pb2 import SubmitStreamRequest, SubmitStreamResponse
 from hopper_cli import inputs
 from hopper_cli.problems import CommandError, UsageProblem
 
@@ -54,16 +54,20 @@ def _spec(line: str, number: int, common: TaskSpec) -> TaskSpec:
     return spec
 
 
-def add_all(cli: "Cli", specs: Sequence[TaskSpec], instance: str) -> None:
+def add_all(cli: "Cli", specs: Sequence[TaskSpec], instance: str, *, allow_duplicate: bool = False) -> None:
     """
     Add tasks, and say of each what became of it.
+
+    Args:
+        allow_duplicate: Also those that look like the same work as open tasks, or as each other.
 
     Raises:
         CommandError: Some were refused.
     """
     began, refused = time.monotonic(), 0
+    requests = [SubmitStreamRequest(spec=spec, allow_duplicate=allow_duplicate) for spec in specs]
     with _progress(cli, len(specs)) as advance:
-        for number, answer in enumerate(cli.hopper.submit_many(specs, instance=instance), 1):
+        for number, answer in enumerate(cli.hopper.submit_many(requests, instance=instance), 1):
             _tell(cli, number, answer)
             refused += answer.HasField("error")
             advance()
@@ -75,6 +79,7 @@ def add_all(cli: "Cli", specs: Sequence[TaskSpec], instance: str) -> None:
 
 def _tell(cli: "Cli", number: int, answer: SubmitStreamResponse) -> None:
     from hopper_cli.names import short
+    from hopper_cli.render import duplicate_line
 
     if cli.json:
         cli.out.record(answer)
@@ -84,6 +89,8 @@ def _tell(cli: "Cli", number: int, answer: SubmitStreamResponse) -> None:
         cli.out.say(
             f"{short(answer.task.name)} → {answer.task.project.removeprefix('projects/') or 'nobody yet'}"
         )
+        for duplicate in answer.duplicates:
+            cli.out.say(duplicate_line(duplicate))
 
 
 @contextmanager

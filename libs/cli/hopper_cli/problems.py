@@ -88,6 +88,7 @@ REMEDIES: Final[Mapping[str, str]] = MappingProxyType(
         "EPISODE_NOT_FOUND": "memory hears of a decision a moment after it was made: repeat the command",
         "PARENT_NOT_RUNNING": "start the parent first: `hopper instance start PARENT`",
         "INSTANCE_HAS_CHILDREN": "terminate its children first: `hopper instance tree` shows them",
+        "DUPLICATE_TASK": "`hopper add --allow-duplicate` adds it all the same",
         "PROJECT_PAUSED": "`hopper project resume` lets it go on",
         "INTERNAL": "the log of `hopper up` has more under that incident id",
     }

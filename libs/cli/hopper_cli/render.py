@@ -13,7 +13,7 @@ from hopper.router.v1.decision_pb2 import Candidate, Decision
 from hopper.router.v1.delegation_pb2 import Delegation
 from hopper.router.v1.schedule_pb2 import Schedule, ScheduleRun
 from hopper.router.v1.task_pb2 import Attempt, Task, TaskSpec, Wait
-from hopper.router.v1.task_service_pb2 import LearnedReason
+from hopper.router.v1.task_service_pb2 import LearnedReason, PossibleDuplicate
 from hopper_cli.names import bare, instance_of, path_of, short
 from hopper_cli.output import clean, one_line
 from hopper_cli.times import format_age, format_duration, format_time
@@ -213,6 +213,13 @@ def decision_line(decision: Decision) -> str:
         if decision.outcome == Decision.OUTCOME_QUEUED:
             head = f"the queue of {bare(decision.instance)}"
     return f"{head}: {one_line(decision.reasoning)}" if decision.reasoning else head
+
+
+def duplicate_line(duplicate: PossibleDuplicate) -> str:
+    """What a new task looks like, and why, in one line."""
+    state = state_word(duplicate.state)
+    words = one_line(", ".join(duplicate.shared_words))
+    return f"  looks like {short(duplicate.task)} ({state}, {duplicate.score:.0%} alike: {words})"
 
 
 def bar(share: float, width: int = _BAR_WIDTH) -> str:

@@ -71,10 +71,19 @@ class Hopper:
         self._channel.close()
 
     def submit(
-        self, title: str, *, instance: str = ROOT, request_id: str = "", **fields: Unpack[TaskFields]
+        self,
+        title: str,
+        *,
+        instance: str = ROOT,
+        request_id: str = "",
+        allow_duplicate: bool = False,
+        **fields: Unpack[TaskFields],
     ) -> SubmitTaskResponse:
         """Ask for something to be done: see `AsyncHopper.submit`."""
-        return self.tasks.SubmitTask(requests.submit_request(title, instance, request_id, fields))
+        request = requests.submit_request(
+            title, instance, request_id, fields, allow_duplicate=allow_duplicate
+        )
+        return self.tasks.SubmitTask(request)
 
     def submit_many(
         self, items: Iterable[Item], *, instance: str = ROOT

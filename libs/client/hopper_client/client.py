@@ -80,7 +80,13 @@ class AsyncHopper:
         await self._channel.close()
 
     async def submit(
-        self, title: str, *, instance: str = ROOT, request_id: str = "", **fields: Unpack[TaskFields]
+        self,
+        title: str,
+        *,
+        instance: str = ROOT,
+        request_id: str = "",
+        allow_duplicate: bool = False,
+        **fields: Unpack[TaskFields],
     ) -> SubmitTaskResponse:
         """
         Ask for something to be done.
@@ -89,13 +95,18 @@ class AsyncHopper:
             title: One line.
             instance: Where it is taken in; the root sends it wherever it belongs.
             request_id: A UUID of the caller's, where the same request may come from elsewhere again.
+            allow_duplicate: Take it in even where the policy refuses what looks like the same work as an open task.
             fields: description, tags, project (a pin), priority, required_capabilities, dependencies (task
                 names), payload, requester, labels.
 
         Returns:
-            The task, and the decision where it goes with its reasons.
+            The task, the decision where it goes with its reasons, and, where the policy asks for it, open tasks
+            that look like the same work.
         """
-        return await self.tasks.SubmitTask(requests.submit_request(title, instance, request_id, fields))
+        request = requests.submit_request(
+            title, instance, request_id, fields, allow_duplicate=allow_duplicate
+        )
+        return await self.tasks.SubmitTask(request)
 
     def submit_many(
         self, items: Iterable[Item] | AsyncIterable[Item], *, instance: str = ROOT

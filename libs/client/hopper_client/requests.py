@@ -39,11 +39,15 @@ class TaskFields(TypedDict, total=False):
     labels: Mapping[str, str] | None
 
 
-def submit_request(title: str, instance: str, request_id: str, fields: TaskFields) -> SubmitTaskRequest:
+def submit_request(
+    title: str, instance: str, request_id: str, fields: TaskFields, *, allow_duplicate: bool = False
+) -> SubmitTaskRequest:
     """The request of `submit`; fields that are None or missing stay unset."""
     given = {name: value for name, value in fields.items() if value is not None}
     spec = TaskSpec(title=title, **given)  # type: ignore[arg-type]  # checked where TaskFields is filled
-    return SubmitTaskRequest(parent=instance, spec=spec, request_id=request_id)
+    return SubmitTaskRequest(
+        parent=instance, spec=spec, request_id=request_id, allow_duplicate=allow_duplicate
+    )
 
 
 def is_task_name(text: str) -> bool:

@@ -23,6 +23,7 @@ from hopper.router.v1.task_service_pb2 import (
     SubmitStreamRequest,
     SubmitStreamResponse,
     SubmitTaskRequest,
+    SubmitTaskResponse,
     SubmitTasksItem,
     SubmitTasksRequest,
     SubmitTasksResult,
@@ -104,7 +105,17 @@ class Window:
 
 def call_of(request: SubmitStreamRequest) -> SubmitTaskRequest:
     """The same as a call of its own; the router knows one for a repeat of the other."""
-    return SubmitTaskRequest(parent=request.parent, spec=request.spec, request_id=request.request_id)
+    return SubmitTaskRequest(
+        parent=request.parent,
+        spec=request.spec,
+        request_id=request.request_id,
+        allow_duplicate=request.allow_duplicate,
+    )
+
+
+def answer_of(response: SubmitTaskResponse) -> SubmitStreamResponse:
+    """What a stream would have answered."""
+    return SubmitStreamResponse(task=response.task, duplicates=response.duplicates)
 
 
 def refusal(error: HopperError) -> SubmitStreamResponse:
@@ -223,7 +234,7 @@ class _Stream:
             if will_pass(error):
                 raise
             return refusal(error)
-        return SubmitStreamResponse(task=answer.task)
+        return answer_of(answer)
 
 
 async def _each(items: Iterable[Item] | AsyncIterable[Item]) -> AsyncIterator[Item]:
@@ -312,7 +323,7 @@ class _BlockingStream:
 
     def _alone(self, request: SubmitStreamRequest) -> SubmitStreamResponse:
         try:
-            return SubmitStreamResponse(task=self._hopper.tasks.SubmitTask(call_of(request)).task)
+            return answer_of(self._hopper.tasks.SubmitTask(call_of(request)))
         except HopperError as error:
             if will_pass(error):
                 raise

@@ -144,6 +144,10 @@ def add(  # noqa: PLR0913, PLR0917 - each option is an argument
         bool, typer.Option("--dry-run", help="Say where it would go, and add nothing.")
     ] = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Follow it to its end.")] = False,
+    allow_duplicate: Annotated[
+        bool,
+        typer.Option("--allow-duplicate", help="Add it even if it looks like the same work as an open task."),
+    ] = False,
 ) -> None:
     """Ask for something to be done, and learn where it goes and why."""
     from hopper_cli.inputs import me
@@ -169,11 +173,11 @@ def add(  # noqa: PLR0913, PLR0917 - each option is an argument
     _one_or_many(title, file, alone=dry_run or watch)
     spec = new_spec(options, cli.task, cli.now)
     if file is not None:
-        _add_all(cli, file, spec, instance)
+        _add_all(cli, file, spec, instance, allow_duplicate)
     elif dry_run:
         _suggest(cli, instance, spec)
     else:
-        _submit(cli, instance, spec, watch)
+        _submit(cli, instance, spec, watch, allow_duplicate)
 
 
 def _only_one_reads_stdin(options: "SpecOptions", file: str | None) -> None:
@@ -194,11 +198,11 @@ def _one_or_many(title: str | None, file: str | None, *, alone: bool) -> None:
         raise UsageProblem("--dry-run and --watch are for one task, --file is for many")
 
 
-def _add_all(cli: Cli, file: str, common: "TaskSpec", instance: str) -> None:
+def _add_all(cli: Cli, file: str, common: "TaskSpec", instance: str, allow_duplicate: bool) -> None:
     from hopper_cli.bulk import add_all, read_specs
     from hopper_cli.names import instance_name
 
-    add_all(cli, read_specs(file, common), instance_name(instance))
+    add_all(cli, read_specs(file, common), instance_name(instance), allow_duplicate=allow_duplicate)
 
 
 def _suggest(cli: Cli, instance: str, spec: "TaskSpec") -> None:
@@ -216,13 +220,13 @@ def _suggest(cli: Cli, instance: str, spec: "TaskSpec") -> None:
         cli.out.say(candidate_table(response.decision.candidates[:5]))
 
 
-def _submit(cli: Cli, instance: str, spec: "TaskSpec", watch: bool) -> None:
+def _submit(cli: Cli, instance: str, spec: "TaskSpec", watch: bool, allow_duplicate: bool) -> None:
     from hopper.router.v1.task_service_pb2 import SubmitTaskRequest
     from hopper_cli.commands.watch import follow
     from hopper_cli.names import instance_name, short
-    from hopper_cli.render import decision_line
+    from hopper_cli.render import decision_line, duplicate_line
 
-    request = SubmitTaskRequest(parent=instance_name(instance), spec=spec)
+    request = SubmitTaskRequest(parent=instance_name(instance), spec=spec, allow_duplicate=allow_duplicate)
     response = cli.hopper.tasks.SubmitTask(request)
     if cli.json and watch:
         cli.out.record(response)
@@ -232,6 +236,8 @@ def _submit(cli: Cli, instance: str, spec: "TaskSpec", watch: bool) -> None:
         cli.out.say(
             f"{short(response.task.name)} → {decision_line(response.decision)}{_waits(response.task)}"
         )
+        for duplicate in response.duplicates:
+            cli.out.say(duplicate_line(duplicate))
     if watch:
         follow(cli, response.task)
 

@@ -177,4 +177,5 @@ def _seen(rng: np.random.Generator, truth: npt.NDArray[np.int64], signal: float)
     scores = rng.normal(0.0, 1.0, (len(truth), PROJECTS))
     scores[np.arange(len(truth)), truth] += signal
     shares: npt.NDArray[np.float64] = np.exp(signal * scores)
-    return shares / shares.sum(axis=1, keepdims=True)
+    shares /= shares.sum(axis=1, keepdims=True)
+    return shares

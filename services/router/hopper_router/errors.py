@@ -66,6 +66,12 @@ class ScheduleExists(AlreadyExists):
     reason = "SCHEDULE_EXISTS"
 
 
+class PolicyVersionNotFound(NotFound):
+    """The instance never had that version of a policy of its own: `hopper policy history` lists them."""
+
+    reason = "POLICY_VERSION_NOT_FOUND"
+
+
 class TaskWrongState(WrongState):
     """The task's state does not allow this."""
 

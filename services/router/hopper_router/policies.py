@@ -54,8 +54,14 @@ class Policies:
     @property
     def strategies(self) -> set[str]:
         """The strategies that policies judge by in memory."""
-        policies = (_BUILT_IN, *self._by_instance.values())
-        return {judge for in_force in policies for judge in in_force.policy.judges}
+        own = [in_force.policy for in_force in (_BUILT_IN, *self._by_instance.values())]
+        shadows = [policy.shadow for policy in own if policy.shadow is not None]
+        return {judge for policy in (*own, *shadows) for judge in policy.judges}
+
+    @property
+    def have_shadows(self) -> bool:
+        """Whether a policy has a shadow."""
+        return any(own.policy.shadow is not None for own in self._by_instance.values())
 
     @property
     def consults(self) -> bool:

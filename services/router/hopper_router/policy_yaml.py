@@ -26,6 +26,11 @@ The whole form, with the defaults (every key is optional but those of a rule)::
         priority: 10             # default 0
         enabled: true            # default
 
+A shadow decides about the same tasks beside the policy, and never acts; `hopper policy shadow` compares the two::
+
+    shadow:                      # what it does not say is as in the policy itself
+      strategy: learned          # rules | learned; and threshold, on_unsure, default_project, weights, rules
+
 With `hybrid`, `llm` and `sage`, these say who is asked, one after the other, until one is sure enough::
 
     wait: 0s                     # how long SubmitTask waits for advice, so that its answer has the project; to 30s
@@ -75,6 +80,7 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
@@ -244,7 +250,16 @@ class _Reader:
         if self.errors:
             return None
         place = _place(given["default_project"]) if "default_project" in given else Place()
-        return Policy(**policy, default_place=place)
+        shadow = policy.pop("shadow", None)
+        made = Policy(**policy, default_place=place)
+        return made if shadow is None else replace(made, shadow=_shadowed(made, shadow))
+
+    def shadow(self, node: yaml.Node, path: str) -> dict[str, Any]:
+        given = self.mapping(node, path, tuple(_SHADOW_KEYS))
+        return {key: _SHADOW_KEYS[key](self, value, f"{path}.{key}") for key, value in given.items()}
+
+    def shadow_strategy(self, node: yaml.Node, path: str) -> str:
+        return self.one_of(node, path, _OF_SHADOWS)
 
     def weights(self, node: yaml.Node, path: str) -> Weights:
         given = self.mapping(node, path, FACTORS)
@@ -591,8 +606,28 @@ _POLICY_KEYS: Final = MappingProxyType(
         "duplicates_above": _Reader.duplicates_above,
         "stages": _Reader.stages,
         "wait": _Reader.wait,
+        "shadow": _Reader.shadow,
     }
 )
+_SHADOW_KEYS: Final = MappingProxyType(
+    {
+        "strategy": _Reader.shadow_strategy,
+        "threshold": _Reader.threshold,
+        "on_unsure": _Reader.on_unsure,
+        "default_project": _Reader.project,
+        "weights": _Reader.weights,
+        "rules": _Reader.rules,
+    }
+)
+_OF_SHADOWS: Final = ("rules", "learned")
+
+
+def _shadowed(policy: Policy, given: Mapping[str, Any]) -> Policy:
+    """The shadow of a policy: what it does not say is as in the policy."""
+    strategy = policy.judges[-1] if policy.judges else _OF_SHADOWS[0]
+    return replace(policy, **{"strategy": strategy, "stages": (), **given})
+
+
 _CASCADES: Final = ("hybrid", "llm", "sage")
 _STAGE_KEYS: Final = MappingProxyType(
     {

@@ -12,11 +12,10 @@ from hopper.router.v1 import routing_service_pb2 as svc
 from hopper.router.v1.routing_service_pb2_grpc import RoutingServiceServicer
 from hopper_common.errors import EtagMismatch, FieldViolation, InvalidArgument
 from hopper_common.timestamps import to_proto
-from hopper_router import intake, placing, routing
+from hopper_router import intake, placing, policy_history, shadow
 from hopper_router.convert import decision_to_proto, spec_from_proto
 from hopper_router.engine import Engine
-from hopper_router.errors import DecisionNotFound
-from hopper_router.model import Decision, Outcome, Task
+from hopper_router.errors import DecisionNotFound, PolicyVersionNotFound
 from hopper_router.policies import InForce
 from hopper_router.policy_yaml import (
     BUILT_IN,
@@ -26,21 +25,21 @@ from hopper_router.policy_yaml import (
     load_policy,
     unknown_projects,
 )
-from hopper_router.rules import Policy
+from hopper_router.replaying import Replays
 from hopper_router.servicer import Context, Page, up_to_date
 from hopper_router.store_sql import PolicyRow, task_id
 from hopper_router.unit import Unit
+from hopper_router.verdicts import Verdicts
 
 _POLICY_NAME: Final = re.compile(r"(instances/[^/]+)/policy")
-_REPLAY_DEFAULT: Final = 1000
-_REPLAY_SHOWN: Final = 100
 
 
 class RoutingServicer(RoutingServiceServicer):
     """Translates; `placing`, `routing` and `rules` do the work."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, verdicts: Verdicts) -> None:
         self._engine = engine
+        self._replays = Replays(engine, verdicts)
 
     # ------------------------------------------------------------ decisions
 
@@ -84,6 +83,8 @@ class RoutingServicer(RoutingServiceServicer):
     async def GetPolicy(self, request: svc.GetPolicyRequest, context: Context) -> svc.GetPolicyResponse:
         def look(unit: Unit) -> svc.GetPolicyResponse:
             unit.instance(request.instance)
+            if request.version:
+                return svc.GetPolicyResponse(policy=_version(unit, request.instance, request.version))
             in_force = unit.world.policies.in_force(request.instance, unit.world.directory)
             return svc.GetPolicyResponse(policy=_stored(unit, in_force))
 
@@ -100,6 +101,9 @@ class RoutingServicer(RoutingServiceServicer):
             unit.instance(instance)
             row = _next_version(unit, instance, source, request.policy.etag)
             unit.store.put_policy(row)
+            policy_history.keep(unit.store.conn, row)
+            if policy is not None and policy.shadow is not None:
+                shadow.begin(unit)
             stored = InForce(f"{instance}/policy", row.version, policy or BUILT_IN)
             return svc.UpdatePolicyResponse(policy=_policy(stored, source, row.update_time))
 
@@ -113,6 +117,22 @@ class RoutingServicer(RoutingServiceServicer):
         await self._engine.learn_if_asked()
         await self._engine.tell_of_policies()
         return response
+
+    async def ListPolicyVersions(
+        self, request: svc.ListPolicyVersionsRequest, context: Context
+    ) -> svc.ListPolicyVersionsResponse:
+        page = Page.of(request)
+
+        def look(unit: Unit) -> list[PolicyRow]:
+            unit.instance(request.instance)
+            return policy_history.versions(
+                unit.store.conn, request.instance, before=int(page.before_id or 0), limit=page.size + 1
+            )
+
+        found = await up_to_date(self._engine, lambda: self._engine.read(look))
+        rows, token = page.cut(found, request, lambda row: str(row.version))
+        policies = await asyncio.to_thread(lambda: [_of_row(row, source="") for row in rows])
+        return svc.ListPolicyVersionsResponse(policies=policies, next_page_token=token)
 
     async def ValidatePolicy(
         self, request: svc.ValidatePolicyRequest, context: Context
@@ -129,12 +149,12 @@ class RoutingServicer(RoutingServiceServicer):
     async def ReplayPolicy(
         self, request: svc.ReplayPolicyRequest, context: Context
     ) -> svc.ReplayPolicyResponse:
-        policy = await asyncio.to_thread(load_policy, request.source)
-        limit = request.limit or _REPLAY_DEFAULT
-        return await up_to_date(
-            self._engine,
-            lambda: self._engine.read(lambda unit: _replay(unit, request.instance, policy, limit)),
-        )
+        return await up_to_date(self._engine, lambda: self._replays.replay(request))
+
+    async def CompareShadow(
+        self, request: svc.CompareShadowRequest, context: Context
+    ) -> svc.CompareShadowResponse:
+        return await up_to_date(self._engine, lambda: self._replays.compare_shadow(request))
 
 
 def _instance_of(policy: str) -> str:
@@ -180,47 +200,28 @@ def _policy(in_force: InForce, source: str, update_time: datetime | None) -> pb.
     )
 
 
-def _problem(problem: PolicyProblem) -> pb.PolicyError:
-    return pb.PolicyError(
-        line=problem.line, column=problem.column, path=problem.path, message=problem.message
+def _version(unit: Unit, instance: str, version: int) -> pb.Policy:
+    row = policy_history.version(unit.store.conn, instance, version)
+    if row is None:
+        raise PolicyVersionNotFound(instance=instance, version=str(version))
+    return _of_row(row, source=row.source)
+
+
+def _of_row(row: PolicyRow, *, source: str) -> pb.Policy:
+    """An earlier policy; one that was removed has no strategy, nor has one that this release cannot read."""
+    policy = check_policy(row.source)[0] if row.source else None
+    return pb.Policy(
+        name=f"{row.instance}/policy",
+        source=source,
+        version=row.version,
+        etag=_etag(row.version),
+        update_time=to_proto(row.update_time),
+        rule_count=len(policy.rules) if policy else 0,
+        strategy=policy.strategy if policy else "",
     )
 
 
-def _replay(unit: Unit, instance: str, policy: Policy, limit: int) -> svc.ReplayPolicyResponse:
-    """The recorded decisions made once more, by another policy, with the projects as they are now."""
-    unit.instance(instance)
-    # What a scope keeps in its queue was not decided by a policy, and would not be.
-    latest = unit.store.list_decisions(instance=instance, limit=limit)
-    recorded = [decision for decision in latest if decision.outcome is not Outcome.QUEUED]
-    tasks = {task.name: task for task in unit.tasks({decision.task for decision in recorded})}
-    changes: list[svc.ReplayChange] = []
-    changed = 0
-    for decision in recorded:
-        again = _decide_again(unit, tasks[decision.task], decision, policy)
-        if again.project != decision.project:
-            changed += 1
-            if len(changes) < _REPLAY_SHOWN:
-                changes.append(
-                    svc.ReplayChange(
-                        decision=decision.name,
-                        task=decision.task,
-                        from_project=decision.project,
-                        to_project=again.project,
-                    )
-                )
-    return svc.ReplayPolicyResponse(replayed=len(recorded), changed=changed, changes=changes)
-
-
-def _decide_again(unit: Unit, task: Task, decision: Decision, policy: Policy) -> Decision:
-    # Load is left out: what was busy then is not known, and what is busy now has nothing to do with it.
-    candidates = unit.world.directory.candidates
-    refused = placing.refused_then(unit, decision)
-    return routing.decide(
-        task.spec,
-        candidates,
-        policy,
-        load={},
-        refused=refused,
-        basis=placing.basis(unit, "", 0),
-        strategies=unit.world.strategies(task.instance),
+def _problem(problem: PolicyProblem) -> pb.PolicyError:
+    return pb.PolicyError(
+        line=problem.line, column=problem.column, path=problem.path, message=problem.message
     )

@@ -190,6 +190,7 @@ class Policy:
     Attributes:
         stages: Who is asked, one after the other; none: `strategy` decides alone. See `cascade`.
         wait: How long who submits a task waits for advice about it.
+        shadow: A policy that decides about the same tasks, and never acts.
     """
 
     strategy: str = "rules"
@@ -202,6 +203,7 @@ class Policy:
     duplicates_above: float = 0.8
     stages: tuple[Stage, ...] = ()
     wait: timedelta = timedelta(0)
+    shadow: Policy | None = None
     default_place: Place = field(default=Place(), compare=False, repr=False)
     _index: _RuleIndex = field(init=False, compare=False, repr=False)
 

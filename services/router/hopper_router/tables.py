@@ -9,6 +9,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     ColumnElement,
+    Float,
     Index,
     Integer,
     LargeBinary,
@@ -271,3 +272,23 @@ Index(
     "schedule_runs_once", schedule_runs.c.schedule, schedule_runs.c.time, unique=True,
     sqlite_where=text("NOT by_hand"), postgresql_where=text("NOT by_hand"),
 )  # fmt: skip
+
+policy_versions = Table(
+    "policy_versions",  # every policy that an instance has had
+    metadata,
+    Column("instance", Text, primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("source", Text, nullable=False),  # "": removed
+    Column("update_time", BigInteger, nullable=False),
+)
+
+shadow_decisions = Table(
+    "shadow_decisions",  # what a policy's shadow would have decided; see shadow
+    metadata,
+    Column("id", Text, primary_key=True),  # of the decision that was made
+    Column("instance", Text, nullable=False),
+    Column("strategy", Text, nullable=False),  # of the shadow
+    Column("project", Text, nullable=False),  # "": nowhere
+    Column("confidence", Float, nullable=False),
+    Index("shadow_decisions_instance", "instance", "id"),
+)

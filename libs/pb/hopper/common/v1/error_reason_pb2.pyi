@@ -72,6 +72,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ALREADY_EXISTS. Metadata: `schedule`."""
     ERROR_REASON_MODEL_NOT_FOUND: _ErrorReason.ValueType  # 32
     """NOT_FOUND. Memory keeps no snapshot of that format. Metadata: `format`."""
+    ERROR_REASON_POLICY_VERSION_NOT_FOUND: _ErrorReason.ValueType  # 33
+    """NOT_FOUND. The instance never had that version of a policy of its own. Metadata: `instance`, `version`."""
     ERROR_REASON_INSTANCE_WRONG_STATE: _ErrorReason.ValueType  # 40
     """FAILED_PRECONDITION. The instance's state does not allow the move. Metadata: `instance`, `state`, `verb`."""
     ERROR_REASON_INSTANCE_PARENT_INVALID: _ErrorReason.ValueType  # 41
@@ -228,6 +230,8 @@ ERROR_REASON_SCHEDULE_EXISTS: ErrorReason.ValueType  # 31
 """ALREADY_EXISTS. Metadata: `schedule`."""
 ERROR_REASON_MODEL_NOT_FOUND: ErrorReason.ValueType  # 32
 """NOT_FOUND. Memory keeps no snapshot of that format. Metadata: `format`."""
+ERROR_REASON_POLICY_VERSION_NOT_FOUND: ErrorReason.ValueType  # 33
+"""NOT_FOUND. The instance never had that version of a policy of its own. Metadata: `instance`, `version`."""
 ERROR_REASON_INSTANCE_WRONG_STATE: ErrorReason.ValueType  # 40
 """FAILED_PRECONDITION. The instance's state does not allow the move. Metadata: `instance`, `state`, `verb`."""
 ERROR_REASON_INSTANCE_PARENT_INVALID: ErrorReason.ValueType  # 41

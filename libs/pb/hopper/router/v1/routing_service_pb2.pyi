@@ -6,7 +6,9 @@ Deciding where tasks go: tried out, looked up, governed."""
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from hopper.router.v1 import decision_pb2 as _decision_pb2
 from hopper.router.v1 import task_pb2 as _task_pb2
 import builtins as _builtins
@@ -191,16 +193,20 @@ class GetPolicyRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     INSTANCE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     instance: _builtins.str
     """Required. Format: `instances/{instance}`."""
+    version: _builtins.int
+    """That version of the instance's own policy. 0: the one in force."""
     def __init__(
         self,
         *,
         instance: _builtins.str = ...,
+        version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -347,22 +353,26 @@ class ReplayPolicyRequest(_message.Message):
     INSTANCE_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
     instance: _builtins.str
     """Required. Format: `instances/{instance}`."""
     source: _builtins.str
-    """Required. The policy as YAML. At most 256 KiB."""
+    """Required unless `strategy` is given. The policy as YAML. At most 256 KiB."""
     limit: _builtins.int
     """How many of the instance's latest decisions. Default 1,000, at most 10,000."""
+    strategy: _builtins.str
+    """Without `source`: the policy in force, but by this strategy alone, `rules` or `learned`."""
     def __init__(
         self,
         *,
         instance: _builtins.str = ...,
         source: _builtins.str = ...,
         limit: _builtins.int = ...,
+        strategy: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "limit", b"limit", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "limit", b"limit", "source", b"source", "strategy", b"strategy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -377,6 +387,8 @@ class ReplayPolicyResponse(_message.Message):
     REPLAYED_FIELD_NUMBER: _builtins.int
     CHANGED_FIELD_NUMBER: _builtins.int
     CHANGES_FIELD_NUMBER: _builtins.int
+    ESTIMATE_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
     replayed: _builtins.int
     """Decisions that were run again."""
     changed: _builtins.int
@@ -385,20 +397,264 @@ class ReplayPolicyResponse(_message.Message):
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplayChange]:
         """The first 100 of them."""
 
+    @_builtins.property
+    def estimate(self) -> Global___PolicyEstimate:
+        """How its tasks would have gone. Unset: nothing is known yet of how the recorded ones went."""
+
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the estimate takes for granted, and what it leaves out, in sentences for people."""
+
     def __init__(
         self,
         *,
         replayed: _builtins.int = ...,
         changed: _builtins.int = ...,
         changes: _abc.Iterable[Global___ReplayChange] | None = ...,
+        estimate: Global___PolicyEstimate | None = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["estimate", b"estimate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "changes", b"changes", "replayed", b"replayed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "changes", b"changes", "estimate", b"estimate", "notes", b"notes", "replayed", b"replayed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReplayPolicyResponse: _TypeAlias = ReplayPolicyResponse  # noqa: Y015
+
+@_typing.final
+class PolicyEstimate(_message.Message):
+    """How the tasks of a policy would go, as far as the record of another one can tell.
+
+    A task has gone well if feedback says that it was in the right place, or, where nobody said so, if it succeeded there.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Method:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _MethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[PolicyEstimate._Method.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        METHOD_UNSPECIFIED: PolicyEstimate._Method.ValueType  # 0
+        """Not said."""
+        METHOD_KNOWN: PolicyEstimate._Method.ValueType  # 1
+        """The outcome of every task is known: both went to the same place, or feedback names the right one."""
+        METHOD_DIRECT: PolicyEstimate._Method.ValueType  # 2
+        """Known outcomes, and a model of outcomes for the tasks that would go elsewhere."""
+        METHOD_DOUBLY_ROBUST: PolicyEstimate._Method.ValueType  # 3
+        """The same; what chance has decided (ties) is weighed by how likely it was."""
+
+    class Method(_Method, metaclass=_MethodEnumTypeWrapper):
+        """How it was estimated."""
+
+    METHOD_UNSPECIFIED: PolicyEstimate.Method.ValueType  # 0
+    """Not said."""
+    METHOD_KNOWN: PolicyEstimate.Method.ValueType  # 1
+    """The outcome of every task is known: both went to the same place, or feedback names the right one."""
+    METHOD_DIRECT: PolicyEstimate.Method.ValueType  # 2
+    """Known outcomes, and a model of outcomes for the tasks that would go elsewhere."""
+    METHOD_DOUBLY_ROBUST: PolicyEstimate.Method.ValueType  # 3
+    """The same; what chance has decided (ties) is weighed by how likely it was."""
+
+    VALUE_FIELD_NUMBER: _builtins.int
+    LOWER_FIELD_NUMBER: _builtins.int
+    UPPER_FIELD_NUMBER: _builtins.int
+    RECORDED_FIELD_NUMBER: _builtins.int
+    GAIN_FIELD_NUMBER: _builtins.int
+    GAIN_LOWER_FIELD_NUMBER: _builtins.int
+    GAIN_UPPER_FIELD_NUMBER: _builtins.int
+    RANDOM_FIELD_NUMBER: _builtins.int
+    AGREEMENT_FIELD_NUMBER: _builtins.int
+    JUDGED_FIELD_NUMBER: _builtins.int
+    MODELLED_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    value: _builtins.float
+    """The share of tasks that would go well, 0 to 1."""
+    lower: _builtins.float
+    """With 95 % confidence it lies between this"""
+    upper: _builtins.float
+    """and this."""
+    recorded: _builtins.float
+    """The share that did go well."""
+    gain: _builtins.float
+    """`value - recorded`."""
+    gain_lower: _builtins.float
+    """With 95 % confidence that lies between this"""
+    gain_upper: _builtins.float
+    """and this."""
+    random: _builtins.float
+    """What would be reached by choosing blindly among those that could take each task."""
+    agreement: _builtins.float
+    """The share of decisions that would be the same."""
+    judged: _builtins.int
+    """Decisions it was made from: those whose outcome is known."""
+    modelled: _builtins.int
+    """Of these, the ones whose outcome under the other policy had to be modelled."""
+    method: Global___PolicyEstimate.Method.ValueType
+    """How it was estimated."""
+    def __init__(
+        self,
+        *,
+        value: _builtins.float = ...,
+        lower: _builtins.float = ...,
+        upper: _builtins.float = ...,
+        recorded: _builtins.float = ...,
+        gain: _builtins.float = ...,
+        gain_lower: _builtins.float = ...,
+        gain_upper: _builtins.float = ...,
+        random: _builtins.float = ...,
+        agreement: _builtins.float = ...,
+        judged: _builtins.int = ...,
+        modelled: _builtins.int = ...,
+        method: Global___PolicyEstimate.Method.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement", "gain", b"gain", "gain_lower", b"gain_lower", "gain_upper", b"gain_upper", "judged", b"judged", "lower", b"lower", "method", b"method", "modelled", b"modelled", "random", b"random", "recorded", b"recorded", "upper", b"upper", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicyEstimate: _TypeAlias = PolicyEstimate  # noqa: Y015
+
+@_typing.final
+class ListPolicyVersionsRequest(_message.Message):
+    """Asks for a page of the policies an instance has had."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    instance: _builtins.str
+    """Required. Format: `instances/{instance}`."""
+    page_size: _builtins.int
+    """Most to return. Default 50, at most 1,000."""
+    page_token: _builtins.str
+    """From the last answer; every other field must be as it was then."""
+    def __init__(
+        self,
+        *,
+        instance: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPolicyVersionsRequest: _TypeAlias = ListPolicyVersionsRequest  # noqa: Y015
+
+@_typing.final
+class ListPolicyVersionsResponse(_message.Message):
+    """A page of the policies an instance has had."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICIES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def policies(self) -> _containers.RepeatedCompositeFieldContainer[_decision_pb2.Policy]:
+        """Newest first, each without its source. One of no strategy says that the policy was removed."""
+
+    def __init__(
+        self,
+        *,
+        policies: _abc.Iterable[_decision_pb2.Policy] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "policies", b"policies"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPolicyVersionsResponse: _TypeAlias = ListPolicyVersionsResponse  # noqa: Y015
+
+@_typing.final
+class CompareShadowRequest(_message.Message):
+    """Asks how a shadow compares."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    instance: _builtins.str
+    """Required. Format: `instances/{instance}`."""
+    limit: _builtins.int
+    """How many of the latest decisions that had a shadow. Default 1,000, at most 10,000."""
+    def __init__(
+        self,
+        *,
+        instance: _builtins.str = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "limit", b"limit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareShadowRequest: _TypeAlias = CompareShadowRequest  # noqa: Y015
+
+@_typing.final
+class CompareShadowResponse(_message.Message):
+    """How a shadow compares."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMPARED_FIELD_NUMBER: _builtins.int
+    CHANGED_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
+    ESTIMATE_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    FIRST_TIME_FIELD_NUMBER: _builtins.int
+    compared: _builtins.int
+    """Decisions that had a shadow."""
+    changed: _builtins.int
+    """Those that it would have made otherwise."""
+    strategy: _builtins.str
+    """The strategy of the shadow. Empty: there is none."""
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplayChange]:
+        """The first 100 of them."""
+
+    @_builtins.property
+    def estimate(self) -> Global___PolicyEstimate:
+        """How its tasks would have gone. Unset: nothing is known yet of how the recorded ones went."""
+
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the estimate takes for granted, in sentences for people."""
+
+    @_builtins.property
+    def first_time(self) -> _timestamp_pb2.Timestamp:
+        """When the first of these was decided."""
+
+    def __init__(
+        self,
+        *,
+        compared: _builtins.int = ...,
+        changed: _builtins.int = ...,
+        changes: _abc.Iterable[Global___ReplayChange] | None = ...,
+        estimate: Global___PolicyEstimate | None = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
+        strategy: _builtins.str = ...,
+        first_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["estimate", b"estimate", "first_time", b"first_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "changes", b"changes", "compared", b"compared", "estimate", b"estimate", "first_time", b"first_time", "notes", b"notes", "strategy", b"strategy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareShadowResponse: _TypeAlias = CompareShadowResponse  # noqa: Y015
 
 @_typing.final
 class ReplayChange(_message.Message):
@@ -410,6 +666,10 @@ class ReplayChange(_message.Message):
     TASK_FIELD_NUMBER: _builtins.int
     FROM_PROJECT_FIELD_NUMBER: _builtins.int
     TO_PROJECT_FIELD_NUMBER: _builtins.int
+    FROM_CONFIDENCE_FIELD_NUMBER: _builtins.int
+    TO_CONFIDENCE_FIELD_NUMBER: _builtins.int
+    WENT_FIELD_NUMBER: _builtins.int
+    EXPECTED_FIELD_NUMBER: _builtins.int
     decision: _builtins.str
     """The recorded decision. Format: `decisions/{decision}`."""
     task: _builtins.str
@@ -418,6 +678,14 @@ class ReplayChange(_message.Message):
     """Where it went. Empty: nowhere."""
     to_project: _builtins.str
     """Where it would go. Empty: nowhere."""
+    from_confidence: _builtins.float
+    """How sure the recorded decision was, 0 to 1."""
+    to_confidence: _builtins.float
+    """How sure this one would be."""
+    went: _builtins.float
+    """How it went: 1 well, 0 not. Unset: nobody knows."""
+    expected: _builtins.float
+    """How likely it would go well. Unset: there is nothing to tell it from."""
     def __init__(
         self,
         *,
@@ -425,11 +693,22 @@ class ReplayChange(_message.Message):
         task: _builtins.str = ...,
         from_project: _builtins.str = ...,
         to_project: _builtins.str = ...,
+        from_confidence: _builtins.float = ...,
+        to_confidence: _builtins.float = ...,
+        went: _builtins.float | None = ...,
+        expected: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected", b"_expected", "_went", b"_went", "expected", b"expected", "went", b"went"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "from_project", b"from_project", "task", b"task", "to_project", b"to_project"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected", b"_expected", "_went", b"_went", "decision", b"decision", "expected", b"expected", "from_confidence", b"from_confidence", "from_project", b"from_project", "task", b"task", "to_confidence", b"to_confidence", "to_project", b"to_project", "went", b"went"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__expected: _TypeAlias = _typing.Literal["expected"]  # noqa: Y015
+    _WhichOneofArgType__expected: _TypeAlias = _typing.Literal["_expected", b"_expected"]  # noqa: Y015
+    _WhichOneofReturnType__went: _TypeAlias = _typing.Literal["went"]  # noqa: Y015
+    _WhichOneofArgType__went: _TypeAlias = _typing.Literal["_went", b"_went"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected) -> _WhichOneofReturnType__expected | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__went) -> _WhichOneofReturnType__went | None: ...
 
 Global___ReplayChange: _TypeAlias = ReplayChange  # noqa: Y015

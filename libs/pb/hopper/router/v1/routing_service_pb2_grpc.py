@@ -72,6 +72,16 @@ class RoutingServiceStub:
                 request_serializer=hopper_dot_router_dot_v1_dot_routing__service__pb2.ReplayPolicyRequest.SerializeToString,
                 response_deserializer=hopper_dot_router_dot_v1_dot_routing__service__pb2.ReplayPolicyResponse.FromString,
                 _registered_method=True)
+        self.ListPolicyVersions = channel.unary_unary(
+                '/hopper.router.v1.RoutingService/ListPolicyVersions',
+                request_serializer=hopper_dot_router_dot_v1_dot_routing__service__pb2.ListPolicyVersionsRequest.SerializeToString,
+                response_deserializer=hopper_dot_router_dot_v1_dot_routing__service__pb2.ListPolicyVersionsResponse.FromString,
+                _registered_method=True)
+        self.CompareShadow = channel.unary_unary(
+                '/hopper.router.v1.RoutingService/CompareShadow',
+                request_serializer=hopper_dot_router_dot_v1_dot_routing__service__pb2.CompareShadowRequest.SerializeToString,
+                response_deserializer=hopper_dot_router_dot_v1_dot_routing__service__pb2.CompareShadowResponse.FromString,
+                _registered_method=True)
 
 
 class RoutingServiceServicer:
@@ -104,7 +114,10 @@ class RoutingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetPolicy(self, request, context):
-        """Returns the policy in force for an instance: its own, or that of the nearest instance above. Callers: viewer, auditor.
+        """Returns the policy in force for an instance: its own, or that of the nearest instance above; or an earlier one of its
+        own. Callers: viewer, auditor.
+
+        NOT_FOUND / POLICY_VERSION_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -131,6 +144,23 @@ class RoutingServiceServicer:
         Changes nothing. Callers: viewer. At most 512 KiB.
 
         INVALID_ARGUMENT / POLICY_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPolicyVersions(self, request, context):
+        """Lists the policies an instance has had, newest first, without their sources. Callers: viewer, auditor.
+
+        INVALID_ARGUMENT / PAGE_TOKEN_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CompareShadow(self, request, context):
+        """Compares what was decided with what the policy's shadow would have decided: a second policy that looks at the same
+        tasks beside the one in force, and never acts. Callers: viewer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -173,6 +203,16 @@ def add_RoutingServiceServicer_to_server(servicer, server):
                     servicer.ReplayPolicy,
                     request_deserializer=hopper_dot_router_dot_v1_dot_routing__service__pb2.ReplayPolicyRequest.FromString,
                     response_serializer=hopper_dot_router_dot_v1_dot_routing__service__pb2.ReplayPolicyResponse.SerializeToString,
+            ),
+            'ListPolicyVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPolicyVersions,
+                    request_deserializer=hopper_dot_router_dot_v1_dot_routing__service__pb2.ListPolicyVersionsRequest.FromString,
+                    response_serializer=hopper_dot_router_dot_v1_dot_routing__service__pb2.ListPolicyVersionsResponse.SerializeToString,
+            ),
+            'CompareShadow': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompareShadow,
+                    request_deserializer=hopper_dot_router_dot_v1_dot_routing__service__pb2.CompareShadowRequest.FromString,
+                    response_serializer=hopper_dot_router_dot_v1_dot_routing__service__pb2.CompareShadowResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -367,6 +407,60 @@ class RoutingService:
             '/hopper.router.v1.RoutingService/ReplayPolicy',
             hopper_dot_router_dot_v1_dot_routing__service__pb2.ReplayPolicyRequest.SerializeToString,
             hopper_dot_router_dot_v1_dot_routing__service__pb2.ReplayPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPolicyVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hopper.router.v1.RoutingService/ListPolicyVersions',
+            hopper_dot_router_dot_v1_dot_routing__service__pb2.ListPolicyVersionsRequest.SerializeToString,
+            hopper_dot_router_dot_v1_dot_routing__service__pb2.ListPolicyVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompareShadow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hopper.router.v1.RoutingService/CompareShadow',
+            hopper_dot_router_dot_v1_dot_routing__service__pb2.CompareShadowRequest.SerializeToString,
+            hopper_dot_router_dot_v1_dot_routing__service__pb2.CompareShadowResponse.FromString,
             options,
             channel_credentials,
             insecure,

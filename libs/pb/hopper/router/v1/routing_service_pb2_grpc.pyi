@@ -46,7 +46,11 @@ class RoutingServiceStub:
     INVALID_ARGUMENT / PAGE_TOKEN_INVALID.
     """
     GetPolicy: _grpc.UnaryUnaryMultiCallable[_routing_service_pb2.GetPolicyRequest, _routing_service_pb2.GetPolicyResponse]
-    """Returns the policy in force for an instance: its own, or that of the nearest instance above. Callers: viewer, auditor."""
+    """Returns the policy in force for an instance: its own, or that of the nearest instance above; or an earlier one of its
+    own. Callers: viewer, auditor.
+
+    NOT_FOUND / POLICY_VERSION_NOT_FOUND.
+    """
     UpdatePolicy: _grpc.UnaryUnaryMultiCallable[_routing_service_pb2.UpdatePolicyRequest, _routing_service_pb2.UpdatePolicyResponse]
     """Sets an instance's policy; an empty `source` removes it. In force for the next decision. Callers: admin.
 
@@ -59,6 +63,15 @@ class RoutingServiceStub:
     Changes nothing. Callers: viewer. At most 512 KiB.
 
     INVALID_ARGUMENT / POLICY_INVALID.
+    """
+    ListPolicyVersions: _grpc.UnaryUnaryMultiCallable[_routing_service_pb2.ListPolicyVersionsRequest, _routing_service_pb2.ListPolicyVersionsResponse]
+    """Lists the policies an instance has had, newest first, without their sources. Callers: viewer, auditor.
+
+    INVALID_ARGUMENT / PAGE_TOKEN_INVALID.
+    """
+    CompareShadow: _grpc.UnaryUnaryMultiCallable[_routing_service_pb2.CompareShadowRequest, _routing_service_pb2.CompareShadowResponse]
+    """Compares what was decided with what the policy's shadow would have decided: a second policy that looks at the same
+    tasks beside the one in force, and never acts. Callers: viewer.
     """
 
 @_typing.type_check_only
@@ -79,7 +92,11 @@ class RoutingServiceAsyncStub(RoutingServiceStub):
     INVALID_ARGUMENT / PAGE_TOKEN_INVALID.
     """
     GetPolicy: _aio.UnaryUnaryMultiCallable[_routing_service_pb2.GetPolicyRequest, _routing_service_pb2.GetPolicyResponse]  # type: ignore[assignment]
-    """Returns the policy in force for an instance: its own, or that of the nearest instance above. Callers: viewer, auditor."""
+    """Returns the policy in force for an instance: its own, or that of the nearest instance above; or an earlier one of its
+    own. Callers: viewer, auditor.
+
+    NOT_FOUND / POLICY_VERSION_NOT_FOUND.
+    """
     UpdatePolicy: _aio.UnaryUnaryMultiCallable[_routing_service_pb2.UpdatePolicyRequest, _routing_service_pb2.UpdatePolicyResponse]  # type: ignore[assignment]
     """Sets an instance's policy; an empty `source` removes it. In force for the next decision. Callers: admin.
 
@@ -92,6 +109,15 @@ class RoutingServiceAsyncStub(RoutingServiceStub):
     Changes nothing. Callers: viewer. At most 512 KiB.
 
     INVALID_ARGUMENT / POLICY_INVALID.
+    """
+    ListPolicyVersions: _aio.UnaryUnaryMultiCallable[_routing_service_pb2.ListPolicyVersionsRequest, _routing_service_pb2.ListPolicyVersionsResponse]  # type: ignore[assignment]
+    """Lists the policies an instance has had, newest first, without their sources. Callers: viewer, auditor.
+
+    INVALID_ARGUMENT / PAGE_TOKEN_INVALID.
+    """
+    CompareShadow: _aio.UnaryUnaryMultiCallable[_routing_service_pb2.CompareShadowRequest, _routing_service_pb2.CompareShadowResponse]  # type: ignore[assignment]
+    """Compares what was decided with what the policy's shadow would have decided: a second policy that looks at the same
+    tasks beside the one in force, and never acts. Callers: viewer.
     """
 
 class RoutingServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -133,7 +159,11 @@ class RoutingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _routing_service_pb2.GetPolicyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_routing_service_pb2.GetPolicyResponse, _abc.Awaitable[_routing_service_pb2.GetPolicyResponse]]:
-        """Returns the policy in force for an instance: its own, or that of the nearest instance above. Callers: viewer, auditor."""
+        """Returns the policy in force for an instance: its own, or that of the nearest instance above; or an earlier one of its
+        own. Callers: viewer, auditor.
+
+        NOT_FOUND / POLICY_VERSION_NOT_FOUND.
+        """
 
     @_abc_1.abstractmethod
     def UpdatePolicy(
@@ -164,6 +194,27 @@ class RoutingServiceServicer(metaclass=_abc_1.ABCMeta):
         Changes nothing. Callers: viewer. At most 512 KiB.
 
         INVALID_ARGUMENT / POLICY_INVALID.
+        """
+
+    @_abc_1.abstractmethod
+    def ListPolicyVersions(
+        self,
+        request: _routing_service_pb2.ListPolicyVersionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_routing_service_pb2.ListPolicyVersionsResponse, _abc.Awaitable[_routing_service_pb2.ListPolicyVersionsResponse]]:
+        """Lists the policies an instance has had, newest first, without their sources. Callers: viewer, auditor.
+
+        INVALID_ARGUMENT / PAGE_TOKEN_INVALID.
+        """
+
+    @_abc_1.abstractmethod
+    def CompareShadow(
+        self,
+        request: _routing_service_pb2.CompareShadowRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_routing_service_pb2.CompareShadowResponse, _abc.Awaitable[_routing_service_pb2.CompareShadowResponse]]:
+        """Compares what was decided with what the policy's shadow would have decided: a second policy that looks at the same
+        tasks beside the one in force, and never acts. Callers: viewer.
         """
 
 def add_RoutingServiceServicer_to_server(servicer: RoutingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -53,8 +53,10 @@ from hopper_router.retention import Retention
 from hopper_router.routing_servicer import RoutingServicer
 from hopper_router.schedule_servicer import ScheduleServicer
 from hopper_router.scheduling import Scheduler
+from hopper_router.shadow import Shadow
 from hopper_router.store_sql import EVENTS
 from hopper_router.task_servicer import TaskServicer
+from hopper_router.verdicts import MemoryVerdicts, NoVerdicts, Verdicts
 from hopper_router.work_servicer import WorkServicer
 
 AGREE_EVERY: Final = 30.0
@@ -86,6 +88,7 @@ async def open_router(context: HostContext) -> AsyncIterator[Running]:
         clockwork = Clockwork(engine)
         scheduler = Scheduler(engine)
 
+        shadow = Shadow(engine)
         async def keep_agreeing() -> None:
             while True:
                 await asyncio.sleep(AGREE_EVERY)
@@ -101,7 +104,7 @@ async def open_router(context: HostContext) -> AsyncIterator[Running]:
             engine.stop()
 
         yield Running(
-            registered=_registered(engine),
+            registered=_registered(engine, MemoryVerdicts(memory_channel)),
             measures=[RouterMeasures(engine)] if context.settings.metrics else [],
             tasks=[
                 registry.run,
@@ -113,6 +116,7 @@ async def open_router(context: HostContext) -> AsyncIterator[Running]:
                 lambda: db.lead("words", engine.words.run),
                 lambda: db.lead("scheduler", scheduler.schedule_forever),
                 lambda: db.lead("advise", adviser.run),
+                lambda: db.lead("shadow", shadow.run),
                 engine.queues.run,
                 engine.lookout.run,  # for each router its own, as it is in memory
                 learn,  # every router for itself: they learn the same
@@ -170,7 +174,7 @@ async def _first_time(clock: Clock, db: Database) -> datetime:
     return logged if logged is not None and shared < logged <= shared + MOST_AHEAD else shared
 
 
-def _registered(engine: Engine) -> Sequence[Registered]:
+def _registered(engine: Engine, verdicts: Verdicts | None = None) -> Sequence[Registered]:
     return [
         Registered.of(
             task_service_pb2.DESCRIPTOR.services_by_name["TaskService"],
@@ -179,7 +183,7 @@ def _registered(engine: Engine) -> Sequence[Registered]:
         ),
         Registered.of(
             routing_service_pb2.DESCRIPTOR.services_by_name["RoutingService"],
-            RoutingServicer(engine),
+            RoutingServicer(engine, verdicts or NoVerdicts()),
             add_RoutingServiceServicer_to_server,
         ),
         Registered.of(

@@ -199,7 +199,7 @@ class TheService:
         while self._news:
             project = self._news.pop()
             _until(lambda: self._knows(project), f"the router to hear of {project}")  # noqa: B023
-        spec = TaskSpecMessage(title=task["title"], description=task["description"], tags=task["tags"])
+        spec = _spec(task)
         if self._suggest:
             request = SuggestRouteRequest(parent=_ROOT, spec=spec)
             decision = self._routing.SuggestRoute(request, timeout=PATIENCE).decision
@@ -227,8 +227,7 @@ class TheService:
 
     def feedback(self, task: Task, target: str | None) -> None:
         if self._suggest:
-            spec = TaskSpecMessage(title=task["title"], description=task["description"], tags=task["tags"])
-            self._submit(task["id"], spec)
+            self._submit(task["id"], _spec(task))
         decision = self._decisions.pop(task["id"])
         said = Feedback(author="bench")
         if target is None:
@@ -290,6 +289,11 @@ def _until(done: Any, what: str) -> None:
 
 def _text(task: Task) -> Text:
     return Text(task["title"], task["description"], tuple(task["tags"]))
+
+
+def _spec(task: Task) -> TaskSpecMessage:
+    tags = ["-".join(tag.split()) for tag in task["tags"]]  # a tag is one word
+    return TaskSpecMessage(title=task["title"], description=task["description"], tags=tags)
 
 
 def _cut(text: str, most: int) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import Final, NamedTuple
@@ -85,7 +85,7 @@ def read(text: Text) -> Reading:
     )
 
 
-@lru_cache(1 << 16)
+@lru_cache(1 << 15)
 def fold(word: str) -> str:
     """*word* without its commonest English endings, so that `invoices` meets `invoice`."""
     if len(word) > 4:
@@ -106,29 +106,31 @@ def words(text: str) -> tuple[list[str], list[str]]:
         text = unicodedata.normalize("NFKC", text)
     whole: list[str] = []
     parts: list[str] = []
-    for word in _WORD.findall(text):
-        if word.isalpha() and word.islower():  # most words, and all there is to know of them
-            if len(word) > 1 or not word.isascii():
-                whole.append(word[:_WORD_CHARACTERS].casefold())
-            continue
-        if len(word) == 1 and not word.isdigit() and word.isascii():
-            continue
-        folded = word[:_WORD_CHARACTERS].casefold()
-        whole.append(folded)
-        if not word.isascii() and _SPACELESS.search(word):
-            parts += (first + second for first, second in pairwise(folded))
-        elif not word.isdigit() and not (word.isalpha() and (word[1:].islower() or word.isupper())):
-            parts += _split(word[:_WORD_CHARACTERS])
+    for first, *rest in filter(None, map(_spelled, _WORD.findall(text))):
+        whole.append(first)
+        parts += rest
     return whole, parts
 
 
-@lru_cache(1 << 16)
-def _split(word: str) -> tuple[str, ...]:
+@lru_cache(1 << 15)
+def _spelled(word: str) -> tuple[str, ...]:
+    """A word case-folded, and its parts if it is an identifier; nothing for a single letter."""
+    ascii_ = word.isascii()
+    if len(word) == 1 and ascii_ and not word.isdigit():
+        return ()
+    word = word[:_WORD_CHARACTERS]
+    folded = word.casefold()
+    if not ascii_ and _SPACELESS.search(word):
+        return (folded, *(first + second for first, second in pairwise(folded)))
+    if word.isdigit() or (word.isalpha() and (word[1:].islower() or word.islower() or word.isupper())):
+        return (folded,)
+    return (folded, *_parts(word))
+
+
+def _parts(word: str) -> Iterator[str]:
     """The parts of an identifier: its words, and its dotted beginnings (`system.net` of `system.net.http`)."""
     pieces = [piece.casefold() for piece in _PART.findall(word)]
-    parts = [piece for piece in pieces if len(piece) > 1] if len(pieces) > 1 else []
-    folded = word.casefold()
-    if "." in folded:
-        dotted = folded.split(".")
-        parts += (".".join(dotted[:end]) for end in range(2, len(dotted)))
-    return tuple(parts)
+    if len(pieces) > 1:
+        yield from (piece for piece in pieces if len(piece) > 1)
+    dotted = word.casefold().split(".")
+    yield from (".".join(dotted[:end]) for end in range(2, len(dotted)))

@@ -54,20 +54,14 @@ class Vocabulary:
         """How many rows are in use: the first so many."""
         return len(self.rows)
 
-    def find(self, words: Iterable[str]) -> tuple[list[int], list[Mark]]:
+    def find(self, words: Sequence[str]) -> tuple[list[int], list[Mark]]:
         """The rows and marks of those of *words* that are known, in order."""
-        rows: list[int] = []
-        marks: list[Mark] = []
-        row_of, mark_of = self.rows.get, self.marks.get
-        for word in words:
-            row = row_of(word)
-            if row is not None:
-                rows.append(row)
-            else:
-                mark = mark_of(word)
-                if mark is not None:
-                    marks.append(mark)
-        return rows, marks
+        found = list(map(self.rows.get, words))
+        rows = [row for row in found if row is not None]
+        if len(rows) == len(words):
+            return rows, []
+        marked = (self.marks.get(word) for word, row in zip(words, found, strict=True) if row is None)
+        return rows, [mark for mark in marked if mark is not None]
 
     def idf(self, rows: list[int]) -> Floats:
         """How telling each row's word is: the logarithm of lessons over lessons with the word."""

@@ -24,6 +24,7 @@ class Ridge:
     def __init__(self, width: int) -> None:
         self.inverse: Doubles = np.eye(width) / _RIDGE
         self.sums: Doubles = np.zeros((width, 8))
+        self._change: Doubles = np.empty((width, width))  # made once: half a megabyte is dear to ask for
 
     def widen(self, columns: int) -> None:
         """Make room for *columns* targets."""
@@ -39,7 +40,7 @@ class Ridge:
         """Add a lesson."""
         direction = self._direction(vector)
         scale = weight / (1.0 + weight * float((direction * vector).sum()))
-        self.inverse -= np.multiply.outer(direction * scale, direction)
+        self.inverse -= np.multiply.outer(direction * scale, direction, out=self._change)
         self.sums[:, column] += weight * vector
 
     def _direction(self, vector: Floats) -> Doubles:

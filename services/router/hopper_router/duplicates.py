@@ -107,22 +107,22 @@ class _Entry:
     rest: array[int]
 
 
-class _Part(NamedTuple):
+class Part(NamedTuple):
     """The words of a text that some task has, by weight; and what all of its words weigh."""
 
     weights: Mapping[int, float]
     sum: float
 
 
-_NOTHING: Final = _Part({}, 0.0)
+_NOTHING: Final = Part({}, 0.0)
 
 
 class _Asked(NamedTuple):
     """What is looked for: a title's words in order, with -1 for those that no task has; title and tags; the rest."""
 
     order: tuple[int, ...]
-    head: _Part
-    rest: _Part
+    head: Part
+    rest: Part
 
 
 _Entries = _Entry | dict[_Entry, None]
@@ -201,7 +201,7 @@ class Index:
         alike = self._alike_titles(asked, max((least - _REST_SHARE) / (1.0 - _REST_SHARE), _LEAST_TITLES))
         if not alike:
             return []
-        asked = asked._replace(rest=self._part(reading.rest))
+        asked = asked._replace(rest=self._vocabulary.weigh(reading.rest))
         found = [(self._whole(asked, entry, titles), entry) for entry, titles in alike]
         found = [one for one in found if one[0] >= least]
         found.sort(key=lambda one: -one[0])  # stable: of equals, as they were found
@@ -215,21 +215,15 @@ class Index:
             KeyError: It is not known.
         """
         entry = self._entries[key]
-        asked = self._ask(reading)._replace(rest=self._part(reading.rest))
+        asked = self._ask(reading)._replace(rest=self._vocabulary.weigh(reading.rest))
         score = self._whole(asked, entry, self._titles(asked, entry))
         return Found(key, score, self._shared(asked, entry))
 
     def _ask(self, reading: Reading) -> _Asked:
         """Without the rest, which is read only if somebody has a title that is alike."""
         number = self._vocabulary.number
-        head = self._part([*reading.title, *map(_tag, reading.tags)])
+        head = self._vocabulary.weigh([*reading.title, *map(_tag, reading.tags)])
         return _Asked(tuple([number(word) for word in reading.title]), head, _NOTHING)
-
-    def _part(self, words: Iterable[str]) -> _Part:
-        weigh = self._vocabulary.weigh
-        weighed = [weigh(word) for word in words]
-        known = {number: weight for number, weight in weighed if number != UNKNOWN}
-        return _Part(known, sum([weight for _, weight in weighed]))
 
     def _alike_titles(self, asked: _Asked, least: float) -> list[tuple[_Entry, float]]:
         """The tasks whose titles are at least so alike, and how alike those are."""
@@ -258,8 +252,10 @@ class Index:
                     if left < need
                     else {**found, **dict.fromkeys(self._same_words(asked), asked.head.sum)}
                 )
-            for entry in _each(entries):
-                shared[entry] = shared.get(entry, 0.0) + weight
+            more = dict.fromkeys(_each(entries), weight)
+            for entry in shared.keys() & more.keys():
+                more[entry] += shared[entry]
+            shared |= more
             left -= weight
         return _who_can(shared, (), left, need)
 
@@ -271,26 +267,13 @@ class Index:
     # ------------------------------------------------------------ comparing
 
     def _titles(self, asked: _Asked, entry: _Entry) -> float:
-        words = self._likeness(asked.head, entry.head)
+        words = self._vocabulary.likeness(asked.head, entry.head)
         return words * (1.0 - _ORDER_SHARE * (1.0 - _order(asked.order, entry.head[: entry.words])))
 
     def _whole(self, asked: _Asked, entry: _Entry, titles: float) -> float:
         if not asked.rest.sum or not entry.rest:
             return titles
-        return titles + _REST_SHARE * (self._likeness(asked.rest, entry.rest) - titles)
-
-    def _likeness(self, ours: _Part, theirs: Iterable[int]) -> float:
-        weights, weight_of = ours.weights, self._vocabulary.weight_of
-        shared = total = 0.0
-        for word in theirs:
-            weight = weights.get(word)
-            if weight is None:
-                total += weight_of(word)
-            else:
-                shared += weight
-        both = ours.sum + total + shared
-        # Added up in another order, the same words may come to a little more.
-        return min(2.0 * shared / both, 1.0) if both else 0.0
+        return titles + _REST_SHARE * (self._vocabulary.likeness(asked.rest, entry.rest) - titles)
 
     def _shared(self, asked: _Asked, entry: _Entry) -> tuple[str, ...]:
         """The words that both have: of the titles, then of the descriptions, the weightiest first."""
@@ -320,7 +303,7 @@ def _order(ours: Sequence[int], theirs: Sequence[int]) -> float:
     return 2.0 * len(our_pairs & their_pairs) / count if count else 1.0
 
 
-def _weightiest(ours: _Part, theirs: Iterable[int]) -> list[int]:
+def _weightiest(ours: Part, theirs: Iterable[int]) -> list[int]:
     """The words that both have."""
     weights = ours.weights
     return sorted((word for word in theirs if word in weights), key=lambda word: -weights[word])
@@ -423,16 +406,36 @@ class _Vocabulary:
         """The word of a number."""
         return self._words[number]
 
-    def weigh(self, word: str) -> tuple[int, float]:
-        """The number of a word, or `UNKNOWN`, and its weight."""
-        number = self._numbers.get(word)
-        if number is None:
-            return UNKNOWN, _factor(word) * math.log1p(self.tasks + _PRIOR)
-        return number, self.weight_of(number)
+    def weigh(self, words: Iterable[str]) -> Part:
+        """The words of a text: each weighs the more, the fewer tasks have it."""
+        numbers, uses, factors, log1p = self._numbers, self._uses, self._factors, math.log1p
+        tasks = self.tasks + _PRIOR
+        weights: dict[int, float] = {}
+        total = 0.0
+        for word in words:
+            number = numbers.get(word)
+            if number is None:
+                total += _factor(word) * log1p(tasks)
+            else:
+                weights[number] = weight = factors[number] * log1p(tasks / (uses[number] + 1))
+                total += weight
+        return Part(weights, total)
 
-    def weight_of(self, number: int) -> float:
-        """What a word weighs: the more, the fewer have it."""
-        return self._factors[number] * math.log1p((self.tasks + _PRIOR) / (self._uses[number] + 1))
+    def likeness(self, ours: Part, theirs: Iterable[int]) -> float:
+        """Twice what both say, of what each says, 0 to 1."""
+        uses, factors, log1p = self._uses, self._factors, math.log1p
+        tasks = self.tasks + _PRIOR
+        weights = ours.weights
+        shared = others = 0.0
+        for number in theirs:
+            weight = weights.get(number)
+            if weight is None:
+                others += factors[number] * log1p(tasks / (uses[number] + 1))
+            else:
+                shared += weight
+        both = ours.sum + others + shared
+        # Added up in another order, the same words may come to a little more.
+        return min(2.0 * shared / both, 1.0) if both else 0.0
 
 
 def _tag(tag: str) -> str:
@@ -442,4 +445,4 @@ def _tag(tag: str) -> str:
 def _factor(word: str) -> float:
     if word[0] == "#":
         return _TAG
-    return _CODE if _DIGIT.search(word) else 1.0
+    return _CODE if not word.isalpha() and _DIGIT.search(word) else 1.0

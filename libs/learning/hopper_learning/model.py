@@ -19,6 +19,7 @@ from typing import Final, NamedTuple, Protocol
 import numpy as np
 
 from hopper_learning.arrays import Doubles, Floats, Indices, log_softmax
+from hopper_learning.calibration import Calibration
 from hopper_learning.encoder import WIDTH, Encoder
 from hopper_learning.errors import SnapshotOfOtherEncoder, UnknownTarget
 from hopper_learning.example import Example, look_up
@@ -147,6 +148,7 @@ class Model:
         self._ridge = Ridge(WIDTH)
         self._name = Name()
         self._mixer = Mixer()
+        self._calibration = Calibration()
         self._sources = Sources()
         self._active: Indices = np.zeros(0, np.intp)
         self._read: OrderedDict[Text, tuple[Reading, Floats | None]] = OrderedDict()
@@ -240,11 +242,15 @@ class Model:
         chances = self._mixed(text, np.concatenate([_NONE_FIRST, columns]))
         return chances[1:], float(chances[0])
 
+    def _calibrated(self, chances: Doubles, active: Indices) -> Doubles:
+        begin = int(active[0] == NONE)
+        return self._calibration.calibrate(chances, begin) if len(chances) > begin else chances
+
     def _mixed(self, text: Text, active: Indices) -> Doubles:
         reading, vector = self._reading(text)
         example = look_up(reading, vector, self._vocabulary)
         said = self._ask(example, active)
-        return self._mixer.mix(said.opinions, said.buckets)
+        return self._calibrated(self._mixer.mix(said.opinions, said.buckets), active)
 
     @property
     def _knows_none(self) -> bool:
@@ -301,6 +307,10 @@ class Model:
         trust = self._sources.trust(source)
         self._sources.record(source, float(chances[place]), len(active))
         weight = _quantised(weight * trust)
+        begin = int(active[0] == NONE)
+        if len(active) > begin:
+            first = begin + int(chances[begin:].argmax())
+            self._calibration.learn(float(chances[first]), first == place, weight)
         self._mixer.learn(said.opinions, said.buckets, chances, place, weight)
         gradient = ascent(said.linear, active, column) * weight
         self._observe(reading, vector, column, weight, Slope(active, gradient))
@@ -363,7 +373,7 @@ class Model:
         example = look_up(reading, vector, self._vocabulary)
         said = self._ask(example, self._active)
         place = int(np.searchsorted(self._active, column))
-        chances = self._mixer.mix(said.opinions, said.buckets)
+        chances = self._calibrated(self._mixer.mix(said.opinions, said.buckets), self._active)
         weights = self._mixer.weights[:, said.buckets[place]]
         experts = {
             name: Opinion(float(np.exp(opinion)), float(weight))
@@ -443,6 +453,7 @@ class Model:
             ("mean", self._mean),
             ("ridge", self._ridge),
             ("mixer", self._mixer),
+            ("calibration", self._calibration),
             ("sources", self._sources),
         )
 

@@ -159,6 +159,16 @@ class Arrivals:
         if self._index is not None:
             self._lookout.settle(self._index, self._keys[place], name)
 
+    async def all_alike(self) -> dict[int, list[Alike]]:
+        """The same of all tasks of the call that look like something, by their places."""
+        return {place: alike for place in range(len(self._found)) if (alike := await self.alike(place))}
+
+    def all_taken(self, names: Iterable[str]) -> None:
+        """The tasks of the call were taken in, in order; empty: that one was not."""
+        if self._index is not None:
+            for key, name in zip(self._keys, names, strict=True):
+                self._lookout.settle(self._index, key, name)
+
     def still_open(
         self, unit: Unit, alike: Iterable[Alike], names: Mapping[int, str] = MappingProxyType({})
     ) -> list[Duplicate]:

@@ -127,10 +127,9 @@ class TaskServicer(TaskServiceServicer):
     async def SubmitTasks(self, request: svc.SubmitTasksRequest, context: Context) -> svc.SubmitTasksResponse:
         specs = [spec_from_proto(item.spec) for item in request.items]
         async with self._engine.lookout.arrivals(request.parent, specs) as arrivals:
-            alike = {place: found for place in range(len(specs)) if (found := await arrivals.alike(place))}
+            alike = await arrivals.all_alike()
             response = await self._submit_many(request, specs, arrivals, alike)
-            for place, result in enumerate(response.results):
-                arrivals.taken(place, result.task.name)
+            arrivals.all_taken(result.task.name for result in response.results)
             return response
 
     async def _submit_many(

@@ -23,6 +23,7 @@ from hopper_common.errors import NotFound
 from hopper_router.advice import Adviser, Precedent
 from hopper_router.advice_client import OpenSages
 from hopper_router.advice_store import Said, SqlBudgetStore
+from hopper_router.errors import RegistryUnknown
 from hopper_router.llm.budget import Breaker, Budget, Spent
 from hopper_router.llm.endpoint import Endpoint, HttpAdvisor
 from hopper_router.llm.guarded import GuardedAdvisor
@@ -380,6 +381,22 @@ async def test_who_dies_in_the_middle_of_a_question_is_followed_by_one_who_asks_
         assert await until(partial(placed_in, after.router, task)) == API
 
 
+async def test_a_copy_of_the_registry_that_may_be_too_old_is_not_gone_by(world: World) -> None:
+    await world.policy(LLM)
+    task = await world.router.submit("something is odd")
+    registry = world.router.registry
+    registry.confirmed = False
+    missing = registry.current.projects[API]
+    registry.remove(API)
+    async with running(world.adviser):
+        with pytest.raises(RegistryUnknown):
+            await world.adviser.inquire(task.name)
+        assert not world.server.sent
+        registry.put(missing)
+        registry.confirmed = True
+        assert await until(partial(placed_in, world.router, task)) == API
+
+
 async def test_the_loop_asks_about_all_that_wait(world: World) -> None:
     await world.policy(LLM)
     async with running(world.adviser):
@@ -597,26 +614,29 @@ async def test_a_sage_asks_the_requester_first(world: World) -> None:
 async def test_a_sage_that_never_stops_asking_is_passed_over(world: World) -> None:
     with temporary_directory() as directory:
         async with serving_bare(directory, AsksBack(patience=99)) as address:
-            await world.policy(sage_policy(address) + "default_project: ops")
+            await world.policy(sage_policy(address))
             task = await world.advise(await world.router.submit("something is odd"))
             for _ in range(3):
                 assert task.state == State.STATE_INPUT_REQUIRED
                 task = await world.advise(await world.answer(task, "guess"))
-    assert (task.state, task.project) == (State.STATE_QUEUED, OPS)
+    assert task.state == State.STATE_QUEUED
+    assert (await world.decision(task)).strategy != "sage"
 
 
 async def test_a_sage_that_is_down_costs_nothing_but_its_advice(world: World, tmp_path: Path) -> None:
-    await world.policy(sage_policy(f"unix:{tmp_path}/nobody") + "default_project: ops")
+    await world.policy(sage_policy(f"unix:{tmp_path}/nobody"))
     placed = await world.advise(await world.router.submit("something is odd"))
-    assert placed.project == OPS
+    assert placed.state == State.STATE_QUEUED
+    assert (await world.decision(placed)).opinions[-1].word == Word.WORD_FAILED
 
 
 async def test_a_sage_has_a_budget_of_calls(world: World) -> None:
     stranger = AsksBack(patience=0)
     with temporary_directory() as directory:
         async with serving_bare(directory, stranger) as address:
-            await world.policy(sage_policy(address, ", calls_per_day: 2") + "default_project: ops")
+            await world.policy(sage_policy(address, ", calls_per_day: 2"))
             tasks = [await world.router.submit(f"odd {n}") for n in range(5)]
             placed = await asyncio.gather(*map(world.advise, tasks))
-    assert sorted(task.project for task in placed) == [OPS] * 3 + [WEB] * 2
-    assert len(stranger.asked) == 2
+    deciders = [(await world.decision(task)).strategy for task in placed]
+    assert deciders.count("sage") == len(stranger.asked) == 2
+    assert all(task.state == State.STATE_QUEUED for task in placed)

@@ -258,6 +258,7 @@ def test_the_question_has_the_shortlist_and_finds_who_is_to_answer() -> None:
     question = asking.where_to(candidates, stage, {desk.name: desk})
     assert question.question == "Where does this task go? web (43%), api (20%), another project, or none"
     assert question.from_ == "ann"
+    assert asking.where_to(candidates, stage, {}).from_ == "desk"
     assert asking.where_to(candidates, Stage(Use.PERSON), {}).from_ == ""
 
 

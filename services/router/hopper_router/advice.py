@@ -24,8 +24,10 @@ import structlog
 from hopper_common.clock import Clock
 from hopper_common.errors import HopperError, NotFound, ShuttingDown
 from hopper_router import advice_store, placing
+from hopper_router.backoff import Backoff
 from hopper_router.cascade import MOST_CLARIFICATIONS, Consult, Stage, Use, asked_before, following
 from hopper_router.engine import Engine
+from hopper_router.errors import RegistryUnknown
 from hopper_router.llm import advisor as llm
 from hopper_router.llm.budget import Budget, Limits
 from hopper_router.llm.errors import BudgetExhausted, LlmAnswerInvalid, LlmUnavailable
@@ -42,8 +44,9 @@ LOOK_EVERY: Final = 1.0
 """Seconds; for tasks that other routers on the same database have taken in."""
 LOOK_SELDOM: Final = 30.0
 """The same where no policy asks for advice."""
-PAUSE: Final = 1.0
-"""After trouble with the storage."""
+FIRST_PAUSE: Final = timedelta(milliseconds=200)
+LONGEST_PAUSE: Final = timedelta(seconds=5)
+"""After trouble with the storage or the registry."""
 _MOST_REASON: Final = 1000
 
 _log = structlog.get_logger("hopper.router")
@@ -111,6 +114,7 @@ class _File:
         self.shortlist: list[tuple[Project, Candidate]] = [
             (known[one.project], one) for one in decision.candidates if one.project in known
         ]
+        self.incomplete = len(self.shortlist) < len(decision.candidates)
         self.said = [opinion for opinion in decision.opinions if not Use(opinion.stage).local]
         self._own = [opinion for opinion in decision.opinions if Use(opinion.stage).local]
 
@@ -147,6 +151,7 @@ class Adviser:
         self._clock = clock
         self._model = model
         self._busy: set[str] = set()
+        self._backoff = Backoff("advice", first=FIRST_PAUSE, longest=LONGEST_PAUSE)
 
     # ------------------------------------------------------------ the loop
 
@@ -184,11 +189,11 @@ class Adviser:
         """Ask about one task, and let others have their turn."""
         try:
             await self.inquire(name)
+            self._backoff.worked()
         except ShuttingDown:
             raise
         except HopperError as error:
-            _log.warning("trouble, will try again", what="advise", task=name, reason=error.reason)
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(self._backoff.failed(error.reason))
         finally:
             self._busy.discard(name)
             self._engine.inquiries.opened.fire()
@@ -200,11 +205,14 @@ class Adviser:
         Ask about a task whoever is to be asked, and have it decided about; returns whether that was so.
 
         Raises:
-            HopperError: The storage is in trouble; the task waits on.
+            HopperError: The storage is in trouble, or there is no copy of the registry yet; the task waits on.
         """
         file = await self._engine.read(lambda unit: _file_of(unit, name))
         if file is None:
             return False
+        if file.incomplete and not self._engine.registry.confirmed:
+            # The copy of before a restart may be older than the task, and lack its projects.
+            raise RegistryUnknown(service="registry")
         precedents: Sequence[Precedent] | None = None
         while (stage := file.next_stage()) is not None:
             if precedents is None:

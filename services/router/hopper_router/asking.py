@@ -31,7 +31,7 @@ def _whose(desk: str, instances: Mapping[str, Instance]) -> str:
     instance = instances.get(desk)
     if instance is not None and len(instance.members) == 1:
         return min(instance.members)
-    return id_of(desk)
+    return desk.rpartition("/")[2]
 
 
 def chosen(answer: str, projects: Mapping[str, Project]) -> Opinion | None:

@@ -346,6 +346,28 @@ class Model:
             self._nb.keep(kept)
             self._linear.words.keep(kept)
 
+    def unlearn(self, text: Text, target: str | None, *, weight: float = 1.0) -> None:
+        """
+        Take back that *text* belonged to *target*, learned with that *weight* by a source that was fully trusted.
+
+        What is a sum (naive Bayes, mean, ridge) forgets the lesson; the regression and the mixer were led by it and by
+        all that followed, and only a fold of the log without it can tell where they would be.
+
+        Raises:
+            UnknownTarget: There is no such target, or no more.
+        """
+        column, weight = self._column_of(target), _quantised(weight)
+        reading, vector = self._reading(text)
+        words = dict.fromkeys((*reading.head, *reading.body))
+        rows = look_up(reading, vector, self._vocabulary).rows
+        alone = self._vocabulary.forget(words, column, weight)
+        self._nb.unlearn(rows, alone, column, weight)
+        if vector is not None:
+            whole = _whole(vector)
+            self._mean.learn(whole, column, -weight)
+            self._ridge.learn(whole, column, -weight)
+        self._activate()
+
     def learn_not(self, text: Text, target: str, *, source: str = "", weight: float = 1.0) -> None:
         """
         Learn that *text* did not belong to *target*; where it did belong is not known.

@@ -97,6 +97,25 @@ class Vocabulary:
         lost = [self.marks.pop(next(iter(self.marks))) for _ in range(len(self.marks) - self.max_marks)]
         return Growth(promoted, lost)
 
+    def forget(self, words: Iterable[str], column: int, weight: float) -> int:
+        """
+        Take back one lesson's *words*.
+
+        Returns:
+            How many of them had been seen in that lesson alone, as far as can be told; they are known no more.
+        """
+        self.lessons = max(self.lessons - 1, 0)
+        mark = Mark(column, weight)
+        alone = 0
+        for word in words:
+            row = self.rows.get(word)
+            if row is not None:
+                self.frequency[row] = max(self.frequency[row] - 1, 0)
+            elif self.marks.get(word) == mark:
+                del self.marks[word]
+                alone += 1
+        return alone
+
     def make_room(self) -> Indices | None:
         """
         Forget an eighth of the rows if there is no room for more, those not seen for the longest.

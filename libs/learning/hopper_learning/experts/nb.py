@@ -84,12 +84,12 @@ class NaiveBayes:
         self.totals[column] += weight * (len(rows) + marked)
         self.documents[column] += weight
 
-    def unlearn(self, example: Example, column: int, weight: float) -> None:
-        """Take a lesson back, as far as its words are still known."""
-        rows = example.rows
-        left = np.maximum(self.counts[rows, column] - np.float32(weight), 0)
-        self.totals[column] -= float((self.counts[rows, column] - left).sum(dtype=np.float64))
+    def unlearn(self, rows: Indices, marked: int, column: int, weight: float) -> None:
+        """Take a lesson back: its *rows*, and *marked* words that were seen in it alone."""
+        had = self.counts[rows, column]
+        left = np.maximum(had - np.float32(weight), 0)
         self.counts[rows, column] = left
+        self.totals[column] -= float((had - left).sum(dtype=np.float64)) + weight * marked
         self.documents[column] = max(self.documents[column] - weight, 0.0)
 
     def drop(self, column: int) -> None:

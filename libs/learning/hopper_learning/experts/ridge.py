@@ -16,6 +16,7 @@ from hopper_learning.snapshot import State
 
 _SHARPNESS: Final = 10.0
 _RIDGE: Final = 1.0
+_SMALLEST: Final = 0.1  # what is taken back was there: only what never was could come near
 
 
 class Ridge:
@@ -37,9 +38,9 @@ class Ridge:
         )
 
     def learn(self, vector: Floats, column: int, weight: float) -> None:
-        """Add a lesson."""
+        """Add a lesson; a negative weight takes one back."""
         direction = self._direction(vector)
-        scale = weight / (1.0 + weight * float((direction * vector).sum()))
+        scale = weight / max(1.0 + weight * float((direction * vector).sum()), _SMALLEST)
         self.inverse -= np.multiply.outer(direction * scale, direction, out=self._change)
         self.sums[:, column] += weight * vector
 

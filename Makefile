@@ -6,6 +6,7 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= python3
 PYTEST_ARGS ?=
 BARS ?=
+ROUTING ?=
 ENGINES ?= sqlite postgresql
 ROUNDS ?= 200
 SEED ?=
@@ -20,7 +21,7 @@ define check
 	@out=$$($(2) 2>&1) && echo "ok      $(1)" || { printf '%s\n' "$$out"; echo "FAILED  $(1)"; exit 1; }
 endef
 
-.PHONY: help setup demo test bench faults verify fix proto clean
+.PHONY: help setup demo test bench bench-routing faults verify fix proto clean
 .PHONY: lint format-check types imports proto-lint proto-format proto-breaking proto-check
 
 help: ## Show this list
@@ -36,6 +37,9 @@ test: $(VENV)/.dev ## Run the tests (PYTEST_ARGS='-k router')
 
 bench: $(VENV)/.dev ## Measure, against the bars (BARS="submit claim peers")
 	@$(BIN)/python -m tests.bench $(BARS)
+
+bench-routing: $(VENV)/.dev ## How well tasks are placed, through gRPC, against the bars (ROUTING='--quick --limit 2000')
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.routing_quality $(ROUTING)
 
 faults: $(VENV)/.dev ## Kill, cut off and crowd a Hopper (ENGINES=sqlite ROUNDS=20 SEED=7)
 	@$(BIN)/python -m tests.faults $(addprefix --engine ,$(ENGINES)) --rounds $(ROUNDS) $(addprefix --seed ,$(SEED))

@@ -83,12 +83,13 @@ async def open_router(context: HostContext) -> AsyncIterator[Running]:
         learned = Learned()
         engine = await Engine.open(db, registry, clock, learned)
         lessons = LessonWatch(memory_channel, learned, file=context.data_dir / "learned.model")
+        learned.catch_up = lessons.wait_caught_up
         episodes = EpisodeSender(memory_channel, StoredEpisodes(db))
         adviser = await stack.enter_async_context(_open_adviser(engine, memory_channel, clock))
         clockwork = Clockwork(engine)
         scheduler = Scheduler(engine)
-
         shadow = Shadow(engine)
+
         async def keep_agreeing() -> None:
             while True:
                 await asyncio.sleep(AGREE_EVERY)
@@ -115,8 +116,8 @@ async def open_router(context: HostContext) -> AsyncIterator[Running]:
                 lambda: db.lead("housekeep", clockwork.housekeep_forever),
                 lambda: db.lead("words", engine.words.run),
                 lambda: db.lead("scheduler", scheduler.schedule_forever),
-                lambda: db.lead("advise", adviser.run),
                 lambda: db.lead("shadow", shadow.run),
+                lambda: db.lead("advise", adviser.run),
                 engine.queues.run,
                 engine.lookout.run,  # for each router its own, as it is in memory
                 learn,  # every router for itself: they learn the same

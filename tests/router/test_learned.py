@@ -317,3 +317,16 @@ async def test_feedback_for_a_project_that_is_gone_changes_nothing_for_the_other
     gone = decide(learned, "zebra", (SHOP, INFRA))
     assert {candidate.project for candidate in gone.candidates} == {SHOP.name, INFRA.name}
     assert decide(learned, "agents offline", (SHOP, INFRA)).project == INFRA.name
+
+
+async def test_feedback_that_names_what_never_was_takes_no_more_than_some_room(learned: Learned) -> None:
+    learned.projects = lambda: ALL
+    said = [("walrus", f"never{number}") for number in range(300)]
+    learned.apply(lessons(*[("zebra", "docs")] * 3, *said))
+    mind = learned._minds[HERE]
+    assert len(mind.model.targets) < 100
+    assert decide(learned, "zebra").project == DOCS.name
+    more = Candidates.compile((*ALL.projects, Project("projects/zoo")))
+    learned.projects = lambda: more
+    learned.apply(lessons(("zebra", "docs")))
+    assert {target.id for target in mind.model.targets} == set(more.names)

@@ -96,7 +96,7 @@ class Engine:
     ) -> None:
         self.db = db
         self.learned = learned
-        learned.projects = lambda: registry.current.candidates
+        learned.projects = lambda: registry.current.candidates if registry.current.complete else None
         self.registry = registry
         self.policies = policies
         self.clock = clock

@@ -48,6 +48,10 @@ _MOST_KEPT: Final = 4096
 """How many shares, and of how many texts, are kept until something is learned."""
 
 
+_MOST_STRANGERS: Final = 64
+"""Of how many projects that nobody has registered is anything learned: feedback may name any."""
+
+
 def installed_encoder() -> Encoder | None:
     """The encoder that is installed; None: the extra `learned` is not, and words alone have to do."""
     try:
@@ -68,7 +72,7 @@ class Learned:
 
     Attributes:
         wanted: Set once a policy asks for what was learned.
-        projects: Where to ask which projects there are now.
+        projects: Where to ask which projects there are now; None: nobody has said.
         catch_up: Waits until everything is learned that there is to learn.
     """
 
@@ -81,7 +85,7 @@ class Learned:
         self._awake = False
         self._waking = asyncio.Lock()
         self._saving = False
-        self.projects: Callable[[], Candidates] | None = None
+        self.projects: Callable[[], Candidates | None] = lambda: None
         self.catch_up: Callable[[], Awaitable[None]] | None = None
         self._minds: dict[str, _Mind] = {}
         self._strategies: dict[str, Mapping[str, Strategy]] = {}
@@ -144,7 +148,7 @@ class Learned:
 
     def apply(self, lessons: Sequence[Lesson]) -> None:
         """Learn, in order."""
-        candidates = self.projects() if self.projects is not None else None
+        candidates = self.projects()
         with self._lock:
             for lesson in lessons:
                 mind = self._mind(lesson.instance)
@@ -213,6 +217,7 @@ class _Mind:
     def __init__(self, model: Model) -> None:
         self.model = model
         self._candidates: Candidates | None = None
+        self._strangers = 0
         self._columns: IntArray = _NOWHERE
         self._answers: Kept[tuple[Text, Sieve], Shares | None] = Kept(_MOST_KEPT)
 
@@ -249,9 +254,11 @@ class _Mind:
             target = _target(project)
             if known.get(project.name) != target:
                 self.model.add(target)
-        for name in before.names if before is not None else ():
-            if name not in candidates.rows:
-                self.model.remove(name)
+        strangers = [target.id for target in self.model.targets if target.id not in candidates.rows]
+        left = before.rows.keys() if before is not None else set()
+        for name in strangers if len(strangers) >= _MOST_STRANGERS else left & set(strangers):
+            self.model.remove(name)
+        self._strangers = len(self.model.targets) - len(candidates)
         self._columns = self.model.columns(candidates.names)
         self._answers = Kept(min(_MOST_KEPT, _KEPT_NUMBERS // max(len(candidates), 1)))
 
@@ -263,8 +270,11 @@ class _Mind:
             self.model.learn(text, None, source=lesson.source, weight=lesson.weight)
             return
         if self.model.columns((lesson.project,))[0] < 0:
+            if self._candidates is not None and self._strangers >= _MOST_STRANGERS:
+                return
             # The registry may tell more of it later. If it is gone, it is never asked about.
             self.model.add(Target(lesson.project, id_of(lesson.project)))
+            self._strangers += 1
         teach = self.model.learn if lesson.truth is Truth.RIGHT else self.model.learn_not
         teach(text, lesson.project, source=lesson.source, weight=lesson.weight)
 

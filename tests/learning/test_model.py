@@ -170,6 +170,32 @@ def test_a_wrong_placement_lowers_that_target_without_naming_another() -> None:
         student.learn_not(text, "projects/none-such")
 
 
+def test_a_lesson_taken_back_leaves_the_sums_as_if_it_had_never_been() -> None:
+    student, other = taught(SEEN[:80]), taught(SEEN[:80])
+    wrong = Lesson(UNSEEN[0].text, "projects/p5" if UNSEEN[0].target != "projects/p5" else "projects/p4")
+    student.learn(*wrong)
+    student.unlearn(*wrong)
+    for expert in ("nb", "mean", "ridge"):
+        for text, right in UNSEEN[:10]:
+            got, wanted = (each.explain(text, right).experts[expert].probability for each in (student, other))
+            assert got == pytest.approx(wanted, rel=1e-3)
+    with pytest.raises(UnknownTarget):
+        student.unlearn(UNSEEN[0].text, "projects/none-such")
+
+
+def test_many_targets_keep_fewer_words() -> None:
+    student = model(6, settings=Settings(max_cells=8 * 512, least_words=128))
+    for text, right in stream(200, seed=13, own_words=60):
+        student.learn(text, right)
+    assert student._nb.counts.size <= 8 * 1024
+    before = len(student._vocabulary.rows)
+    for number in range(6, 40):
+        student.add(target(number))
+    assert len(student._vocabulary.rows) < before
+    assert student._nb.counts.size <= 64 * 1024
+    assert correct(student, stream(100, seed=14, own_words=60)) > 0.8
+
+
 def test_contradicting_lessons_leave_both_targets_in_question() -> None:
     student = taught(SEEN[:100])
     text = Text("the same words every time")

@@ -128,9 +128,13 @@ def _spelled(word: str) -> tuple[str, ...]:
 
 
 def _parts(word: str) -> Iterator[str]:
-    """The parts of an identifier: its words, and its dotted beginnings (`system.net` of `system.net.http`)."""
+    """
+    The parts of an identifier: its words, and its dotted beginnings (`system.net` of `system.net.http`).
+
+    Not its numbers: those of `host31` and `page31` have nothing in common.
+    """
     pieces = [piece.casefold() for piece in _PART.findall(word)]
     if len(pieces) > 1:
-        yield from (piece for piece in pieces if len(piece) > 1)
+        yield from (piece for piece in pieces if len(piece) > 1 and not piece.isdigit())
     dotted = word.casefold().split(".")
     yield from (".".join(dotted[:end]) for end in range(2, len(dotted)))

@@ -54,6 +54,7 @@ class Mixer:
         slope[place] -= weight
         belongs = (buckets[:, None] == np.arange(BUCKETS)) * slope[:, None]
         _descend(self.weights, self.weight_squares, np.einsum("ij,jk->ik", opinions, belongs))
+        np.maximum(self.weights, 0.0, out=self.weights)  # nobody's word is turned into its opposite
         _descend(self.bias, self.bias_squares, belongs.sum(axis=0))
 
     def state(self) -> State:

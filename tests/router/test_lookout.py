@@ -13,9 +13,11 @@ from hopper.router.v1 import routing_service_pb2 as routing_svc
 from hopper.router.v1 import task_pb2 as pb
 from hopper.router.v1 import task_service_pb2 as svc
 from hopper.router.v1.decision_pb2 import Policy
-from hopper_router.duplicates import read
-from hopper_router.lookout import LINK
+from hopper_router import lookout
+from hopper_router.duplicates import Index, read
+from hopper_router.lookout import LINK, PAGE
 from hopper_router.model import Scope
+from hopper_router.store_sql import EVENTS
 from tests.router.harness import ROOT, Code, Router, State, refusal, until
 from tests.router.test_replicas import routers
 
@@ -253,6 +255,32 @@ async def test_a_policy_that_asks_no_more_ends_it(router: Router) -> None:
 
 async def knows_not(router: Router) -> bool:
     return not router.engine.lookout._indexes
+
+
+async def test_all_that_is_open_is_read(router: Router) -> None:
+    """Page by page, however much it is."""
+    await submit_all(router, *[f"{TITLE} number{number}" for number in range(2 * PAGE + 50)])
+    async with looking_out(router):
+        assert len(router.engine.lookout._indexes[ROOT]) == 2 * PAGE + 50
+        for number in (0, PAGE, 2 * PAGE + 49):
+            assert await finds(router, f"{TITLE} number{number}")
+
+
+async def test_a_log_that_was_trimmed_is_no_trouble(router: Router, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is open is read anew."""
+    async with looking_out(router):
+        before = router.engine.lookout._indexes[ROOT]
+        monkeypatch.setattr(lookout, "PACE", 0.5)  # so that it falls behind
+        await submit(router, OTHER)
+        for _ in range(3):
+            await submit(router, TITLE)
+            await router.db.write(lambda conn: EVENTS.trim(conn, before=EVENTS.head(conn)))
+        await until(lambda: read_anew(router, before))
+        assert len((await submit(router, TITLE)).duplicates) == 3
+
+
+async def read_anew(router: Router, before: Index) -> bool:
+    return await knows(router) and router.engine.lookout._indexes[ROOT] is not before
 
 
 async def test_the_oldest_are_forgotten(router: Router) -> None:

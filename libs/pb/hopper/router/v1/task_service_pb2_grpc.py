@@ -234,6 +234,10 @@ class TaskServiceServicer:
 
     def AnswerTask(self, request, context):
         """Answers the question of a task in INPUT_REQUIRED; its worker goes on with a fresh lease. Callers: member, agent.
+
+        Where nobody has the task, the question is where it goes: the answer is the id of a project that can take it, or
+        `none`, and decides; or it is what an adviser asked, and then that one is asked again. INVALID_ARGUMENT on `answer`:
+        that is no such project; the question stays open.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

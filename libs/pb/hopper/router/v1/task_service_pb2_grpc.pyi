@@ -93,7 +93,12 @@ class TaskServiceStub:
     ListAttempts: _grpc.UnaryUnaryMultiCallable[_task_service_pb2.ListAttemptsRequest, _task_service_pb2.ListAttemptsResponse]
     """Lists the attempts of a task that failed, the newest first, at most 1,000. Callers: viewer, agent, services."""
     AnswerTask: _grpc.UnaryUnaryMultiCallable[_task_service_pb2.AnswerTaskRequest, _task_service_pb2.AnswerTaskResponse]
-    """Answers the question of a task in INPUT_REQUIRED; its worker goes on with a fresh lease. Callers: member, agent."""
+    """Answers the question of a task in INPUT_REQUIRED; its worker goes on with a fresh lease. Callers: member, agent.
+
+    Where nobody has the task, the question is where it goes: the answer is the id of a project that can take it, or
+    `none`, and decides; or it is what an adviser asked, and then that one is asked again. INVALID_ARGUMENT on `answer`:
+    that is no such project; the question stays open.
+    """
     WatchTasks: _grpc.UnaryStreamMultiCallable[_task_service_pb2.WatchTasksRequest, _task_service_pb2.WatchTasksResponse]
     """Streams every open task that matches, then every change, until the caller leaves. Callers: viewer, agent, services.
 
@@ -172,7 +177,12 @@ class TaskServiceAsyncStub(TaskServiceStub):
     ListAttempts: _aio.UnaryUnaryMultiCallable[_task_service_pb2.ListAttemptsRequest, _task_service_pb2.ListAttemptsResponse]  # type: ignore[assignment]
     """Lists the attempts of a task that failed, the newest first, at most 1,000. Callers: viewer, agent, services."""
     AnswerTask: _aio.UnaryUnaryMultiCallable[_task_service_pb2.AnswerTaskRequest, _task_service_pb2.AnswerTaskResponse]  # type: ignore[assignment]
-    """Answers the question of a task in INPUT_REQUIRED; its worker goes on with a fresh lease. Callers: member, agent."""
+    """Answers the question of a task in INPUT_REQUIRED; its worker goes on with a fresh lease. Callers: member, agent.
+
+    Where nobody has the task, the question is where it goes: the answer is the id of a project that can take it, or
+    `none`, and decides; or it is what an adviser asked, and then that one is asked again. INVALID_ARGUMENT on `answer`:
+    that is no such project; the question stays open.
+    """
     WatchTasks: _aio.UnaryStreamMultiCallable[_task_service_pb2.WatchTasksRequest, _task_service_pb2.WatchTasksResponse]  # type: ignore[assignment]
     """Streams every open task that matches, then every change, until the caller leaves. Callers: viewer, agent, services.
 
@@ -326,7 +336,12 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _task_service_pb2.AnswerTaskRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_task_service_pb2.AnswerTaskResponse, _abc.Awaitable[_task_service_pb2.AnswerTaskResponse]]:
-        """Answers the question of a task in INPUT_REQUIRED; its worker goes on with a fresh lease. Callers: member, agent."""
+        """Answers the question of a task in INPUT_REQUIRED; its worker goes on with a fresh lease. Callers: member, agent.
+
+        Where nobody has the task, the question is where it goes: the answer is the id of a project that can take it, or
+        `none`, and decides; or it is what an adviser asked, and then that one is asked again. INVALID_ARGUMENT on `answer`:
+        that is no such project; the question stays open.
+        """
 
     @_abc_1.abstractmethod
     def WatchTasks(

@@ -2,12 +2,15 @@
 
 import json
 import subprocess
+import uuid
 from datetime import timedelta
 
 from google.protobuf.duration_pb2 import Duration
 from rich.console import Console
 
+from hopper.memory.v1.feedback_service_pb2 import CalibrationBin, GetStatsResponse
 from hopper.router.v1.queue_service_pb2 import GetQueueStatsResponse, QueueStats
+from hopper_cli.commands.routing_stats import calibration_plot
 from hopper_cli.commands.stats import busiest_table, queue_parts
 from tests.cli.conftest import HOPPER, Terminal
 
@@ -98,3 +101,57 @@ def test_the_archive_is_asked_for_by_age(hopper: Terminal, project: str) -> None
     }  # fmt: skip
     refused = hopper("archive", "--older-than", "5m")
     assert (refused.code, "older_than" in refused.err) == (2, True)
+
+
+def test_how_good_decisions_were(hopper: Terminal) -> None:
+    """Over time, by confidence, by mistake; against rules alone and chance; and what they cost."""
+    word = f"quagga{uuid.uuid4().hex[:6]}"
+    for name in ("a", "b"):
+        hopper.ok("project", "add", f"{name}-{word}", "--description", word, "--tag", f"{name}{word}")
+    for right in (True, False, False):
+        task = hopper.json("add", f"feed the {word}", "--tag", f"a{word}")["task"]["name"]
+        hopper.ok("feedback", task, *(["--good"] if right else ["--should-be", f"b-{word}"]))
+    told = hopper.json("stats", "routing", "--days", "1", "--limit", "1000")
+    stats = told["routing"]
+    assert int(stats["total"]["judged"]) >= 3
+    assert len(stats["periods"]) == 12
+    assert sum(int(period["score"]["decisions"]) for period in stats["periods"]) == int(
+        stats["total"]["decisions"]
+    )
+    pair = {"chosen": f"projects/a-{word}", "right": f"projects/b-{word}", "count": "2"}
+    assert pair in stats["confusions"]
+    assert told["regret"]["against_rules_lower"] <= told["regret"]["against_rules"]
+    assert told["regret"]["replayed"]["estimate"]["judged"] >= 3
+    assert told["regret"]["against_random"] < 1
+    assert told["cost"]["seconds_p50"] <= told["cost"]["seconds_p99"]
+    shown = hopper.ok("stats", "routing", "--instance", "global").out
+    for heading in (
+        "Accuracy over time",
+        "Calibration: how sure, and how often right",
+        "What decided",
+        "What was taken for what",
+        "Against other ways to decide",
+        "Cost",
+    ):
+        assert f"\n{heading}\n" in shown
+    assert " ".join(f"a-{word} b-{word} 2".split()) in " ".join(shown.split())
+    assert "regret" in shown
+    assert hopper("stats", "--days", "3").code == 2
+    assert hopper("stats", "routing", "--watch").code == 2
+
+
+def test_a_calibration_plot_has_a_mark_where_the_bar_should_end() -> None:
+    """Green where the two are near each other."""
+    bins = [
+        CalibrationBin(to=0.6, count=4, mean_confidence=0.55, accuracy=0.5),
+        CalibrationBin(to=0.7, count=0),
+        CalibrationBin(to=1.0, count=10, mean_confidence=1.0, accuracy=0.25),
+    ]
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(calibration_plot(GetStatsResponse(bins=bins)))
+    lines = captured.get().splitlines()
+    assert len(lines) == 3
+    assert lines[1].rstrip().endswith(f"{'█' * 20}  │")
+    assert lines[2].rstrip().endswith(f"{'█' * 10}{' ' * 29}│")
+    assert lines[2].split()[3:7] == ["10", "100%", "25%", "-75"]

@@ -8,7 +8,7 @@ from hopper_cli.cli import Cli, command
 from hopper_cli.commands.options import SET_UP, InstanceOption
 
 if TYPE_CHECKING:
-    from hopper.router.v1.routing_service_pb2 import ReplayPolicyResponse, ValidatePolicyResponse
+    from hopper.router.v1.routing_service_pb2 import ValidatePolicyResponse
 
 FileArgument = Annotated[
     str, typer.Argument(metavar="FILE", help="A policy as YAML; - reads standard input.")
@@ -42,12 +42,13 @@ def check(cli: Cli, file: FileArgument) -> None:
     if cli.json:
         cli.out.document(response)
     else:
-        _print_findings(cli, file, response)
+        print_findings(cli, file, response)
     if response.errors:
         raise typer.Exit(Exit.FAILED)
 
 
-def _print_findings(cli: Cli, file: str, response: "ValidatePolicyResponse") -> None:
+def print_findings(cli: Cli, file: str, response: "ValidatePolicyResponse") -> None:
+    """What is wrong with a file, line by line, as compilers say it."""
     from hopper_cli.output import one_line
 
     for error in response.errors:
@@ -101,7 +102,7 @@ def _set(cli: Cli, instance: str, source: str, file: str) -> None:
     except InvalidArgument as error:
         if error.reason == "POLICY_INVALID" and not cli.json:
             found = cli.hopper.routing.ValidatePolicy(ValidatePolicyRequest(source=source))
-            _print_findings(cli, file, found)
+            print_findings(cli, file, found)
             raise typer.Exit(1) from None
         raise
     if cli.json:
@@ -125,6 +126,7 @@ def replay(
 ) -> None:
     """Run a policy over recorded decisions, and say which tasks would go elsewhere. Changes nothing."""
     from hopper.router.v1.routing_service_pb2 import ReplayPolicyRequest
+    from hopper_cli.commands.policy import print_replay
     from hopper_cli.inputs import read_file_text
     from hopper_cli.names import instance_name
 
@@ -134,22 +136,4 @@ def replay(
     if cli.json:
         cli.out.document(response)
     else:
-        _print_replay(cli, response)
-
-
-def _print_replay(cli: Cli, response: "ReplayPolicyResponse") -> None:
-    from hopper_cli.names import bare, short
-    from hopper_cli.render import grid
-
-    share = f" ({response.changed / response.replayed:.0%})" if response.replayed else ""
-    cli.out.say(f"{response.replayed} decisions run again, {response.changed} would differ{share}")
-    if not response.changes:
-        return
-    table = grid("task", "went to", "would go to")
-    for change in response.changes:
-        table.add_row(
-            short(change.task), bare(change.from_project) or "nobody", bare(change.to_project) or "nobody"
-        )
-    cli.out.say(table)
-    if response.changed > len(response.changes):
-        cli.out.note(f"the first {len(response.changes)} of {response.changed}")
+        print_replay(cli, response)

@@ -30,6 +30,8 @@ def register(app: typer.Typer) -> None:
             "hopper stats",
             "hopper stats mesos --watch",
             "hopper stats --json | jq .queues.total.waits",
+            "hopper stats routing --days 7",
+            "hopper stats routing --instance moodle --json",
         ),
     )(stats)
 
@@ -38,7 +40,11 @@ def stats(
     cli: Cli,
     project: Annotated[
         str,
-        typer.Argument(metavar="PROJECT", help="Only this one.", autocompletion=complete.projects),
+        typer.Argument(
+            metavar="PROJECT | routing",
+            help="Only this one; or `routing`: how good decisions were.",
+            autocompletion=complete.projects,
+        ),
     ] = "",
     named: Annotated[
         str,
@@ -59,16 +65,33 @@ def stats(
     watch: Annotated[
         bool, typer.Option("--watch", "-w", help="Again every two seconds, until Ctrl-C.")
     ] = False,
+    days: Annotated[
+        int | None,
+        typer.Option(
+            "--days", metavar="N", min=1, max=3660, help="With routing: of so many days. Default: 30."
+        ),
+    ] = None,
 ) -> None:
     """
     How much waits, for how long and why; how fast it comes and goes; and how good decisions were.
 
     Counts are of open tasks, rates of the last minute. What is ready could be claimed now. Requesters are fairness
     keys: who takes turns with whom.
+
+    `hopper stats routing` tells how good decisions were: over time, by how sure they were, what was taken for what,
+    against rules alone and against chance, and what they cost. (A project of that name: --project routing.)
     """
+    from hopper_cli.commands import routing_stats
     from hopper_cli.names import instance_name, project_name
     from hopper_cli.problems import UsageProblem
 
+    if project == routing_stats.SUBJECT:
+        if named or watch:
+            raise UsageProblem("`stats routing` takes --instance and --days only")
+        routing_stats.routing_stats(cli, instance_name(instance) if instance else "", days or 0)
+        return
+    if days is not None:
+        raise UsageProblem("--days is for `hopper stats routing`")
     if sum(map(bool, (project, named, instance))) > 1:
         raise UsageProblem("name one project, or one instance")
     queue = project_name(project or named) if project or named else ""

@@ -19,7 +19,7 @@ from hopper_learning.snapshot import Sparse, State
 _RATE: Final = 1.0
 _BIAS_RATE: Final = 0.3
 _START: Final = np.float32(0.1)
-_SMALL: Final = 1e-4
+_SMALL: Final = 1e-3
 _BODY: Final = 0.7
 _VECTOR: Final = np.float32(0.7)
 

@@ -29,6 +29,8 @@ from hopper_router.llm.endpoint import Endpoint, HttpAdvisor
 from hopper_router.llm.guarded import GuardedAdvisor
 from hopper_router.llm.openai import OpenAI
 from hopper_router.model import Scope, Task
+from hopper_router.sage.errors import SageUnavailable
+from hopper_router.sage_outcomes import SageOutcomes
 from hopper_testing.processes import temporary_directory
 from tests.router.harness import NOW, ROOT, Code, Reason, Router, State, refusal, until, violations
 from tests.router.llm.published import KEY, MODEL, check_openai, completion
@@ -640,3 +642,48 @@ async def test_a_sage_has_a_budget_of_calls(world: World) -> None:
     deciders = [(await world.decision(task)).strategy for task in placed]
     assert deciders.count("sage") == len(stranger.asked) == 2
     assert all(task.state == State.STATE_QUEUED for task in placed)
+
+
+class Listens(AsksBack):
+    """Chooses at once, and hears what came of it."""
+
+    def __init__(self) -> None:
+        super().__init__(patience=0)
+        self.heard: list[advice_pb2.TaskOutcome] = []
+        self.deaf = False
+
+    async def RecordOutcome(self, request: Any, context: Any) -> sage_service_pb2.RecordOutcomeResponse:
+        if self.deaf:
+            await context.abort(Code.UNAVAILABLE, "later")
+        self.heard += request.outcomes
+        return sage_service_pb2.RecordOutcomeResponse(new_outcomes=len(request.outcomes))
+
+
+async def test_a_sage_hears_what_came_of_its_choice(world: World) -> None:
+    stranger = Listens()
+    sages = OpenSages(SystemClock())
+    outcomes = SageOutcomes(world.router.engine, sages)
+    with temporary_directory() as directory:
+        async with serving_bare(directory, stranger) as address:
+            await world.policy(sage_policy(address))
+            await outcomes.tell()
+            task = await world.router.submit("something is odd")
+            question = task.decision
+            await world.advise(task)
+            pinned = await world.router.submit("this is not its business", project=WEB)
+            claimed = await world.router.claim(WEB, max_tasks=2)
+            assert {one.name for one in claimed} == {task.name, pinned.name}
+            stranger.deaf = True
+            await world.router.complete(*claimed)
+            with pytest.raises(SageUnavailable):
+                await outcomes.tell()
+            stranger.deaf = False
+            await outcomes.tell()
+            await outcomes.tell()
+            await sages.close()
+    (heard,) = stranger.heard
+    assert (heard.decision, heard.outcome, heard.final_project) == (
+        question,
+        advice_pb2.TaskOutcome.OUTCOME_SUCCEEDED,
+        WEB,
+    )

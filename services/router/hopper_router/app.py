@@ -51,6 +51,7 @@ from hopper_router.queue_servicer import QueueServicer
 from hopper_router.registry_client import RegistryClient
 from hopper_router.retention import Retention
 from hopper_router.routing_servicer import RoutingServicer
+from hopper_router.sage_outcomes import SageOutcomes
 from hopper_router.schedule_servicer import ScheduleServicer
 from hopper_router.scheduling import Scheduler
 from hopper_router.shadow import Shadow
@@ -85,7 +86,10 @@ async def open_router(context: HostContext) -> AsyncIterator[Running]:
         lessons = LessonWatch(memory_channel, learned, file=context.data_dir / "learned.model")
         learned.catch_up = lessons.wait_caught_up
         episodes = EpisodeSender(memory_channel, StoredEpisodes(db))
-        adviser = await stack.enter_async_context(_open_adviser(engine, memory_channel, clock))
+        sages = OpenSages(clock)
+        stack.push_async_callback(sages.close)
+        adviser = await stack.enter_async_context(_open_adviser(engine, memory_channel, sages, clock))
+        sage_outcomes = SageOutcomes(engine, sages)
         clockwork = Clockwork(engine)
         scheduler = Scheduler(engine)
         shadow = Shadow(engine)
@@ -118,6 +122,7 @@ async def open_router(context: HostContext) -> AsyncIterator[Running]:
                 lambda: db.lead("scheduler", scheduler.schedule_forever),
                 lambda: db.lead("shadow", shadow.run),
                 lambda: db.lead("advise", adviser.run),
+                lambda: db.lead("sage-outcomes", sage_outcomes.run),
                 engine.queues.run,
                 engine.lookout.run,  # for each router its own, as it is in memory
                 learn,  # every router for itself: they learn the same
@@ -134,10 +139,11 @@ async def open_router(context: HostContext) -> AsyncIterator[Running]:
 
 
 @asynccontextmanager
-async def _open_adviser(engine: Engine, memory: grpc.aio.Channel, clock: Clock) -> AsyncIterator[Adviser]:
+async def _open_adviser(
+    engine: Engine, memory: grpc.aio.Channel, sages: OpenSages, clock: Clock
+) -> AsyncIterator[Adviser]:
     """Whoever asks the language model that the settings describe, if they do, and the Sages that policies name."""
     settings = LlmSettings()
-    sages = OpenSages(clock)
     sage_budget = Budget(SqlBudgetStore(engine.db, "sage"), clock)
     client = open_advisor(settings, clock) if settings.url else None
     model = None
@@ -149,7 +155,6 @@ async def _open_adviser(engine: Engine, memory: grpc.aio.Channel, clock: Clock) 
     finally:
         if client is not None:
             await client.close()
-        await sages.close()
 
 
 async def _shared_time(clock: Clock, db: Database) -> datetime:

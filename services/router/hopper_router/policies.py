@@ -68,6 +68,12 @@ class Policies:
         """Whether there is a policy by which anybody is asked for advice."""
         return any(own.policy.stages for own in self._by_instance.values())
 
+    @property
+    def sages(self) -> set[str]:
+        """The addresses of the Sages that policies name."""
+        stages = (stage for own in self._by_instance.values() for stage in own.policy.stages)
+        return {stage.address for stage in stages if stage.address}
+
     def in_force(self, instance: str, directory: Directory) -> InForce:
         """The policy that decides for an instance."""
         if not self._by_instance:

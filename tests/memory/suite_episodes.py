@@ -574,7 +574,15 @@ class EpisodeStoreSuite:
         """By the newest feedback that judges; without a better project nothing is known."""
         better = Feedback(match=Match.BAD, better_project="projects/ops")
         await store.record([episode(number) for number in range(6)], [])
-        said = {0: [better], 1: [GOOD, better], 2: [better, GOOD], 3: [Feedback(match=Match.NONE)], 4: [BAD]}
+        same = Feedback(match=Match.BAD, better_project="projects/web")  # contradicts itself
+        said = {
+            0: [better],
+            1: [GOOD, better],
+            2: [better, GOOD],
+            3: [Feedback(match=Match.NONE)],
+            4: [BAD],
+            5: [same],
+        }
         for number, feedback in said.items():
             for each in feedback:
                 await give(store, number, each)
@@ -585,6 +593,7 @@ class EpisodeStoreSuite:
             Confusion("projects/web", "", 1),
         ]
         assert stats.confused == 3
+        assert await store.verdicts([decision(5)]) == [Verdict(decision(5), right=False)]
         assert len((await parted(store, confusions=1)).confusions) == 1
 
     async def test_what_is_known_of_decisions(self, store: EpisodeStore) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -100,21 +101,33 @@ def test_nothing_to_tell_from_is_refused() -> None:
         estimate(log(outcomes=[]))
 
 
+def test_a_few_tasks_that_went_alike_make_nothing_certain() -> None:
+    found = estimate(log(outcomes=[1.0] * 3, same=[False] * 3, known=[0.0] * 3, others=[1] * 3))
+    assert (found.value, found.gain) == (0.0, -1.0)
+    assert found.upper >= 0.25
+    assert found.gain_upper >= -0.75
+
+
 def test_one_task_is_enough_for_an_honest_answer() -> None:
     found = estimate(log(outcomes=[1.0], same=[False], others=[5]))
     assert (found.lower, found.upper) == (0.0, 1.0)
     assert 0.0 < found.value < 1.0
 
 
-@pytest.mark.parametrize("change", ["rules", "sees-more", "sees-less"])
-@pytest.mark.parametrize("feedback", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("ties", [0.0, 0.3])
+@pytest.mark.parametrize(
+    ("change", "feedback", "ties"),
+    [
+        *itertools.product(["rules", "sees-more", "sees-less"], [0.0, 0.3, 1.0], [0.0]),
+        ("rules", 0.3, 0.3),
+        ("sees-more", 0.3, 0.3),
+    ],
+)
 def test_the_truth_lies_in_the_interval(change: str, feedback: float, ties: float) -> None:
     """Fifty worlds: at least 45 intervals hold the value on these very tasks, and 45 that on tasks like these."""
     inside_these = inside_such = 0
     for seed in range(TRIALS):
         made = World(seed, change, feedback=feedback, ties=ties)
-        found = estimate(made.log, seed=seed)
+        found = estimate(made.log, seed=seed, samples=200)
         inside_these += found.lower <= made.value_of_these <= found.upper
         inside_such += found.lower <= made.value_of_such <= found.upper
     assert (inside_these >= 0.9 * TRIALS, inside_such >= 0.9 * TRIALS) == (True, True)

@@ -137,7 +137,7 @@ _CONFUSED: Select[Any] = (
     .join_from(EPISODES, TASK_FEEDBACK, _F.id == _JUDGED_LAST)
     .where(
         _E.verdict.is_(False),
-        (_F.match == Match.NONE.value) | (_F.better_project != ""),
+        (_F.match == Match.NONE.value) | (_F.better_project.not_in(["", _E.project])),
     )
     .group_by(_E.project, _BELONGED)
     .order_by(func.count().desc(), _E.project, _BELONGED)
@@ -161,10 +161,12 @@ def verdicts(conn: Connection, decisions: Sequence[str]) -> list[Verdict]:
 
 def _verdict(row: Row[Any]) -> Verdict:
     nobody = row.match == Match.NONE.value
+    # That it was wrong, and should have gone where it went, says nothing of where.
+    better = row.better_project if row.better_project != row.project else ""
     return Verdict(
         row.decision,
         right=row.verdict,
-        project="" if nobody else row.better_project or (row.project if row.verdict else ""),
+        project="" if nobody else better or (row.project if row.verdict else ""),
         nobody=nobody,
         outcome=Outcome(row.outcome) if row.outcome is not None else None,
     )

@@ -36,7 +36,8 @@ Flags = npt.NDArray[np.bool_]
 
 BUCKETS: Final = 10
 SAMPLES: Final = 500
-LEVEL: Final = 0.95
+TAIL: Final = 1.5
+"""Percent left out at each end; 2.5 would be right if percentile intervals held as often as they say."""
 _TOWARDS_BUCKET: Final = 5.0
 _TOWARDS_ALL: Final = 2.0
 """So many imagined tasks draw a share to the one above it."""
@@ -121,9 +122,8 @@ def estimate(log: Log, *, seed: int = 0, samples: int = SAMPLES) -> Estimate:
     values, expected = cells.values(np.ones(len(log)), _BETWEEN)
     rng = np.random.default_rng(seed)
     found = np.array([cells.sampled(rng) for _ in range(samples)])
-    tail = 50.0 * (1.0 - LEVEL)
-    lower, upper = np.percentile(found[:, 0], [tail, 100.0 - tail])
-    gain_lower, gain_upper = np.percentile(found[:, 1], [tail, 100.0 - tail])
+    lower, upper = np.percentile(found[:, 0], [TAIL, 100.0 - TAIL])
+    gain_lower, gain_upper = np.percentile(found[:, 1], [TAIL, 100.0 - TAIL])
     value, recorded = float(values.mean()), float(log.outcomes.mean())
     value = min(max(value, 0.0), 1.0)
     modelled = int(cells.modelled.sum())
@@ -163,6 +163,7 @@ class _Cells:
             log.others_confidences, log.others, self._known, log.others_confidences, log.others, projects
         )
         self._agreed = (log.same | told).astype(np.float64)
+        self._agreement = float(log.same.mean())
         # What parts, and is known all the same.
         self._parts = told & ~log.same
         self._stratum = _buckets(log.others_confidences) * 2 + (log.outcomes > 0.5)
@@ -191,7 +192,12 @@ class _Cells:
         weights = np.bincount(rng.integers(0, count, count), minlength=count).astype(np.float64)
         values, expected = self.values(weights, rng.random())
         values = np.where(self._drawn, rng.random(count) < expected, values)
-        return float(weights @ values / count), float(weights @ (values - self._log.outcomes) / count)
+        # One imagined task more, of which nothing is known: a few that went all alike do not make it certain.
+        went = float(rng.random() < 0.5)
+        would_go = went if rng.random() < self._agreement else float(rng.random() < 0.5)
+        value = (float(weights @ values) + would_go) / (count + 1)
+        gain = (float(weights @ (values - self._log.outcomes)) + would_go - went) / (count + 1)
+        return value, gain
 
     def _corrected(self, model: Doubles, weights: Doubles) -> Doubles:
         """The model, drawn to what is known of tasks that part."""

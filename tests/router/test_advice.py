@@ -18,7 +18,7 @@ from hopper.router.v1 import decision_pb2, routing_service_pb2
 from hopper.router.v1 import task_pb2 as pb
 from hopper.router.v1 import task_service_pb2 as svc
 from hopper.sage.v1 import advice_pb2, sage_service_pb2, sage_service_pb2_grpc
-from hopper_common.clock import SystemClock
+from hopper_common.clock import Clock, SystemClock
 from hopper_common.errors import NotFound
 from hopper_router.advice import Adviser, Precedent
 from hopper_router.advice_client import OpenSages
@@ -35,6 +35,7 @@ from hopper_testing.processes import temporary_directory
 from tests.router.harness import NOW, ROOT, Code, Reason, Router, State, refusal, until, violations
 from tests.router.llm.published import KEY, MODEL, check_openai, completion
 from tests.router.llm.server import Behaviour, Server, a_server, resets, says, truncates
+from tests.router.test_replicas import routers
 from tests.sage.harness import serving, serving_bare
 
 Word = decision_pb2.Opinion.Word
@@ -113,7 +114,10 @@ def answer(project: str | None, confidence: float = 0.9, reason: str = "because"
 
 
 @asynccontextmanager
-async def advising(router: Router, *, configured: bool = True) -> AsyncIterator[World]:
+async def advising(
+    router: Router, *, configured: bool = True, clock: Clock | None = None
+) -> AsyncIterator[World]:
+    clock = clock or router.clock
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(a_server([answer(API)]))
         endpoint = Endpoint(
@@ -124,16 +128,14 @@ async def advising(router: Router, *, configured: bool = True) -> AsyncIterator[
             price_out=Decimal(1),
             attempts=1,
         )
-        client = await stack.enter_async_context(HttpAdvisor(endpoint, OpenAI(), router.clock))
-        budget = Budget(SqlBudgetStore(router.db, "llm"), router.clock)
-        model = GuardedAdvisor(client, budget, Breaker(failures=1000), router.clock)
+        client = await stack.enter_async_context(HttpAdvisor(endpoint, OpenAI(), clock))
+        budget = Budget(SqlBudgetStore(router.db, "llm"), clock)
+        model = GuardedAdvisor(client, budget, Breaker(failures=1000), clock)
         sages = OpenSages(SystemClock())
         stack.push_async_callback(sages.close)
         memory = EpisodesOfTest()
-        sage_budget = Budget(SqlBudgetStore(router.db, "sage"), router.clock)
-        adviser = Adviser(
-            router.engine, memory, sages, sage_budget, router.clock, model if configured else None
-        )
+        sage_budget = Budget(SqlBudgetStore(router.db, "sage"), clock)
+        adviser = Adviser(router.engine, memory, sages, sage_budget, clock, model if configured else None)
         yield World(router, server, adviser, memory)
 
 
@@ -421,6 +423,22 @@ async def test_who_waits_in_vain_is_told_what_it_waits_for(world: World) -> None
     answer = await world.router.submitted("something is odd")
     assert list(answer.task.wait.on) == ["llm"]
     assert answer.decision.outcome == decision_pb2.Decision.OUTCOME_UNSURE
+
+
+async def test_who_waits_at_one_router_is_answered_when_another_one_asks() -> None:
+    async with routers(2) as (here, there):
+        for router in (here, there):
+            router.registry.project("api")
+        async with advising(there, clock=SystemClock()) as world, running(world.adviser):
+            await world.policy(LLM + "wait: 10s")
+            await until(partial(_knows_the_policy, here))
+            answer = await here.submitted("something is odd")
+            assert (answer.task.state, answer.task.project) == (State.STATE_QUEUED, API)
+            assert answer.decision.strategy == "llm"
+
+
+async def _knows_the_policy(router: Router) -> bool:
+    return router.engine.policies.consults
 
 
 async def test_what_gets_sure_by_itself_does_not_wait_on(world: World) -> None:

@@ -279,6 +279,7 @@ class Engine:
     async def learn_if_asked(self) -> None:
         """Load what was learned, and look out for duplicates, if a policy in force goes by it."""
         self.lookout.wake()
+        self.inquiries.opened.fire()  # another policy may ask others: then the adviser looks more often
         if "learned" in self.policies.strategies:
             await self.learned.wake()
             await self.learned.ready()

@@ -112,6 +112,14 @@ async def test_a_shadow_that_comes_back_begins_anew(router: Router, shadowed: Sh
     assert unseen.decision not in {change.decision for change in (await compared(router)).changes}
 
 
+async def test_of_its_choices_the_newest_are_kept(router: Router, shadowed: Shadow) -> None:
+    tasks = [await router.submit(f"pages about a phone {n}") for n in range(6)]
+    await Shadow(router.engine, most=4).catch_up()
+    answer = await compared(router)
+    assert answer.compared == 4
+    assert {change.task for change in answer.changes} == {task.name for task in tasks[2:]}
+
+
 async def test_it_may_go_by_what_is_learned(router: Router) -> None:
     router.registry.project("zoo", description="zebra and lion")
     router.registry.project("app", description="phones")

@@ -41,6 +41,10 @@ _INSERT: Final = text(
     "INSERT INTO shadow_decisions (id, instance, strategy, project, confidence) "
     "VALUES (:id, :instance, :strategy, :project, :confidence) ON CONFLICT DO NOTHING"
 )
+_FORGET: Final = text(
+    "DELETE FROM shadow_decisions WHERE id <= "
+    "(SELECT id FROM shadow_decisions ORDER BY id DESC LIMIT 1 OFFSET :most)"
+)
 
 
 class Row(NamedTuple):
@@ -69,10 +73,17 @@ def latest(conn: Connection, instance: str, limit: int) -> list[Row]:
 
 
 class Shadow:
-    """Decides beside the policies in force that have a shadow; let `run` run."""
+    """
+    Decides beside the policies in force that have a shadow; let `run` run.
 
-    def __init__(self, engine: Engine) -> None:
+    Args:
+        most: About so many of its choices are kept, the newest.
+    """
+
+    def __init__(self, engine: Engine, *, most: int = 100_000) -> None:
         self._engine = engine
+        self._most = most
+        self._kept = 0  # since the oldest were last forgotten
         self._backoff = Backoff(
             "the shadow", first=timedelta(milliseconds=200), longest=timedelta(seconds=10)
         )
@@ -141,6 +152,10 @@ class Shadow:
             Store(conn).put_value(CURSOR, str(events[-1].version).encode())
 
         await self._engine.db.write(keep)
+        self._kept += len(rows)
+        if self._kept >= self._most / 10:
+            self._kept = 0
+            await self._engine.db.write(lambda conn: conn.execute(_FORGET, {"most": self._most}).rowcount)
 
 
 def _decision_of(event: Event) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -14,10 +15,15 @@ from hopper.router.v1 import task_pb2 as pb
 from hopper.router.v1.decision_pb2 import Policy
 from hopper.router.v1.task_pb2 import RetryPolicy
 from hopper_common.errors import ServiceUnavailable
-from hopper_router.replay import Verdict
+from hopper_router import routing
+from hopper_router.candidates import Candidates
+from hopper_router.learned import Learned
+from hopper_router.model import Basis, Project, Task, TaskSpec, TaskState
+from hopper_router.policy_yaml import BUILT_IN, load_policy
+from hopper_router.replay import Recorded, Rehearsal, Verdict, compare
 from hopper_router.replaying import Replays
 from hopper_router.verdicts import verdict_from_proto
-from tests.router.harness import ROOT, Code, Router, refusal, violations
+from tests.router.harness import NOW, ROOT, Code, Router, refusal, violations
 
 Method = svc.PolicyEstimate
 TO_APP = "rules: [{name: phones, when: {keyword: phone}, then: {project: app, weight: 5}}]"
@@ -196,3 +202,47 @@ def test_a_verdict_in_the_routers_words() -> None:
     assert verdict_from_proto(said) == Verdict(False, "projects/app", well=False)
     assert verdict_from_proto(VerdictMessage(outcome=Episode.OUTCOME_CANCELLED)) == Verdict()
     assert verdict_from_proto(VerdictMessage(nobody=True, right=True)) == Verdict(True, nobody=True)
+
+
+def test_fifty_known_changes_lie_in_their_intervals() -> None:
+    """
+    Decided for real, once by each policy; feedback on every third task, ends of the others.
+
+    The share of these tasks that the other policy really places right is in at least 45 of 50 intervals.
+    """
+    held = sum(_holds(seed) for seed in range(50))
+    assert held >= 45
+
+
+def _holds(seed: int) -> bool:
+    rng = random.Random(seed)
+    projects = [Project("projects/web", description="pages"), Project("projects/app", description="phone")]
+    candidates = Candidates.compile(projects)
+    recorded: list[Recorded] = []
+    verdicts: dict[str, Verdict] = {}
+    rights: list[str] = []
+    for n in range(80):
+        words = (
+            ["pages"] * (rng.random() < 0.7)
+            + ["phone"] * (rng.random() < 0.5)
+            + ["urgent"] * (rng.random() < 0.3)
+        )
+        spec = TaskSpec(title=" ".join([*words, str(n)]))
+        app = 0.85 if "phone" in words else 0.2
+        right = "projects/app" if rng.random() < app else "projects/web"
+        made = routing.decide(spec, candidates, BUILT_IN, load={}, refused={}, basis=Basis())
+        decision = replace(made, name=f"decisions/{n:03}", instance=ROOT)
+        state = TaskState.SUCCEEDED if made.project == right else TaskState.FAILED
+        task = Task(
+            name=f"{ROOT}/tasks/{n:03}", instance=ROOT, spec=spec, state=state, create_time=NOW, update_time=NOW,
+            ready_time=NOW, decision=decision.name,
+        )  # fmt: skip
+        recorded.insert(0, Recorded(decision, task, {}))
+        rights.insert(0, right)
+        if rng.random() < 1 / 3:
+            verdicts[decision.name] = Verdict(made.project == right, right)
+    again = Rehearsal(load_policy(TO_APP), candidates, Learned(lambda: None)).decide(recorded, verdicts)
+    estimate = compare(recorded, again, verdicts).estimate
+    assert estimate is not None
+    share = sum(one.project == right for one, right in zip(again, rights, strict=True)) / len(rights)
+    return estimate.lower <= share <= estimate.upper

@@ -72,10 +72,11 @@ class TaskServicer(TaskServiceServicer):
         async with self._engine.lookout.arrivals(request.parent, (spec,)) as arrivals:
             alike = await arrivals.alike(0)
             taken = None if alike else await self._take(request, spec)
-            if taken is None:
-                return await self._submit_by_unit(request, spec, arrivals, alike)
-            arrivals.taken(0, taken.task.name)
-            return taken
+            if taken is not None:
+                arrivals.taken(0, taken.task.name)
+                return taken
+            answer = await self._submit_by_unit(request, spec, arrivals, alike)
+        return await self._advised(answer)  # meanwhile tasks like it may come
 
     async def _take(
         self, request: svc.SubmitTaskRequest, spec: TaskSpec
@@ -105,7 +106,7 @@ class TaskServicer(TaskServiceServicer):
             lambda: self._engine.mutate("SubmitTask", request, svc.SubmitTaskResponse, effect),
         )
         arrivals.taken(0, response.task.name)
-        return await self._advised(response)
+        return response
 
     async def _advised(self, response: svc.SubmitTaskResponse) -> svc.SubmitTaskResponse:
         """The answer once the task has been placed by what others advised, if the policy says to wait for that."""

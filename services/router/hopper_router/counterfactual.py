@@ -345,13 +345,16 @@ def _down(number: float) -> str:
     return f"{math.floor(number * 1000 + _HAIR) / 1000:g}"
 
 
+_CERTAIN: Final = 0.999  # there is no threshold above that to speak of
+
+
 def _threshold(decision: Decision) -> Iterator[Counterfactual]:
     sure, best = decision.confidence, _best(decision.candidates)
     match decision.outcome:
         case Outcome.UNSURE | Outcome.REJECTED if best:
             message = f"with a threshold of {_down(sure)} or less, it would have gone to {id_of(best)}"
             yield Counterfactual(Kind.THRESHOLD, "threshold", message, best, needed=sure)
-        case Outcome.ROUTED if decision.strategy not in ("pin", "only-candidate"):
+        case Outcome.ROUTED if decision.strategy not in ("pin", "only-candidate") and sure < _CERTAIN:
             message = f"with a threshold above {_up(sure)}, the policy would not have been sure enough"
             yield Counterfactual(Kind.THRESHOLD, "threshold", message, needed=sure)
 

@@ -103,9 +103,9 @@ def _learned(cli: Cli, reasons: "Sequence[LearnedReason]") -> None:
     from hopper_cli.names import bare
     from hopper_cli.render import opinion_table, word_table
 
-    _heading(cli, "The words that mattered, as it is known now")
-    cli.out.say(word_table(reasons))
     first = reasons[0]
+    _heading(cli, "The words that mattered, as it is known now")
+    cli.out.say(word_table(reasons) if first.words else "  nothing was learned of any of its words yet")
     _heading(cli, f"What each part of the model says of {bare(first.project)}")
     cli.out.say(opinion_table(first))
 

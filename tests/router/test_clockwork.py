@@ -5,9 +5,10 @@ from datetime import timedelta
 
 from hopper.router.v1 import task_pb2 as pb
 from hopper.router.v1 import task_service_pb2 as svc
-from hopper_router.clockwork import KEEP_EVENTS, KEEP_REQUESTS
+from hopper_router.clockwork import CLOCKS_APART, KEEP_EVENTS, KEEP_REQUESTS, Clockwork
 from hopper_router.store_sql import EPISODES_SENT, EVENTS, Store
 from tests.router.harness import ROOT, Router
+from tests.router.test_work import seconds
 
 
 async def log(router: Router) -> tuple[int, int]:
@@ -65,3 +66,14 @@ async def test_a_request_is_answered_again_for_a_day(router: Router) -> None:
     router.clock.advance(timedelta(seconds=2))
     await router.clockwork.housekeep()
     assert (await router.tasks.SubmitTask(repeated)).task.name != first.task.name
+
+
+async def test_a_lease_ends_when_it_has_for_its_owner_too_whose_clock_may_be_behind(router: Router) -> None:
+    router.registry.project("web")
+    await router.submit("a")
+    await router.claim_one("projects/web", lease_duration=seconds(10))
+    clockwork = Clockwork(router.engine, apart=CLOCKS_APART)
+    router.clock.advance(timedelta(seconds=10) + CLOCKS_APART - timedelta(milliseconds=1))
+    assert await clockwork.sweep() == 0
+    router.clock.advance(timedelta(milliseconds=1))
+    assert await clockwork.sweep() == 1

@@ -35,7 +35,7 @@ from hopper_router import tables
 from hopper_router.advice import Adviser
 from hopper_router.advice_client import MemoryClient, OpenSages
 from hopper_router.advice_store import SqlBudgetStore
-from hopper_router.clockwork import Clockwork
+from hopper_router.clockwork import CLOCKS_APART, Clockwork
 from hopper_router.delegation_servicer import DelegationServicer
 from hopper_router.engine import Engine
 from hopper_router.episode_source import StoredEpisodes
@@ -90,7 +90,7 @@ async def open_router(context: HostContext) -> AsyncIterator[Running]:
         stack.push_async_callback(sages.close)
         adviser = await stack.enter_async_context(_open_adviser(engine, memory_channel, sages, clock))
         sage_outcomes = SageOutcomes(engine, sages)
-        clockwork = Clockwork(engine)
+        clockwork = Clockwork(engine, apart=CLOCKS_APART if db.dialect == "postgresql" else timedelta())
         scheduler = Scheduler(engine)
         shadow = Shadow(engine)
 

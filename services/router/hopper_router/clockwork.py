@@ -35,6 +35,8 @@ HOUSEKEEP_EVERY: Final = 600.0
 BATCH: Final = 200
 KEEP_REQUESTS: Final = timedelta(days=1)
 KEEP_EVENTS: Final = timedelta(days=7)
+CLOCKS_APART: Final = timedelta(milliseconds=50)
+"""Routers of one database read its server's clock over the network, and each is wrong by a part of a round trip."""
 
 _WAITING: Final = (TaskState.SUBMITTED, TaskState.QUEUED)
 _NEVER: Final = datetime.min
@@ -43,10 +45,17 @@ _log = structlog.get_logger("hopper.router")
 
 
 class Clockwork:
-    """The router's own loops."""
+    """
+    The router's own loops.
 
-    def __init__(self, engine: Engine) -> None:
+    Args:
+        apart: How far the clocks of two routers may be apart: so much later a clock runs out, because a lease must not
+            end for everybody else while it goes on for its owner.
+    """
+
+    def __init__(self, engine: Engine, *, apart: timedelta = timedelta()) -> None:
         self._engine = engine
+        self._apart = apart
         self._reported: dict[str, datetime | None] = {}
         self._followed: Directory | None = None
 
@@ -60,8 +69,8 @@ class Clockwork:
         """Do what every clock that has run out asks for; returns how many it was."""
         done = 0
         await self._engine.promote_due()
-        while await self._engine.read(lambda unit: unit.store.anything_due(unit.now)):
-            step = await self._engine.run(_run_clocks)
+        while await self._engine.read(lambda unit: unit.store.anything_due(unit.now - self._apart)):
+            step = await self._engine.run(partial(_run_clocks, self._apart))
             if (
                 not step
             ):  # each that is due has been refused, and the log told: not again before the next sweep
@@ -185,10 +194,11 @@ def _each(unit: Unit, what: str, names: Iterable[str], step: Callable[[Unit, str
     return done
 
 
-def _run_clocks(unit: Unit) -> int:
-    tasks = [task.name for task in unit.store.due(unit.now, BATCH)]
+def _run_clocks(apart: timedelta, unit: Unit) -> int:
+    then = unit.now - apart
+    tasks = [task.name for task in unit.store.due(then, BATCH)]
     done = _each(unit, "clock", tasks, working.run_clock)
-    offers = [offer.name for offer in unit.store.overdue_offers(unit.now, BATCH)]
+    offers = [offer.name for offer in unit.store.overdue_offers(then, BATCH)]
     return done + _each(unit, "offer", offers, working.run_offer)
 
 

@@ -1,10 +1,11 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from rich.console import Console, RenderableType
 
 from hopper.memory.v1.episode_pb2 import Episode, Feedback
-from hopper.router.v1.decision_pb2 import Candidate, Decision, Exclusion, Factor
+from hopper.router.v1.decision_pb2 import Candidate, Decision, Exclusion, Factor, Opinion
 from hopper.router.v1.task_pb2 import Claim, Task, TaskSpec, Wait
 from hopper.router.v1.task_service_pb2 import LearnedOpinion, LearnedReason, LearnedWord
 from hopper_cli.render import (
@@ -15,6 +16,7 @@ from hopper_cli.render import (
     factor_table,
     how_it_went,
     opinion_table,
+    stage_table,
     state_word,
     task_facts,
     task_table,
@@ -147,6 +149,34 @@ def test_words_are_shown_with_their_signs() -> None:
         ["slow", "-0.50", "+0.75", "█████"],
     ]
     assert shown(opinion_table(first)).splitlines()[1].split()[:3] == ["nb", "90.0%", "1.25"]
+
+
+def test_stages_say_whom_they_chose_and_what_that_took() -> None:
+    """And why there was no answer, where there was none."""
+    opinions = [
+        Opinion(
+            stage="learned",
+            word=Opinion.WORD_CHOICE,
+            project="projects/web",
+            confidence=0.41,
+            threshold=0.8,
+            elapsed=Duration(nanos=2_000_000),
+            reason="like others",
+        ),
+        Opinion(
+            stage="llm",
+            word=Opinion.WORD_FAILED,
+            threshold=0.6,
+            elapsed=Duration(seconds=5),
+            money_micros=1500,
+            reason="timeout",
+        ),
+    ]
+    lines = [line.split() for line in shown(stage_table(opinions)).splitlines()[1:]]
+    assert lines[0][:4] == ["learned", "web", "41%", "80%"]
+    assert lines[1][:4] == ["llm", "no", "answer", "60%"]
+    assert "0.0015" in lines[1]
+    assert lines[1][-1] == "timeout"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from hopper.memory.v1.episode_pb2 import Episode, Feedback
 from hopper.memory.v1.episodic_service_pb2 import SimilarEpisode
-from hopper.router.v1.decision_pb2 import Candidate, Decision
+from hopper.router.v1.decision_pb2 import Candidate, Decision, Opinion
 from hopper.router.v1.delegation_pb2 import Delegation
 from hopper.router.v1.schedule_pb2 import Schedule, ScheduleRun
 from hopper.router.v1.task_pb2 import Attempt, Task, TaskSpec, Wait
@@ -304,6 +304,31 @@ def opinion_table(reason: LearnedReason) -> Table:
             f"{each.probability:.1%}",
             f"{each.weight:.2f}",
             Text(bar(each.probability), style="cyan"),
+        )
+    return table
+
+
+_SAYS: Final[Mapping[int, str]] = {
+    Opinion.WORD_NOTHING_FITS: "none of them",
+    Opinion.WORD_UNSURE: "does not know",
+    Opinion.WORD_ASKED: "asked first",
+    Opinion.WORD_FAILED: "no answer",
+}
+
+
+def stage_table(opinions: Sequence[Opinion]) -> Table:
+    """What each stage of a cascade said, how sure it was and had to be, and what it took."""
+    table = grid("stage", "said", "#sure", "#needed", "#took", "#money", "because")
+    for each in opinions:
+        chosen = each.word == Opinion.WORD_CHOICE
+        table.add_row(
+            each.stage,
+            bare(each.project) if chosen else _SAYS.get(each.word, ""),
+            f"{each.confidence:.0%}" if chosen else "",
+            f"{each.threshold:.0%}",
+            format_duration(from_proto(each.elapsed)),
+            f"{each.money_micros / 1e6:.4f}" if each.money_micros else "",
+            plain(each.answer or each.reason),
         )
     return table
 

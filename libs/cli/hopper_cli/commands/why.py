@@ -143,8 +143,11 @@ def _why_not(cli: Cli, why_not: "WhyNot") -> None:
 
 def _decision(cli: Cli, decision: "Decision") -> None:
     from hopper_cli.names import bare
-    from hopper_cli.render import candidate_table, exclusion_table, factor_table
+    from hopper_cli.render import candidate_table, exclusion_table, factor_table, stage_table
 
+    if decision.opinions:
+        _heading(cli, "Who was asked")
+        cli.out.say(stage_table(decision.opinions))
     if len(decision.candidates) > 1:
         _heading(cli, f"Candidates ({decision.eligible_count} eligible)")
         cli.out.say(candidate_table(decision.candidates[:5]))

@@ -41,4 +41,4 @@ async def registry(tmp_path: Path, database_url: str) -> AsyncIterator[RunningRe
     running = RunningRegistry(tmp_path / "hopper", ManualClock(), database_url)
     await running.start()
     yield running
-    await running.stop()
+    await running.close()

@@ -30,25 +30,30 @@ class RunningRegistry:
     """
     The service as its host runs it, with a clock in the test's hand.
 
-    `start` and `stop` may alternate: the data directory stays.
+    `start` and `stop` may alternate: the data directory stays. Channels stay open until `close`, so that whoever
+    reads while the server stops hears it from the server, not from a channel that is closed meanwhile.
     """
 
     def __init__(self, directory: Path, clock: ManualClock, database_url: str) -> None:
         self.clock = clock
         self._settings = HostSettings(data_dir=directory, registry_database=SecretStr(database_url))
-        self._stack = AsyncExitStack()
+        self._server = AsyncExitStack()
+        self._channels = AsyncExitStack()
         self.projects: ProjectServiceAsyncStub
         self.instances: InstanceServiceAsyncStub
 
     async def start(self) -> None:
-        # Opened first, so that it is closed last: clients see the server go.
-        channel = await self._stack.enter_async_context(open_channel(f"unix:{self._settings.socket_path}"))
-        await self._stack.enter_async_context(_served(self._settings, self.clock))
+        await self._server.enter_async_context(_served(self._settings, self.clock))
+        channel = await self._channels.enter_async_context(open_channel(f"unix:{self._settings.socket_path}"))
         self.projects = ProjectServiceStub(channel)
         self.instances = InstanceServiceStub(channel)
 
     async def stop(self) -> None:
-        await self._stack.aclose()
+        await self._server.aclose()
+
+    async def close(self) -> None:
+        await self.stop()
+        await self._channels.aclose()
 
     async def restart(self) -> None:
         await self.stop()

@@ -28,8 +28,8 @@ async def replicas(tmp_path: Path) -> AsyncIterator[Replicas]:
     first, second = (RunningRegistry(tmp_path / name, clock, url) for name in ("first", "second"))
     await asyncio.gather(first.start(), second.start())
     yield first, second
-    await first.stop()
-    await second.stop()
+    await first.close()
+    await second.close()
 
 
 async def test_what_one_is_told_the_other_knows(replicas: Replicas) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 from hopper.common.v1 import options_pb2
-from hopper.common.v1.options_pb2 import RateClass, Role, Service
+from hopper.common.v1.options_pb2 import RateClass, Role, Service, TrustLevel
 from hopper_common.startup import StartupError
 
 DEFAULT_MAX_REQUEST_KIB = 256
@@ -35,10 +35,23 @@ class UndeclaredMethods(StartupError):
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What one method declares. `max_request_bytes` is of the encoded message; of each one, in a stream."""
+    """
+    What one method declares.
+
+    Attributes:
+        roles: The least roles of people and agents that may call.
+        services: The services of this Hopper that may call in their own name.
+        peers: The least level of another Hopper that may call; unspecified: none may.
+        strangers: Whoever reaches the pairing port may call.
+        local: Only through the owner's own socket, whatever the role.
+        max_request_bytes: Of the encoded message; of each one, in a stream.
+    """
 
     roles: Collection[Role.ValueType]
     services: Collection[Service.ValueType]
+    peers: TrustLevel.ValueType
+    strangers: bool
+    local: bool
     rate_class: RateClass.ValueType
     max_request_bytes: int
 
@@ -49,6 +62,9 @@ def access_of(method: MethodDescriptor) -> Access:
     return Access(
         roles=frozenset(declared.roles),
         services=frozenset(declared.services),
+        peers=declared.peers,
+        strangers=declared.strangers,
+        local=declared.local,
         rate_class=declared.rate_class,
         max_request_bytes=(declared.max_request_kib or DEFAULT_MAX_REQUEST_KIB) * 1024,
     )
@@ -76,7 +92,7 @@ def _lacks(access: Access) -> list[str]:
     lacks = []
     if access.rate_class == RateClass.RATE_CLASS_UNSPECIFIED:
         lacks.append("a rate class")
-    if not (access.roles or access.services):
+    if not (access.roles or access.services or access.peers or access.strangers):
         lacks.append("anybody who may call")
     if Role.ROLE_UNSPECIFIED in access.roles or Service.SERVICE_UNSPECIFIED in access.services:
         lacks.append("a name for a role or service left unspecified")

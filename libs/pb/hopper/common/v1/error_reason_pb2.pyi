@@ -150,6 +150,32 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """PERMISSION_DENIED. The caller may not do this. Metadata: `method`, `rule`."""
     ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 92
     """RESOURCE_EXHAUSTED, *retry*. Too many calls of this rate class. Metadata: `rate_class`."""
+    ERROR_REASON_CREDENTIALS_EXPIRED: _ErrorReason.ValueType  # 93
+    """UNAUTHENTICATED. The key or token has run out; get another. Metadata: `expire_time`."""
+    ERROR_REASON_CREDENTIALS_REVOKED: _ErrorReason.ValueType  # 94
+    """UNAUTHENTICATED. The key was revoked, or whom it belonged to was removed or disabled."""
+    ERROR_REASON_PRINCIPAL_NOT_FOUND: _ErrorReason.ValueType  # 95
+    """NOT_FOUND. Metadata: `principal`."""
+    ERROR_REASON_PRINCIPAL_EXISTS: _ErrorReason.ValueType  # 96
+    """ALREADY_EXISTS. Metadata: `principal`."""
+    ERROR_REASON_API_KEY_NOT_FOUND: _ErrorReason.ValueType  # 97
+    """NOT_FOUND. Metadata: `key`."""
+    ERROR_REASON_TOO_MANY_API_KEYS: _ErrorReason.ValueType  # 98
+    """FAILED_PRECONDITION. Two keys are in use already, as while one replaces the other: revoke one. Metadata: `principal`."""
+    ERROR_REASON_ALREADY_BOOTSTRAPPED: _ErrorReason.ValueType  # 99
+    """FAILED_PRECONDITION. This Hopper has its first admin already; an admin makes further ones. Metadata: `principal`."""
+    ERROR_REASON_TRUST_STORE_STALE: _ErrorReason.ValueType  # 100
+    """UNAVAILABLE, *retry*. Whom to let in is not known fresh enough, so nobody is. Metadata: `age_seconds`."""
+    ERROR_REASON_BAD_SAN: _ErrorReason.ValueType  # 101
+    """UNAUTHENTICATED. The certificate does not name exactly one SPIFFE id. Metadata: `problem`."""
+    ERROR_REASON_ISSUER_MISMATCH: _ErrorReason.ValueType  # 102
+    """PERMISSION_DENIED. The certificate was not issued by the root of the trust domain it names. Metadata: `trust_domain`."""
+    ERROR_REASON_PATH_DENIED: _ErrorReason.ValueType  # 103
+    """PERMISSION_DENIED. A certificate of that path may not call here. Metadata: `path`."""
+    ERROR_REASON_LEAF_EXPIRED: _ErrorReason.ValueType  # 104
+    """UNAUTHENTICATED. The certificate is no longer, or not yet, valid. Metadata: `not_before`, `not_after`."""
+    ERROR_REASON_TLS_TOO_OLD: _ErrorReason.ValueType  # 105
+    """UNAUTHENTICATED. The connection is not TLS 1.3. Metadata: `version`."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 110
     """INTERNAL. A defect of Hopper. The message carries nothing but an incident id. Metadata: `incident`."""
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 111
@@ -172,6 +198,52 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNIMPLEMENTED. The server does not offer this method: it is older than the client, or does not host that service.
     Metadata: `method`.
     """
+    ERROR_REASON_PEER_UNKNOWN: _ErrorReason.ValueType  # 130
+    """PERMISSION_DENIED. No such peer, or it is not paired. Metadata: `install_id`."""
+    ERROR_REASON_PEER_REVOKED: _ErrorReason.ValueType  # 131
+    """PERMISSION_DENIED. The peer was revoked; pair again to be let in. Metadata: `install_id`, `mode`."""
+    ERROR_REASON_TRUST_LEVEL_TOO_LOW: _ErrorReason.ValueType  # 132
+    """PERMISSION_DENIED. The peer is not trusted far enough. Metadata: `level`, `needed`."""
+    ERROR_REASON_PEER_NOT_FOUND: _ErrorReason.ValueType  # 133
+    """NOT_FOUND. Metadata: `peer`."""
+    ERROR_REASON_PEER_EXISTS: _ErrorReason.ValueType  # 134
+    """ALREADY_EXISTS. A peer has that name, or that install id under another name. Metadata: `peer`, `install_id`."""
+    ERROR_REASON_PEER_WRONG_STATE: _ErrorReason.ValueType  # 135
+    """FAILED_PRECONDITION. The peer's level or state does not allow the move. Metadata: `peer`, `level`, `verb`."""
+    ERROR_REASON_INVITATION_REFUSED: _ErrorReason.ValueType  # 136
+    """PERMISSION_DENIED. No invitation of that id, or a wrong proof; which of them is not told. Metadata: `invitation`."""
+    ERROR_REASON_INVITATION_EXPIRED: _ErrorReason.ValueType  # 137
+    """PERMISSION_DENIED. The invitation has run out, or five wrong proofs have ended it. Metadata: `invitation`."""
+    ERROR_REASON_INVITATION_USED: _ErrorReason.ValueType  # 138
+    """PERMISSION_DENIED. Somebody else has redeemed the invitation. Metadata: `invitation`."""
+    ERROR_REASON_INVITATION_NOT_FOUND: _ErrorReason.ValueType  # 139
+    """NOT_FOUND. Metadata: `invitation`."""
+    ERROR_REASON_PAIRING_WRONG_STEP: _ErrorReason.ValueType  # 140
+    """FAILED_PRECONDITION. No pairing is under way, or not at that step. Metadata: `session`, `step`."""
+    ERROR_REASON_PAIRING_COMMITMENT_BROKEN: _ErrorReason.ValueType  # 141
+    """PERMISSION_DENIED. What was revealed is not what was committed to: somebody may be in between. Metadata: `session`."""
+    ERROR_REASON_PAIRING_FULL: _ErrorReason.ValueType  # 142
+    """RESOURCE_EXHAUSTED, *retry*. Too many pairings wait for an answer. Metadata: `pending`, `limit`."""
+    ERROR_REASON_CLOCK_SKEW: _ErrorReason.ValueType  # 143
+    """FAILED_PRECONDITION. The two clocks are too far apart. Metadata: `offset_seconds`, `limit_seconds`."""
+    ERROR_REASON_UNSUPPORTED_VERSION: _ErrorReason.ValueType  # 144
+    """FAILED_PRECONDITION. The two speak no common version. Metadata: `theirs`, `ours`."""
+    ERROR_REASON_SIGNATURE_INVALID: _ErrorReason.ValueType  # 145
+    """PERMISSION_DENIED. A signature does not verify, or by a key that is not the signer's. Metadata: `what`."""
+    ERROR_REASON_BUNDLE_ROLLBACK: _ErrorReason.ValueType  # 146
+    """ABORTED. The bundle is older than the one known, or does not follow from it. Metadata: `sequence`, `known`."""
+    ERROR_REASON_CAPABILITY_DENIED: _ErrorReason.ValueType  # 147
+    """PERMISSION_DENIED. No rule of the policy lets that capability cross. Metadata: `rule`, `capability`, `direction`."""
+    ERROR_REASON_LABEL_DENIED: _ErrorReason.ValueType  # 148
+    """PERMISSION_DENIED. A label may not cross. Metadata: `rule`, `label`, `direction`."""
+    ERROR_REASON_QUOTA: _ErrorReason.ValueType  # 149
+    """RESOURCE_EXHAUSTED, *retry*. The peer has used up what the policy gives it. Metadata: `rule`, `quota`, `limit`."""
+    ERROR_REASON_PEER_UNREACHABLE: _ErrorReason.ValueType  # 150
+    """UNAVAILABLE, *retry*. The peer does not answer. Metadata: `peer`, `cause`."""
+    ERROR_REASON_PEER_IMPOSTOR: _ErrorReason.ValueType  # 151
+    """PERMISSION_DENIED. Who answers is not who was paired with. Metadata: `expected`, `found`."""
+    ERROR_REASON_IDENTITY_WRONG_STATE: _ErrorReason.ValueType  # 152
+    """FAILED_PRECONDITION. This Hopper's identity does not allow the move. Metadata: `stage`, `verb`."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The value of `google.rpc.ErrorInfo.reason`, without the prefix `ERROR_REASON_`, under the domain `hopper.dev`.
@@ -308,6 +380,32 @@ ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 91
 """PERMISSION_DENIED. The caller may not do this. Metadata: `method`, `rule`."""
 ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 92
 """RESOURCE_EXHAUSTED, *retry*. Too many calls of this rate class. Metadata: `rate_class`."""
+ERROR_REASON_CREDENTIALS_EXPIRED: ErrorReason.ValueType  # 93
+"""UNAUTHENTICATED. The key or token has run out; get another. Metadata: `expire_time`."""
+ERROR_REASON_CREDENTIALS_REVOKED: ErrorReason.ValueType  # 94
+"""UNAUTHENTICATED. The key was revoked, or whom it belonged to was removed or disabled."""
+ERROR_REASON_PRINCIPAL_NOT_FOUND: ErrorReason.ValueType  # 95
+"""NOT_FOUND. Metadata: `principal`."""
+ERROR_REASON_PRINCIPAL_EXISTS: ErrorReason.ValueType  # 96
+"""ALREADY_EXISTS. Metadata: `principal`."""
+ERROR_REASON_API_KEY_NOT_FOUND: ErrorReason.ValueType  # 97
+"""NOT_FOUND. Metadata: `key`."""
+ERROR_REASON_TOO_MANY_API_KEYS: ErrorReason.ValueType  # 98
+"""FAILED_PRECONDITION. Two keys are in use already, as while one replaces the other: revoke one. Metadata: `principal`."""
+ERROR_REASON_ALREADY_BOOTSTRAPPED: ErrorReason.ValueType  # 99
+"""FAILED_PRECONDITION. This Hopper has its first admin already; an admin makes further ones. Metadata: `principal`."""
+ERROR_REASON_TRUST_STORE_STALE: ErrorReason.ValueType  # 100
+"""UNAVAILABLE, *retry*. Whom to let in is not known fresh enough, so nobody is. Metadata: `age_seconds`."""
+ERROR_REASON_BAD_SAN: ErrorReason.ValueType  # 101
+"""UNAUTHENTICATED. The certificate does not name exactly one SPIFFE id. Metadata: `problem`."""
+ERROR_REASON_ISSUER_MISMATCH: ErrorReason.ValueType  # 102
+"""PERMISSION_DENIED. The certificate was not issued by the root of the trust domain it names. Metadata: `trust_domain`."""
+ERROR_REASON_PATH_DENIED: ErrorReason.ValueType  # 103
+"""PERMISSION_DENIED. A certificate of that path may not call here. Metadata: `path`."""
+ERROR_REASON_LEAF_EXPIRED: ErrorReason.ValueType  # 104
+"""UNAUTHENTICATED. The certificate is no longer, or not yet, valid. Metadata: `not_before`, `not_after`."""
+ERROR_REASON_TLS_TOO_OLD: ErrorReason.ValueType  # 105
+"""UNAUTHENTICATED. The connection is not TLS 1.3. Metadata: `version`."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 110
 """INTERNAL. A defect of Hopper. The message carries nothing but an incident id. Metadata: `incident`."""
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 111
@@ -330,4 +428,50 @@ ERROR_REASON_METHOD_NOT_OFFERED: ErrorReason.ValueType  # 117
 """UNIMPLEMENTED. The server does not offer this method: it is older than the client, or does not host that service.
 Metadata: `method`.
 """
+ERROR_REASON_PEER_UNKNOWN: ErrorReason.ValueType  # 130
+"""PERMISSION_DENIED. No such peer, or it is not paired. Metadata: `install_id`."""
+ERROR_REASON_PEER_REVOKED: ErrorReason.ValueType  # 131
+"""PERMISSION_DENIED. The peer was revoked; pair again to be let in. Metadata: `install_id`, `mode`."""
+ERROR_REASON_TRUST_LEVEL_TOO_LOW: ErrorReason.ValueType  # 132
+"""PERMISSION_DENIED. The peer is not trusted far enough. Metadata: `level`, `needed`."""
+ERROR_REASON_PEER_NOT_FOUND: ErrorReason.ValueType  # 133
+"""NOT_FOUND. Metadata: `peer`."""
+ERROR_REASON_PEER_EXISTS: ErrorReason.ValueType  # 134
+"""ALREADY_EXISTS. A peer has that name, or that install id under another name. Metadata: `peer`, `install_id`."""
+ERROR_REASON_PEER_WRONG_STATE: ErrorReason.ValueType  # 135
+"""FAILED_PRECONDITION. The peer's level or state does not allow the move. Metadata: `peer`, `level`, `verb`."""
+ERROR_REASON_INVITATION_REFUSED: ErrorReason.ValueType  # 136
+"""PERMISSION_DENIED. No invitation of that id, or a wrong proof; which of them is not told. Metadata: `invitation`."""
+ERROR_REASON_INVITATION_EXPIRED: ErrorReason.ValueType  # 137
+"""PERMISSION_DENIED. The invitation has run out, or five wrong proofs have ended it. Metadata: `invitation`."""
+ERROR_REASON_INVITATION_USED: ErrorReason.ValueType  # 138
+"""PERMISSION_DENIED. Somebody else has redeemed the invitation. Metadata: `invitation`."""
+ERROR_REASON_INVITATION_NOT_FOUND: ErrorReason.ValueType  # 139
+"""NOT_FOUND. Metadata: `invitation`."""
+ERROR_REASON_PAIRING_WRONG_STEP: ErrorReason.ValueType  # 140
+"""FAILED_PRECONDITION. No pairing is under way, or not at that step. Metadata: `session`, `step`."""
+ERROR_REASON_PAIRING_COMMITMENT_BROKEN: ErrorReason.ValueType  # 141
+"""PERMISSION_DENIED. What was revealed is not what was committed to: somebody may be in between. Metadata: `session`."""
+ERROR_REASON_PAIRING_FULL: ErrorReason.ValueType  # 142
+"""RESOURCE_EXHAUSTED, *retry*. Too many pairings wait for an answer. Metadata: `pending`, `limit`."""
+ERROR_REASON_CLOCK_SKEW: ErrorReason.ValueType  # 143
+"""FAILED_PRECONDITION. The two clocks are too far apart. Metadata: `offset_seconds`, `limit_seconds`."""
+ERROR_REASON_UNSUPPORTED_VERSION: ErrorReason.ValueType  # 144
+"""FAILED_PRECONDITION. The two speak no common version. Metadata: `theirs`, `ours`."""
+ERROR_REASON_SIGNATURE_INVALID: ErrorReason.ValueType  # 145
+"""PERMISSION_DENIED. A signature does not verify, or by a key that is not the signer's. Metadata: `what`."""
+ERROR_REASON_BUNDLE_ROLLBACK: ErrorReason.ValueType  # 146
+"""ABORTED. The bundle is older than the one known, or does not follow from it. Metadata: `sequence`, `known`."""
+ERROR_REASON_CAPABILITY_DENIED: ErrorReason.ValueType  # 147
+"""PERMISSION_DENIED. No rule of the policy lets that capability cross. Metadata: `rule`, `capability`, `direction`."""
+ERROR_REASON_LABEL_DENIED: ErrorReason.ValueType  # 148
+"""PERMISSION_DENIED. A label may not cross. Metadata: `rule`, `label`, `direction`."""
+ERROR_REASON_QUOTA: ErrorReason.ValueType  # 149
+"""RESOURCE_EXHAUSTED, *retry*. The peer has used up what the policy gives it. Metadata: `rule`, `quota`, `limit`."""
+ERROR_REASON_PEER_UNREACHABLE: ErrorReason.ValueType  # 150
+"""UNAVAILABLE, *retry*. The peer does not answer. Metadata: `peer`, `cause`."""
+ERROR_REASON_PEER_IMPOSTOR: ErrorReason.ValueType  # 151
+"""PERMISSION_DENIED. Who answers is not who was paired with. Metadata: `expected`, `found`."""
+ERROR_REASON_IDENTITY_WRONG_STATE: ErrorReason.ValueType  # 152
+"""FAILED_PRECONDITION. This Hopper's identity does not allow the move. Metadata: `stage`, `verb`."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

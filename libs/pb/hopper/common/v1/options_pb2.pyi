@@ -109,6 +109,42 @@ SERVICE_GATEWAY: Service.ValueType  # 5
 """The edge that is not gRPC."""
 Global___Service: _TypeAlias = Service  # noqa: Y015
 
+class _TrustLevel:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TrustLevelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TrustLevel.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TRUST_LEVEL_UNSPECIFIED: _TrustLevel.ValueType  # 0
+    """Not set."""
+    TRUST_LEVEL_UNTRUSTED: _TrustLevel.ValueType  # 1
+    """Seen or heard of, and nothing more. May speak to the pairing port only."""
+    TRUST_LEVEL_KNOWN: _TrustLevel.ValueType  # 2
+    """Paired. What it offers waits for a person."""
+    TRUST_LEVEL_TRUSTED: _TrustLevel.ValueType  # 3
+    """Paired, with a policy that says what may cross."""
+    TRUST_LEVEL_VERIFIED: _TrustLevel.ValueType  # 4
+    """Trusted, and a named person has compared the words. May introduce others, and see sensitive labels."""
+    TRUST_LEVEL_BLOCKED: _TrustLevel.ValueType  # 5
+    """Revoked. Stands beside the line above: hears that it is revoked, and nothing else."""
+
+class TrustLevel(_TrustLevel, metaclass=_TrustLevelEnumTypeWrapper):
+    """How far a peer, another Hopper, is trusted: a ceiling that no policy lifts. Each level lets in those above it."""
+
+TRUST_LEVEL_UNSPECIFIED: TrustLevel.ValueType  # 0
+"""Not set."""
+TRUST_LEVEL_UNTRUSTED: TrustLevel.ValueType  # 1
+"""Seen or heard of, and nothing more. May speak to the pairing port only."""
+TRUST_LEVEL_KNOWN: TrustLevel.ValueType  # 2
+"""Paired. What it offers waits for a person."""
+TRUST_LEVEL_TRUSTED: TrustLevel.ValueType  # 3
+"""Paired, with a policy that says what may cross."""
+TRUST_LEVEL_VERIFIED: TrustLevel.ValueType  # 4
+"""Trusted, and a named person has compared the words. May introduce others, and see sensitive labels."""
+TRUST_LEVEL_BLOCKED: TrustLevel.ValueType  # 5
+"""Revoked. Stands beside the line above: hears that it is revoked, and nothing else."""
+Global___TrustLevel: _TypeAlias = TrustLevel  # noqa: Y015
+
 class _RateClass:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -127,6 +163,8 @@ class _RateClassEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RateClass.V
     """A stream that stays open; counted while open."""
     RATE_CLASS_ADMIN: _RateClass.ValueType  # 5
     """Rare and far-reaching: policies, instances' lifecycle."""
+    RATE_CLASS_STRANGER: _RateClass.ValueType  # 6
+    """What strangers may ask while pairing; limited per source address."""
 
 class RateClass(_RateClass, metaclass=_RateClassEnumTypeWrapper):
     """Calls of one class share one rate limit per principal."""
@@ -143,6 +181,8 @@ RATE_CLASS_WATCH: RateClass.ValueType  # 4
 """A stream that stays open; counted while open."""
 RATE_CLASS_ADMIN: RateClass.ValueType  # 5
 """Rare and far-reaching: policies, instances' lifecycle."""
+RATE_CLASS_STRANGER: RateClass.ValueType  # 6
+"""What strangers may ask while pairing; limited per source address."""
 Global___RateClass: _TypeAlias = RateClass  # noqa: Y015
 
 class _Format:
@@ -221,10 +261,19 @@ class MethodAccess(_message.Message):
     SERVICES_FIELD_NUMBER: _builtins.int
     RATE_CLASS_FIELD_NUMBER: _builtins.int
     MAX_REQUEST_KIB_FIELD_NUMBER: _builtins.int
+    PEERS_FIELD_NUMBER: _builtins.int
+    STRANGERS_FIELD_NUMBER: _builtins.int
+    LOCAL_FIELD_NUMBER: _builtins.int
     rate_class: Global___RateClass.ValueType
     """The rate limit that calls count against."""
     max_request_kib: _builtins.int
     """The largest request, in KiB; 0 means 256."""
+    peers: Global___TrustLevel.ValueType
+    """The least level of a peer that may call, on the peer port; unset: no peer may."""
+    strangers: _builtins.bool
+    """Whoever reaches the pairing port may call, while it is open."""
+    local: _builtins.bool
+    """Only through this machine's own socket, whatever the role: for what must not be done with a stolen key."""
     @_builtins.property
     def roles(self) -> _containers.RepeatedScalarFieldContainer[Global___Role.ValueType]:
         """The least roles that may call; empty means that only `services` may."""
@@ -240,10 +289,13 @@ class MethodAccess(_message.Message):
         services: _abc.Iterable[Global___Service.ValueType] | None = ...,
         rate_class: Global___RateClass.ValueType = ...,
         max_request_kib: _builtins.int = ...,
+        peers: Global___TrustLevel.ValueType = ...,
+        strangers: _builtins.bool = ...,
+        local: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_request_kib", b"max_request_kib", "rate_class", b"rate_class", "roles", b"roles", "services", b"services"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["local", b"local", "max_request_kib", b"max_request_kib", "peers", b"peers", "rate_class", b"rate_class", "roles", b"roles", "services", b"services", "strangers", b"strangers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,7 +24,7 @@ from hopper_router.advice import Adviser, Precedent
 from hopper_router.advice_client import OpenSages
 from hopper_router.advice_store import Said, SqlBudgetStore
 from hopper_router.errors import RegistryUnknown
-from hopper_router.llm.budget import Breaker, Budget, Spent
+from hopper_router.llm.budget import Budget, Spent
 from hopper_router.llm.endpoint import Endpoint, HttpAdvisor
 from hopper_router.llm.guarded import GuardedAdvisor
 from hopper_router.llm.openai import OpenAI
@@ -130,7 +130,7 @@ async def advising(
         )
         client = await stack.enter_async_context(HttpAdvisor(endpoint, OpenAI(), clock))
         budget = Budget(SqlBudgetStore(router.db, "llm"), clock)
-        model = GuardedAdvisor(client, budget, Breaker(failures=1000), clock)
+        model = GuardedAdvisor(client, budget, clock, failures=1000)
         sages = OpenSages(SystemClock())
         stack.push_async_callback(sages.close)
         memory = EpisodesOfTest()

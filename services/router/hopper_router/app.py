@@ -42,7 +42,7 @@ from hopper_router.episode_source import StoredEpisodes
 from hopper_router.episodes import EpisodeSender
 from hopper_router.learned import Learned
 from hopper_router.lessons import LessonWatch
-from hopper_router.llm.budget import Breaker, Budget
+from hopper_router.llm.budget import Budget
 from hopper_router.llm.guarded import GuardedAdvisor
 from hopper_router.llm.opening import open_advisor
 from hopper_router.llm.settings import LlmSettings
@@ -149,7 +149,7 @@ async def _open_adviser(
     model = None
     if client is not None:
         budget = Budget(SqlBudgetStore(engine.db, "llm"), clock)
-        model = GuardedAdvisor(client, budget, Breaker(), clock)
+        model = GuardedAdvisor(client, budget, clock)
     try:
         yield Adviser(engine, MemoryClient(memory), sages, sage_budget, clock, model)
     finally:

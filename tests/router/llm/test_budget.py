@@ -14,7 +14,6 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from hopper_common.errors import StorageUnavailable
 from hopper_router.llm.advisor import Advice, Choice, Cost, Question
 from hopper_router.llm.budget import (
-    Breaker,
     Budget,
     Limits,
     MemoryBudgetStore,
@@ -148,30 +147,6 @@ async def test_what_was_asked_before_midnight_settles_with_that_day() -> None:
     assert await spent(store, date(2026, 1, 2)) == Spent()
 
 
-# ---------------------------------------------------------------- the breaker
-
-
-def test_it_opens_after_failures_in_a_row_and_then_lets_one_try_at_a_time() -> None:
-    breaker = Breaker(failures=2, open_for=timedelta(seconds=30))
-    breaker.failed(0)
-    breaker.succeeded()
-    breaker.failed(1)
-    assert breaker.admit(1)
-    breaker.failed(1)
-    assert breaker.open
-    assert not breaker.admit(30.9)
-    assert breaker.wait(21) == timedelta(seconds=10)
-    assert breaker.admit(31)
-    assert not breaker.admit(31)  # somebody tries already
-    breaker.failed(32)
-    assert not breaker.admit(61.9)
-    assert breaker.admit(62)
-    assert breaker.admit(92)  # who tried last never said how it went
-    breaker.succeeded()
-    assert all(breaker.admit(92) for _ in range(3))
-    assert breaker.wait(92) == timedelta(0)
-
-
 # ---------------------------------------------------------------- together
 
 
@@ -201,8 +176,7 @@ def guarded(
     advisor: Scripted, clock: ManualClock, *, failures: int = 5
 ) -> tuple[GuardedAdvisor, MemoryBudgetStore]:
     store = MemoryBudgetStore()
-    breaker = Breaker(failures=failures, open_for=timedelta(seconds=30))
-    return GuardedAdvisor(advisor, Budget(store, clock), breaker, clock), store
+    return GuardedAdvisor(advisor, Budget(store, clock), clock, failures=failures), store
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=30), st.integers(0, 400), st.integers(0, 30))
@@ -269,9 +243,9 @@ async def test_one_that_fails_again_and_again_is_left_alone_at_no_cost() -> None
             await asking.advise(QUESTION, instance=ROOT, limits=Limits())
     with pytest.raises(LlmUnavailable) as caught:
         await asking.advise(QUESTION, instance=ROOT, limits=Limits())
-    assert (caught.value.metadata["cause"], caught.value.retry_after) == ("breaker", timedelta(seconds=30))
+    assert (caught.value.metadata["cause"], caught.value.retry_after) == ("resting", timedelta(seconds=1))
     assert (advisor.asked, await spent(store, LATE.date())) == (2, Spent(2, 0))
-    clock.advance(timedelta(seconds=30))
+    clock.advance(timedelta(seconds=1))
     advisor.does = lambda: costs(3)
     assert (await asking.advise(QUESTION, instance=ROOT, limits=Limits())).project == "projects/ops"
 
@@ -294,5 +268,5 @@ async def test_an_answer_is_not_lost_because_it_cannot_be_settled() -> None:
     clock = ManualClock(LATE)
     advisor = Scripted(worst=40, does=lambda: costs(3))
     advisor.go.set()
-    asking = GuardedAdvisor(advisor, Budget(_Failing(), clock), Breaker(), clock)
+    asking = GuardedAdvisor(advisor, Budget(_Failing(), clock), clock)
     assert (await asking.advise(QUESTION, instance=ROOT, limits=Limits())).cost.money == 3

@@ -1,5 +1,5 @@
 """
-What an instance may spend on advice in a day, and when to stop asking somebody who does not answer.
+What an instance may spend on advice in a day.
 
 **Reserve, then settle.** Before asking, the worst that it can cost is taken from the day's budget; afterwards what was
 not used is given back. So a budget is never exceeded, however many ask at once; and a process that dies in between, a
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
-from typing import Final, Protocol
+from typing import Protocol
 
 from hopper_common.clock import Clock
 from hopper_router.llm.errors import BudgetExhausted
@@ -132,54 +132,3 @@ class Budget:
 
 def _until_midnight(now: datetime) -> timedelta:
     return datetime.combine(now.date() + timedelta(days=1), time(), UTC) - now
-
-
-FAILURES: Final = 5
-OPEN_FOR: Final = timedelta(seconds=30)
-
-
-class Breaker:
-    """
-    Lets nobody through for a while to somebody who failed several times in a row.
-
-    After that while one is let through to try, and only after another while the next, until one succeeds.
-
-    Args:
-        failures: How many in a row open it.
-        open_for: How long it stays open, and the pause between two tries after that.
-    """
-
-    def __init__(self, *, failures: int = FAILURES, open_for: timedelta = OPEN_FOR) -> None:
-        self._failures = failures
-        self._open_for = open_for.total_seconds()
-        self._failed = 0
-        self._next_try = 0.0
-
-    @property
-    def open(self) -> bool:
-        """Whether at most one is let through to try."""
-        return self._failed >= self._failures
-
-    def wait(self, now: float) -> timedelta:
-        """How long nobody is let through."""
-        return timedelta(seconds=max(0.0, self._next_try - now)) if self.open else timedelta(0)
-
-    def admit(self, now: float) -> bool:
-        """Whether to go ahead; *now* is monotonic, in seconds. Say afterwards how it went."""
-        if not self.open:
-            return True
-        if now < self._next_try:
-            return False
-        # Also holds back the others while this one tries, and if it never says how that went.
-        self._next_try = now + self._open_for
-        return True
-
-    def succeeded(self) -> None:
-        """It answered."""
-        self._failed = 0
-
-    def failed(self, now: float) -> None:
-        """It did not."""
-        self._failed += 1
-        if self.open:
-            self._next_try = now + self._open_for

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Final, TypeVar
 
@@ -17,6 +18,7 @@ from hopper_common.rpc.address import check_address
 from hopper_common.rpc.channel import OPTIONS
 from hopper_common.rpc.errors import from_rpc_error
 from hopper_common.timestamps import to_proto
+from hopper_router.breaker import Breaker, Resting
 from hopper_router.sage import convert
 from hopper_router.sage.advisor import (
     About,
@@ -35,7 +37,6 @@ from hopper_router.sage.answers import (
     checked_order,
     checked_performance,
 )
-from hopper_router.sage.breaker import Breaker
 from hopper_router.sage.errors import SageAnswerInvalid, SageRefused, SageUnavailable
 
 T = TypeVar("T")
@@ -89,11 +90,23 @@ class SageClient:
 
     def __init__(self, channel: grpc.aio.Channel, clock: Clock) -> None:
         self._sage = SageServiceStub(channel)
-        self._breaker = Breaker(clock)
+        self._breaker = Breaker("sage", clock, SageUnavailable, SageAnswerInvalid)
+
+    @contextmanager
+    def _call(self, method: str) -> Iterator[None]:
+        try:
+            with self._breaker.call():
+                yield
+        except Resting as resting:
+            error = SageUnavailable(
+                "the Sage failed several times in a row and is left alone", method=method, cause="resting"
+            )
+            error.retry_after = resting.rest
+            raise error from None
 
     async def about(self) -> About:
         """See `SageAdvisor.about`."""
-        with self._breaker.call("GetSage"):
+        with self._call("GetSage"):
             call = self._sage.GetSage(sage_service_pb2.GetSageRequest(), timeout=_TIMEOUT)
             response = await _answer("GetSage", call)
             return checked_about(convert.about_from_proto(response.sage))
@@ -103,7 +116,7 @@ class SageClient:
         method = "DecideRouting"
         request = convert.question_to_proto(question)
         request.answer_within.CopyFrom(to_proto(_bounded(within, method)))
-        with self._breaker.call(method):
+        with self._call(method):
             call = self._sage.DecideRouting(request, timeout=within.total_seconds())
             advice = convert.advice_from_proto(await _answer(method, call))
             if advice is None:
@@ -120,7 +133,7 @@ class SageClient:
             tasks=[convert.task_to_proto(task, most_text=_QUEUE_TEXT) for task in asked],
             answer_within=to_proto(_bounded(within, method)),
         )
-        with self._breaker.call(method):
+        with self._call(method):
             call = self._sage.PrioritizeQueue(request, timeout=within.total_seconds())
             order = checked_order(convert.order_from_proto(await _answer(method, call)), asked)
         return Order([*order.ranked, *(Ranked(task.name, "") for task in rest)], order.cost)
@@ -129,7 +142,7 @@ class SageClient:
         """See `SageAdvisor.record`."""
         method, new, unknown = "RecordOutcome", 0, 0
         for request in _requests(outcomes):
-            with self._breaker.call(method):
+            with self._call(method):
                 response = await _answer(method, self._sage.RecordOutcome(request, timeout=_TIMEOUT))
             new += response.new_outcomes
             unknown += response.unknown_decisions
@@ -141,7 +154,7 @@ class SageClient:
         request = sage_service_pb2.ReportPerformanceRequest(
             start_time=to_proto(start), end_time=to_proto(end)
         )
-        with self._breaker.call(method):
+        with self._call(method):
             response = await _answer(method, self._sage.ReportPerformance(request, timeout=_TIMEOUT))
             return checked_performance(convert.performance_from_proto(response.performance))
 

@@ -203,6 +203,9 @@ class Opinion(_message.Message):
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     MONEY_MICROS_FIELD_NUMBER: _builtins.int
     ELAPSED_FIELD_NUMBER: _builtins.int
+    STATED_CONFIDENCE_FIELD_NUMBER: _builtins.int
+    SUGGESTED_TAGS_FIELD_NUMBER: _builtins.int
+    SUGGESTED_EFFORT_FIELD_NUMBER: _builtins.int
     stage: _builtins.str
     """`rules`, `learned`, `llm`, `sage` or `person`."""
     word: Global___Opinion.Word.ValueType
@@ -210,7 +213,7 @@ class Opinion(_message.Message):
     project: _builtins.str
     """With CHOICE. Format: `projects/{project}`."""
     confidence: _builtins.float
-    """How sure it is, 0 to 1, by its own account."""
+    """How sure it is, 0 to 1. Of an LLM or a Sage: what its own account has proved to be worth."""
     threshold: _builtins.float
     """How sure it had to be for its word to count."""
     reason: _builtins.str
@@ -225,9 +228,19 @@ class Opinion(_message.Message):
     """tokens written,"""
     money_micros: _builtins.int
     """money, in millionths of the currency of the prices,"""
+    stated_confidence: _builtins.float
+    """Of an LLM or a Sage: how sure it is by its own account."""
     @_builtins.property
     def elapsed(self) -> _duration_pb2.Duration:
         """and time."""
+
+    @_builtins.property
+    def suggested_tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tags that it suggests, where the policy asks for them. A task without tags gets them."""
+
+    @_builtins.property
+    def suggested_effort(self) -> _duration_pb2.Duration:
+        """How much work it takes the task for, where the policy asks for that. A task without an estimate gets it."""
 
     def __init__(
         self,
@@ -244,10 +257,13 @@ class Opinion(_message.Message):
         output_tokens: _builtins.int = ...,
         money_micros: _builtins.int = ...,
         elapsed: _duration_pb2.Duration | None = ...,
+        stated_confidence: _builtins.float = ...,
+        suggested_tags: _abc.Iterable[_builtins.str] | None = ...,
+        suggested_effort: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["elapsed", b"elapsed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["elapsed", b"elapsed", "suggested_effort", b"suggested_effort"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "confidence", b"confidence", "elapsed", b"elapsed", "input_tokens", b"input_tokens", "model", b"model", "money_micros", b"money_micros", "output_tokens", b"output_tokens", "project", b"project", "reason", b"reason", "stage", b"stage", "threshold", b"threshold", "word", b"word"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "confidence", b"confidence", "elapsed", b"elapsed", "input_tokens", b"input_tokens", "model", b"model", "money_micros", b"money_micros", "output_tokens", b"output_tokens", "project", b"project", "reason", b"reason", "stage", b"stage", "stated_confidence", b"stated_confidence", "suggested_effort", b"suggested_effort", "suggested_tags", b"suggested_tags", "threshold", b"threshold", "word", b"word"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,7 +27,7 @@ from hopper.router.v1 import delegation_pb2 as hopper_dot_router_dot_v1_dot_dele
 from hopper.router.v1 import task_pb2 as hopper_dot_router_dot_v1_dot_task__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)hopper/router/v1/delegation_service.proto\x12\x10hopper.router.v1\x1a\x1ehopper/common/v1/options.proto\x1a!hopper/router/v1/delegation.proto\x1a\x1bhopper/router/v1/task.proto\"\x94\x02\n\x13\x44\x65legateTaskRequest\x12\x16\n\x04task\x18\x01 \x01(\tB\x08\xea\xe0\x18\x04\x08\x01 \x08\x12\x37\n\x04kind\x18\x02 \x01(\x0e\x32!.hopper.router.v1.Delegation.KindB\x06\xea\xe0\x18\x02\x08\x01\x12\x1b\n\x0bto_instance\x18\x03 \x01(\tB\x06\xea\xe0\x18\x02 \x07\x12\x34\n\x08subtasks\x18\x04 \x03(\x0b\x32\x19.hopper.router.v1.SubtaskB\x07\xea\xe0\x18\x03\x18\xc8\x01\x12\x17\n\x06reason\x18\x05 \x01(\tB\x07\xea\xe0\x18\x03\x10\xf4\x03\x12$\n\rfencing_token\x18\x06 \x01(\x03\x42\r\xea\xe0\x18\t)\x00\x00\x00\x00\x00\x00\x00\x00\x12\x1a\n\nrequest_id\x18\x07 \x01(\tB\x06\xea\xe0\x18\x02 \x02\"n\n\x14\x44\x65legateTaskResponse\x12\x30\n\ndelegation\x18\x01 \x01(\x0b\x32\x1c.hopper.router.v1.Delegation\x12$\n\x04task\x18\x02 \x01(\x0b\x32\x16.hopper.router.v1.Task\"M\n\x17\x41\x63\x63\x65ptDelegationRequest\x12\x16\n\x04name\x18\x01 \x01(\tB\x08\xea\xe0\x18\x04\x08\x01 \n\x12\x1a\n\nrequest_id\x18\x02 \x01(\tB\x06\xea\xe0\x18\x02 \x02\"L\n\x18\x41\x63\x63\x65ptDelegationResponse\x12\x30\n\ndelegation\x18\x01 \x01(\x0b\x32\x1c.hopper.router.v1.Delegation\"f\n\x17RejectDelegationRequest\x12\x16\n\x04name\x18\x01 \x01(\tB\x08\xea\xe0\x18\x04\x08\x01 \n\x12\x17\n\x06reason\x18\x02 \x01(\tB\x07\xea\xe0\x18\x03\x10\xf4\x03\x12\x1a\n\nrequest_id\x18\x03 \x01(\tB\x06\xea\xe0\x18\x02 \x02\"L\n\x18RejectDelegationResponse\x12\x30\n\ndelegation\x18\x01 \x01(\x0b\x32\x1c.hopper.router.v1.Delegation\".\n\x14GetDelegationRequest\x12\x16\n\x04name\x18\x01 \x01(\tB\x08\xea\xe0\x18\x04\x08\x01 \n\"I\n\x15GetDelegationResponse\x12\x30\n\ndelegation\x18\x01 \x01(\x0b\x32\x1c.hopper.router.v1.Delegation\"0\n\x16ListDelegationsRequest\x12\x16\n\x04task\x18\x01 \x01(\tB\x08\xea\xe0\x18\x04\x08\x01 \x08\"L\n\x17ListDelegationsResponse\x12\x31\n\x0b\x64\x65legations\x18\x01 \x03(\x0b\x32\x1c.hopper.router.v1.Delegation2\xe6\x04\n\x11\x44\x65legationService\x12o\n\x0c\x44\x65legateTask\x12%.hopper.router.v1.DelegateTaskRequest\x1a&.hopper.router.v1.DelegateTaskResponse\"\x10\xe2\xe0\x18\x0c\n\x02\x04\x06\x12\x01\x04\x18\x02 \x80 \x12x\n\x10\x41\x63\x63\x65ptDelegation\x12).hopper.router.v1.AcceptDelegationRequest\x1a*.hopper.router.v1.AcceptDelegationResponse\"\r\xe2\xe0\x18\t\n\x02\x04\x06\x12\x01\x04\x18\x02\x12x\n\x10RejectDelegation\x12).hopper.router.v1.RejectDelegationRequest\x1a*.hopper.router.v1.RejectDelegationResponse\"\r\xe2\xe0\x18\t\n\x02\x04\x06\x12\x01\x04\x18\x02\x12r\n\rGetDelegation\x12&.hopper.router.v1.GetDelegationRequest\x1a\'.hopper.router.v1.GetDelegationResponse\"\x10\xe2\xe0\x18\x0c\n\x03\x05\x06\x07\x12\x03\x04\x03\x05\x18\x01\x12x\n\x0fListDelegations\x12(.hopper.router.v1.ListDelegationsRequest\x1a).hopper.router.v1.ListDelegationsResponse\"\x10\xe2\xe0\x18\x0c\n\x03\x05\x06\x07\x12\x03\x04\x03\x05\x18\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)hopper/router/v1/delegation_service.proto\x12\x10hopper.router.v1\x1a\x1ehopper/common/v1/options.proto\x1a!hopper/router/v1/delegation.proto\x1a\x1bhopper/router/v1/task.proto\"\x94\x02\n\x13\x44\x65legateTaskRequest\x12\x16\n\x04task\x18\x01 \x01(\tB\x08\xea\xe0\x18\x04\x08\x01 \x08\x12\x37\n\x04kind\x18\x02 \x01(\x0e\x32!.hopper.router.v1.Delegation.KindB\x06\xea\xe0\x18\x02\x08\x01\x12\x1b\n\x0bto_instance\x18\x03 \x01(\tB\x06\xea\xe0\x18\x02 \x07\x12\x34\n\x08subtasks\x18\x04 \x03(\x0b\x32\x19.hopper.router.v1.SubtaskB\x07\xea\xe0\x18\x03\x18\xc8\x01\x12\x17\n\x06reason\x18\x05 \x01(\tB\x07\xea\xe0\x18\x03\x10\xf4\x03\x12$\n\rfencing_token\x18\x06 \x01(\x03\x42\r\xea\xe0\x18\t)\x00\x00\x00\x00\x00\x00\x00\x00\x12\x1a\n\nrequest_id\x18\x07 \x01(\tB\x06\xea\xe0\x18\x02 \x02\"n\n\x14\x44\x65legateTaskResponse\x12\x30\n\ndelegation\x18\x01 \x01(\x0b\x32\x1c.hopper.router.v1.Delegation\x12$\n\x04task\x18\x02 \x01(\x0b\x32\x16.hopper.router.v1.Task\"0\n\x16ProposeSubtasksRequest\x12\x16\n\x04task\x18\x01 \x01(\tB\x08\xea\xe0\x18\x04\x08\x01 \x08\"\xa8\x01\n\x17ProposeSubtasksResponse\x12+\n\x08subtasks\x18\x01 \x03(\x0b\x32\x19.hopper.router.v1.Subtask\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x14\n\x0cinput_tokens\x18\x04 \x01(\x03\x12\x15\n\routput_tokens\x18\x05 \x01(\x03\x12\x14\n\x0cmoney_micros\x18\x06 \x01(\x03\"M\n\x17\x41\x63\x63\x65ptDelegationRequest\x12\x16\n\x04name\x18\x01 \x01(\tB\x08\xea\xe0\x18\x04\x08\x01 \n\x12\x1a\n\nrequest_id\x18\x02 \x01(\tB\x06\xea\xe0\x18\x02 \x02\"L\n\x18\x41\x63\x63\x65ptDelegationResponse\x12\x30\n\ndelegation\x18\x01 \x01(\x0b\x32\x1c.hopper.router.v1.Delegation\"f\n\x17RejectDelegationRequest\x12\x16\n\x04name\x18\x01 \x01(\tB\x08\xea\xe0\x18\x04\x08\x01 \n\x12\x17\n\x06reason\x18\x02 \x01(\tB\x07\xea\xe0\x18\x03\x10\xf4\x03\x12\x1a\n\nrequest_id\x18\x03 \x01(\tB\x06\xea\xe0\x18\x02 \x02\"L\n\x18RejectDelegationResponse\x12\x30\n\ndelegation\x18\x01 \x01(\x0b\x32\x1c.hopper.router.v1.Delegation\".\n\x14GetDelegationRequest\x12\x16\n\x04name\x18\x01 \x01(\tB\x08\xea\xe0\x18\x04\x08\x01 \n\"I\n\x15GetDelegationResponse\x12\x30\n\ndelegation\x18\x01 \x01(\x0b\x32\x1c.hopper.router.v1.Delegation\"0\n\x16ListDelegationsRequest\x12\x16\n\x04task\x18\x01 \x01(\tB\x08\xea\xe0\x18\x04\x08\x01 \x08\"L\n\x17ListDelegationsResponse\x12\x31\n\x0b\x64\x65legations\x18\x01 \x03(\x0b\x32\x1c.hopper.router.v1.Delegation2\xda\x05\n\x11\x44\x65legationService\x12o\n\x0c\x44\x65legateTask\x12%.hopper.router.v1.DelegateTaskRequest\x1a&.hopper.router.v1.DelegateTaskResponse\"\x10\xe2\xe0\x18\x0c\n\x02\x04\x06\x12\x01\x04\x18\x02 \x80 \x12r\n\x0fProposeSubtasks\x12(.hopper.router.v1.ProposeSubtasksRequest\x1a).hopper.router.v1.ProposeSubtasksResponse\"\n\xe2\xe0\x18\x06\n\x02\x04\x06\x18\x02\x12x\n\x10\x41\x63\x63\x65ptDelegation\x12).hopper.router.v1.AcceptDelegationRequest\x1a*.hopper.router.v1.AcceptDelegationResponse\"\r\xe2\xe0\x18\t\n\x02\x04\x06\x12\x01\x04\x18\x02\x12x\n\x10RejectDelegation\x12).hopper.router.v1.RejectDelegationRequest\x1a*.hopper.router.v1.RejectDelegationResponse\"\r\xe2\xe0\x18\t\n\x02\x04\x06\x12\x01\x04\x18\x02\x12r\n\rGetDelegation\x12&.hopper.router.v1.GetDelegationRequest\x1a\'.hopper.router.v1.GetDelegationResponse\"\x10\xe2\xe0\x18\x0c\n\x03\x05\x06\x07\x12\x03\x04\x03\x05\x18\x01\x12x\n\x0fListDelegations\x12(.hopper.router.v1.ListDelegationsRequest\x1a).hopper.router.v1.ListDelegationsResponse\"\x10\xe2\xe0\x18\x0c\n\x03\x05\x06\x07\x12\x03\x04\x03\x05\x18\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,6 +48,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELEGATETASKREQUEST'].fields_by_name['fencing_token']._serialized_options = b'\352\340\030\t)\000\000\000\000\000\000\000\000'
   _globals['_DELEGATETASKREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_DELEGATETASKREQUEST'].fields_by_name['request_id']._serialized_options = b'\352\340\030\002 \002'
+  _globals['_PROPOSESUBTASKSREQUEST'].fields_by_name['task']._loaded_options = None
+  _globals['_PROPOSESUBTASKSREQUEST'].fields_by_name['task']._serialized_options = b'\352\340\030\004\010\001 \010'
   _globals['_ACCEPTDELEGATIONREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_ACCEPTDELEGATIONREQUEST'].fields_by_name['name']._serialized_options = b'\352\340\030\004\010\001 \n'
   _globals['_ACCEPTDELEGATIONREQUEST'].fields_by_name['request_id']._loaded_options = None
@@ -64,6 +66,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTDELEGATIONSREQUEST'].fields_by_name['task']._serialized_options = b'\352\340\030\004\010\001 \010'
   _globals['_DELEGATIONSERVICE'].methods_by_name['DelegateTask']._loaded_options = None
   _globals['_DELEGATIONSERVICE'].methods_by_name['DelegateTask']._serialized_options = b'\342\340\030\014\n\002\004\006\022\001\004\030\002 \200 '
+  _globals['_DELEGATIONSERVICE'].methods_by_name['ProposeSubtasks']._loaded_options = None
+  _globals['_DELEGATIONSERVICE'].methods_by_name['ProposeSubtasks']._serialized_options = b'\342\340\030\006\n\002\004\006\030\002'
   _globals['_DELEGATIONSERVICE'].methods_by_name['AcceptDelegation']._loaded_options = None
   _globals['_DELEGATIONSERVICE'].methods_by_name['AcceptDelegation']._serialized_options = b'\342\340\030\t\n\002\004\006\022\001\004\030\002'
   _globals['_DELEGATIONSERVICE'].methods_by_name['RejectDelegation']._loaded_options = None
@@ -76,22 +80,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELEGATETASKREQUEST']._serialized_end=436
   _globals['_DELEGATETASKRESPONSE']._serialized_start=438
   _globals['_DELEGATETASKRESPONSE']._serialized_end=548
-  _globals['_ACCEPTDELEGATIONREQUEST']._serialized_start=550
-  _globals['_ACCEPTDELEGATIONREQUEST']._serialized_end=627
-  _globals['_ACCEPTDELEGATIONRESPONSE']._serialized_start=629
-  _globals['_ACCEPTDELEGATIONRESPONSE']._serialized_end=705
-  _globals['_REJECTDELEGATIONREQUEST']._serialized_start=707
-  _globals['_REJECTDELEGATIONREQUEST']._serialized_end=809
-  _globals['_REJECTDELEGATIONRESPONSE']._serialized_start=811
-  _globals['_REJECTDELEGATIONRESPONSE']._serialized_end=887
-  _globals['_GETDELEGATIONREQUEST']._serialized_start=889
-  _globals['_GETDELEGATIONREQUEST']._serialized_end=935
-  _globals['_GETDELEGATIONRESPONSE']._serialized_start=937
-  _globals['_GETDELEGATIONRESPONSE']._serialized_end=1010
-  _globals['_LISTDELEGATIONSREQUEST']._serialized_start=1012
-  _globals['_LISTDELEGATIONSREQUEST']._serialized_end=1060
-  _globals['_LISTDELEGATIONSRESPONSE']._serialized_start=1062
-  _globals['_LISTDELEGATIONSRESPONSE']._serialized_end=1138
-  _globals['_DELEGATIONSERVICE']._serialized_start=1141
-  _globals['_DELEGATIONSERVICE']._serialized_end=1755
+  _globals['_PROPOSESUBTASKSREQUEST']._serialized_start=550
+  _globals['_PROPOSESUBTASKSREQUEST']._serialized_end=598
+  _globals['_PROPOSESUBTASKSRESPONSE']._serialized_start=601
+  _globals['_PROPOSESUBTASKSRESPONSE']._serialized_end=769
+  _globals['_ACCEPTDELEGATIONREQUEST']._serialized_start=771
+  _globals['_ACCEPTDELEGATIONREQUEST']._serialized_end=848
+  _globals['_ACCEPTDELEGATIONRESPONSE']._serialized_start=850
+  _globals['_ACCEPTDELEGATIONRESPONSE']._serialized_end=926
+  _globals['_REJECTDELEGATIONREQUEST']._serialized_start=928
+  _globals['_REJECTDELEGATIONREQUEST']._serialized_end=1030
+  _globals['_REJECTDELEGATIONRESPONSE']._serialized_start=1032
+  _globals['_REJECTDELEGATIONRESPONSE']._serialized_end=1108
+  _globals['_GETDELEGATIONREQUEST']._serialized_start=1110
+  _globals['_GETDELEGATIONREQUEST']._serialized_end=1156
+  _globals['_GETDELEGATIONRESPONSE']._serialized_start=1158
+  _globals['_GETDELEGATIONRESPONSE']._serialized_end=1231
+  _globals['_LISTDELEGATIONSREQUEST']._serialized_start=1233
+  _globals['_LISTDELEGATIONSREQUEST']._serialized_end=1281
+  _globals['_LISTDELEGATIONSRESPONSE']._serialized_start=1283
+  _globals['_LISTDELEGATIONSRESPONSE']._serialized_end=1359
+  _globals['_DELEGATIONSERVICE']._serialized_start=1362
+  _globals['_DELEGATIONSERVICE']._serialized_end=2092
 # @@protoc_insertion_point(module_scope)

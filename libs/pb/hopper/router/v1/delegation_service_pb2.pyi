@@ -99,6 +99,72 @@ class DelegateTaskResponse(_message.Message):
 Global___DelegateTaskResponse: _TypeAlias = DelegateTaskResponse  # noqa: Y015
 
 @_typing.final
+class ProposeSubtasksRequest(_message.Message):
+    """Asks for the parts of a task."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    task: _builtins.str
+    """Required. Format: `instances/{instance}/tasks/{task}`."""
+    def __init__(
+        self,
+        *,
+        task: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProposeSubtasksRequest: _TypeAlias = ProposeSubtasksRequest  # noqa: Y015
+
+@_typing.final
+class ProposeSubtasksResponse(_message.Message):
+    """The parts, as DelegateTask takes them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBTASKS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    MONEY_MICROS_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """In a sentence, for people."""
+    model: _builtins.str
+    """The model that was asked."""
+    input_tokens: _builtins.int
+    """What asking took, failed attempts included: tokens read,"""
+    output_tokens: _builtins.int
+    """tokens written,"""
+    money_micros: _builtins.int
+    """and money, in millionths of the currency of the prices."""
+    @_builtins.property
+    def subtasks(self) -> _containers.RepeatedCompositeFieldContainer[_delegation_pb2.Subtask]:
+        """At most 20. Empty: it should stay in one piece."""
+
+    def __init__(
+        self,
+        *,
+        subtasks: _abc.Iterable[_delegation_pb2.Subtask] | None = ...,
+        reason: _builtins.str = ...,
+        model: _builtins.str = ...,
+        input_tokens: _builtins.int = ...,
+        output_tokens: _builtins.int = ...,
+        money_micros: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input_tokens", b"input_tokens", "model", b"model", "money_micros", b"money_micros", "output_tokens", b"output_tokens", "reason", b"reason", "subtasks", b"subtasks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProposeSubtasksResponse: _TypeAlias = ProposeSubtasksResponse  # noqa: Y015
+
+@_typing.final
 class AcceptDelegationRequest(_message.Message):
     """Asks to take an offered task."""
 

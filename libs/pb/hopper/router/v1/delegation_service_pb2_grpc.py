@@ -43,6 +43,11 @@ class DelegationServiceStub:
                 request_serializer=hopper_dot_router_dot_v1_dot_delegation__service__pb2.DelegateTaskRequest.SerializeToString,
                 response_deserializer=hopper_dot_router_dot_v1_dot_delegation__service__pb2.DelegateTaskResponse.FromString,
                 _registered_method=True)
+        self.ProposeSubtasks = channel.unary_unary(
+                '/hopper.router.v1.DelegationService/ProposeSubtasks',
+                request_serializer=hopper_dot_router_dot_v1_dot_delegation__service__pb2.ProposeSubtasksRequest.SerializeToString,
+                response_deserializer=hopper_dot_router_dot_v1_dot_delegation__service__pb2.ProposeSubtasksResponse.FromString,
+                _registered_method=True)
         self.AcceptDelegation = channel.unary_unary(
                 '/hopper.router.v1.DelegationService/AcceptDelegation',
                 request_serializer=hopper_dot_router_dot_v1_dot_delegation__service__pb2.AcceptDelegationRequest.SerializeToString,
@@ -79,6 +84,19 @@ class DelegationServiceServicer:
         whoever delegated the task or else to the parent, DECOMPOSE stays or goes to a child. DELEGATION_LOOP: the
         instance had the work before, or it is nested more than 16 deep. FEDERATION_UNAVAILABLE. INSTANCE_NOT_RUNNING.
         TASK_WRONG_STATE. ABORTED / STALE_TOKEN. At most 4 MiB.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ProposeSubtasks(self, request, context):
+        """Has the LLM of the instance's policy propose the parts of a task, and changes nothing: whoever likes them hands
+        them to DelegateTask. Costs what asking the LLM costs, within the budget of the policy's stage `llm`, which has to
+        name `subtasks` among what it may suggest. Callers: member, agent.
+
+        FAILED_PRECONDITION / LLM_NOT_CONFIGURED, TASK_WRONG_STATE: it is over, or somebody has it. DELEGATION_LOOP: it is a
+        part of a part already, three deep. RESOURCE_EXHAUSTED / BUDGET_EXHAUSTED. UNAVAILABLE / LLM_UNAVAILABLE,
+        LLM_ANSWER_INVALID: what it proposes is no plan, e.g. parts that wait for each other.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,6 +143,11 @@ def add_DelegationServiceServicer_to_server(servicer, server):
                     servicer.DelegateTask,
                     request_deserializer=hopper_dot_router_dot_v1_dot_delegation__service__pb2.DelegateTaskRequest.FromString,
                     response_serializer=hopper_dot_router_dot_v1_dot_delegation__service__pb2.DelegateTaskResponse.SerializeToString,
+            ),
+            'ProposeSubtasks': grpc.unary_unary_rpc_method_handler(
+                    servicer.ProposeSubtasks,
+                    request_deserializer=hopper_dot_router_dot_v1_dot_delegation__service__pb2.ProposeSubtasksRequest.FromString,
+                    response_serializer=hopper_dot_router_dot_v1_dot_delegation__service__pb2.ProposeSubtasksResponse.SerializeToString,
             ),
             'AcceptDelegation': grpc.unary_unary_rpc_method_handler(
                     servicer.AcceptDelegation,
@@ -178,6 +201,33 @@ class DelegationService:
             '/hopper.router.v1.DelegationService/DelegateTask',
             hopper_dot_router_dot_v1_dot_delegation__service__pb2.DelegateTaskRequest.SerializeToString,
             hopper_dot_router_dot_v1_dot_delegation__service__pb2.DelegateTaskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ProposeSubtasks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hopper.router.v1.DelegationService/ProposeSubtasks',
+            hopper_dot_router_dot_v1_dot_delegation__service__pb2.ProposeSubtasksRequest.SerializeToString,
+            hopper_dot_router_dot_v1_dot_delegation__service__pb2.ProposeSubtasksResponse.FromString,
             options,
             channel_credentials,
             insecure,

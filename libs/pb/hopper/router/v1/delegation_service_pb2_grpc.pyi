@@ -45,6 +45,15 @@ class DelegationServiceStub:
     instance had the work before, or it is nested more than 16 deep. FEDERATION_UNAVAILABLE. INSTANCE_NOT_RUNNING.
     TASK_WRONG_STATE. ABORTED / STALE_TOKEN. At most 4 MiB.
     """
+    ProposeSubtasks: _grpc.UnaryUnaryMultiCallable[_delegation_service_pb2.ProposeSubtasksRequest, _delegation_service_pb2.ProposeSubtasksResponse]
+    """Has the LLM of the instance's policy propose the parts of a task, and changes nothing: whoever likes them hands
+    them to DelegateTask. Costs what asking the LLM costs, within the budget of the policy's stage `llm`, which has to
+    name `subtasks` among what it may suggest. Callers: member, agent.
+
+    FAILED_PRECONDITION / LLM_NOT_CONFIGURED, TASK_WRONG_STATE: it is over, or somebody has it. DELEGATION_LOOP: it is a
+    part of a part already, three deep. RESOURCE_EXHAUSTED / BUDGET_EXHAUSTED. UNAVAILABLE / LLM_UNAVAILABLE,
+    LLM_ANSWER_INVALID: what it proposes is no plan, e.g. parts that wait for each other.
+    """
     AcceptDelegation: _grpc.UnaryUnaryMultiCallable[_delegation_service_pb2.AcceptDelegationRequest, _delegation_service_pb2.AcceptDelegationResponse]
     """Takes an offered task; it is then placed and queued. A repeat succeeds. Callers: member, agent, federation.
 
@@ -79,6 +88,15 @@ class DelegationServiceAsyncStub(DelegationServiceStub):
     whoever delegated the task or else to the parent, DECOMPOSE stays or goes to a child. DELEGATION_LOOP: the
     instance had the work before, or it is nested more than 16 deep. FEDERATION_UNAVAILABLE. INSTANCE_NOT_RUNNING.
     TASK_WRONG_STATE. ABORTED / STALE_TOKEN. At most 4 MiB.
+    """
+    ProposeSubtasks: _aio.UnaryUnaryMultiCallable[_delegation_service_pb2.ProposeSubtasksRequest, _delegation_service_pb2.ProposeSubtasksResponse]  # type: ignore[assignment]
+    """Has the LLM of the instance's policy propose the parts of a task, and changes nothing: whoever likes them hands
+    them to DelegateTask. Costs what asking the LLM costs, within the budget of the policy's stage `llm`, which has to
+    name `subtasks` among what it may suggest. Callers: member, agent.
+
+    FAILED_PRECONDITION / LLM_NOT_CONFIGURED, TASK_WRONG_STATE: it is over, or somebody has it. DELEGATION_LOOP: it is a
+    part of a part already, three deep. RESOURCE_EXHAUSTED / BUDGET_EXHAUSTED. UNAVAILABLE / LLM_UNAVAILABLE,
+    LLM_ANSWER_INVALID: what it proposes is no plan, e.g. parts that wait for each other.
     """
     AcceptDelegation: _aio.UnaryUnaryMultiCallable[_delegation_service_pb2.AcceptDelegationRequest, _delegation_service_pb2.AcceptDelegationResponse]  # type: ignore[assignment]
     """Takes an offered task; it is then placed and queued. A repeat succeeds. Callers: member, agent, federation.
@@ -117,6 +135,21 @@ class DelegationServiceServicer(metaclass=_abc_1.ABCMeta):
         whoever delegated the task or else to the parent, DECOMPOSE stays or goes to a child. DELEGATION_LOOP: the
         instance had the work before, or it is nested more than 16 deep. FEDERATION_UNAVAILABLE. INSTANCE_NOT_RUNNING.
         TASK_WRONG_STATE. ABORTED / STALE_TOKEN. At most 4 MiB.
+        """
+
+    @_abc_1.abstractmethod
+    def ProposeSubtasks(
+        self,
+        request: _delegation_service_pb2.ProposeSubtasksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_delegation_service_pb2.ProposeSubtasksResponse, _abc.Awaitable[_delegation_service_pb2.ProposeSubtasksResponse]]:
+        """Has the LLM of the instance's policy propose the parts of a task, and changes nothing: whoever likes them hands
+        them to DelegateTask. Costs what asking the LLM costs, within the budget of the policy's stage `llm`, which has to
+        name `subtasks` among what it may suggest. Callers: member, agent.
+
+        FAILED_PRECONDITION / LLM_NOT_CONFIGURED, TASK_WRONG_STATE: it is over, or somebody has it. DELEGATION_LOOP: it is a
+        part of a part already, three deep. RESOURCE_EXHAUSTED / BUDGET_EXHAUSTED. UNAVAILABLE / LLM_UNAVAILABLE,
+        LLM_ANSWER_INVALID: what it proposes is no plan, e.g. parts that wait for each other.
         """
 
     @_abc_1.abstractmethod

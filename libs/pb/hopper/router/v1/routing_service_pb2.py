@@ -26,9 +26,11 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from hopper.common.v1 import options_pb2 as hopper_dot_common_dot_v1_dot_options__pb2
 from hopper.router.v1 import decision_pb2 as hopper_dot_router_dot_v1_dot_decision__pb2
 from hopper.router.v1 import task_pb2 as hopper_dot_router_dot_v1_dot_task__pb2
+from hopper.router.v1 import task_service_pb2 as hopper_dot_router_dot_v1_dot_task__service__pb2
+from hopper.sage.v1 import advice_pb2 as hopper_dot_sage_dot_v1_dot_advice__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&hopper/router/v1/routing_service.proto\x12\x10hopper.router.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ehopper/common/v1/options.proto\x1a\x1fhopper/router/v1/decision.proto\x1a\x1bhopper/router/v1/task.proto\"a\n\x13SuggestRouteRequest\x12\x18\n\x06parent\x18\x01 \x01(\tB\x08\xea\xe0\x18\x04\x08\x01 \x07\x12\x30\n\x04spec\x18\x02 \x01(\x0b\x32\x1a.hopper.router.v1.TaskSpecB\x06\xea\xe0\x18\x02\x08\x01\"D\n\x14SuggestRouteResponse\x12,\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x1a.hopper.router.v1.Decision\",\n\x12GetDecisionRequest\x12\x16\n\x04name\x18\x01 \x01(\tB\x08\xea\xe0\x18\x04\x08\x01 \t\"C\n\x13GetDecisionResponse\x12,\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x1a.hopper.router.v1.Decision\"\xa7\x01\n\x14ListDecisionsRequest\x12)\n\tpage_size\x18\x01 \x01(\x05\x42\x16\xea\xe0\x18\x12)\x00\x00\x00\x00\x00\x00\x00\x00\x31\x00\x00\x00\x00\x00@\x8f@\x12\x1b\n\npage_token\x18\x02 \x01(\tB\x07\xea\xe0\x18\x03\x10\x80\x10\x12\x14\n\x04task\x18\x03 \x01(\tB\x06\xea\xe0\x18\x02 \x08\x12\x18\n\x08instance\x18\x04 \x01(\tB\x06\xea\xe0\x18\x02 \x07\x12\x17\n\x07project\x18\x05 \x01(\tB\x06\xea\xe0\x18\x02 \x05\"_\n\x15ListDecisionsResponse\x12-\n\tdecisions\x18\x01 \x03(\x0b\x32\x1a.hopper.router.v1.Decision\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"N\n\x10GetPolicyRequest\x12\x1a\n\x08instance\x18\x01 \x01(\tB\x08\xea\xe0\x18\x04\x08\x01 \x07\x12\x1e\n\x07version\x18\x02 \x01(\x03\x42\r\xea\xe0\x18\t)\x00\x00\x00\x00\x00\x00\x00\x00\"=\n\x11GetPolicyResponse\x12(\n\x06policy\x18\x01 \x01(\x0b\x32\x18.hopper.router.v1.Policy\"c\n\x13UpdatePolicyRequest\x12\x30\n\x06policy\x18\x01 \x01(\x0b\x32\x18.hopper.router.v1.PolicyB\x06\xea\xe0\x18\x02\x08\x01\x12\x1a\n\nrequest_id\x18\x02 \x01(\tB\x06\xea\xe0\x18\x02 \x02\"@\n\x14UpdatePolicyResponse\x12(\n\x06policy\x18\x01 \x01(\x0b\x32\x18.hopper.router.v1.Policy\"3\n\x15ValidatePolicyRequest\x12\x1a\n\x06source\x18\x01 \x01(\tB\n\xea\xe0\x18\x06\x08\x01\x10\x80\x80\x10\"\x8c\x01\n\x16ValidatePolicyResponse\x12-\n\x06\x65rrors\x18\x01 \x03(\x0b\x32\x1d.hopper.router.v1.PolicyError\x12/\n\x08warnings\x18\x02 \x03(\x0b\x32\x1d.hopper.router.v1.PolicyError\x12\x12\n\nrule_count\x18\x03 \x01(\x05\"\x8c\x01\n\x13ReplayPolicyRequest\x12\x1a\n\x08instance\x18\x01 \x01(\tB\x08\xea\xe0\x18\x04\x08\x01 \x07\x12\x18\n\x06source\x18\x02 \x01(\tB\x08\xea\xe0\x18\x04\x10\x80\x80\x10\x12%\n\x05limit\x18\x03 \x01(\x05\x42\x16\xea\xe0\x18\x12)\x00\x00\x00\x00\x00\x00\x00\x00\x31\x00\x00\x00\x00\x00\x88\xc3@\x12\x18\n\x08strategy\x18\x04 \x01(\tB\x06\xea\xe0\x18\x02\x10\x64\"\xad\x01\n\x14ReplayPolicyResponse\x12\x10\n\x08replayed\x18\x01 \x01(\x05\x12\x0f\n\x07\x63hanged\x18\x02 \x01(\x05\x12/\n\x07\x63hanges\x18\x03 \x03(\x0b\x32\x1e.hopper.router.v1.ReplayChange\x12\x32\n\x08\x65stimate\x18\x04 \x01(\x0b\x32 .hopper.router.v1.PolicyEstimate\x12\r\n\x05notes\x18\x05 \x03(\t\"\xe4\x02\n\x0ePolicyEstimate\x12\r\n\x05value\x18\x01 \x01(\x01\x12\r\n\x05lower\x18\x02 \x01(\x01\x12\r\n\x05upper\x18\x03 \x01(\x01\x12\x10\n\x08recorded\x18\x04 \x01(\x01\x12\x0c\n\x04gain\x18\x05 \x01(\x01\x12\x12\n\ngain_lower\x18\x06 \x01(\x01\x12\x12\n\ngain_upper\x18\x07 \x01(\x01\x12\x0e\n\x06random\x18\x08 \x01(\x01\x12\x11\n\tagreement\x18\t \x01(\x01\x12\x0e\n\x06judged\x18\n \x01(\x05\x12\x10\n\x08modelled\x18\x0b \x01(\x05\x12\x37\n\x06method\x18\x0c \x01(\x0e\x32\'.hopper.router.v1.PolicyEstimate.Method\"_\n\x06Method\x12\x16\n\x12METHOD_UNSPECIFIED\x10\x00\x12\x10\n\x0cMETHOD_KNOWN\x10\x01\x12\x11\n\rMETHOD_DIRECT\x10\x02\x12\x18\n\x14METHOD_DOUBLY_ROBUST\x10\x03\"\x7f\n\x19ListPolicyVersionsRequest\x12\x1a\n\x08instance\x18\x01 \x01(\tB\x08\xea\xe0\x18\x04\x08\x01 \x07\x12)\n\tpage_size\x18\x02 \x01(\x05\x42\x16\xea\xe0\x18\x12)\x00\x00\x00\x00\x00\x00\x00\x00\x31\x00\x00\x00\x00\x00@\x8f@\x12\x1b\n\npage_token\x18\x03 \x01(\tB\x07\xea\xe0\x18\x03\x10\x80\x10\"a\n\x1aListPolicyVersionsResponse\x12*\n\x08policies\x18\x01 \x03(\x0b\x32\x18.hopper.router.v1.Policy\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"Y\n\x14\x43ompareShadowRequest\x12\x1a\n\x08instance\x18\x01 \x01(\tB\x08\xea\xe0\x18\x04\x08\x01 \x07\x12%\n\x05limit\x18\x02 \x01(\x05\x42\x16\xea\xe0\x18\x12)\x00\x00\x00\x00\x00\x00\x00\x00\x31\x00\x00\x00\x00\x00\x88\xc3@\"\xf0\x01\n\x15\x43ompareShadowResponse\x12\x10\n\x08\x63ompared\x18\x01 \x01(\x05\x12\x0f\n\x07\x63hanged\x18\x02 \x01(\x05\x12/\n\x07\x63hanges\x18\x03 \x03(\x0b\x32\x1e.hopper.router.v1.ReplayChange\x12\x32\n\x08\x65stimate\x18\x04 \x01(\x0b\x32 .hopper.router.v1.PolicyEstimate\x12\r\n\x05notes\x18\x05 \x03(\t\x12\x10\n\x08strategy\x18\x06 \x01(\t\x12.\n\nfirst_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xc8\x01\n\x0cReplayChange\x12\x10\n\x08\x64\x65\x63ision\x18\x01 \x01(\t\x12\x0c\n\x04task\x18\x02 \x01(\t\x12\x14\n\x0c\x66rom_project\x18\x03 \x01(\t\x12\x12\n\nto_project\x18\x04 \x01(\t\x12\x17\n\x0f\x66rom_confidence\x18\x05 \x01(\x01\x12\x15\n\rto_confidence\x18\x06 \x01(\x01\x12\x11\n\x04went\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\x08\x65xpected\x18\x08 \x01(\x01H\x01\x88\x01\x01\x42\x07\n\x05_wentB\x0b\n\t_expected2\x87\x08\n\x0eRoutingService\x12m\n\x0cSuggestRoute\x12%.hopper.router.v1.SuggestRouteRequest\x1a&.hopper.router.v1.SuggestRouteResponse\"\x0e\xe2\xe0\x18\n\n\x02\x05\x06\x12\x02\x04\x05\x18\x01\x12k\n\x0bGetDecision\x12$.hopper.router.v1.GetDecisionRequest\x1a%.hopper.router.v1.GetDecisionResponse\"\x0f\xe2\xe0\x18\x0b\n\x03\x05\x06\x07\x12\x02\x03\x05\x18\x01\x12q\n\rListDecisions\x12&.hopper.router.v1.ListDecisionsRequest\x1a\'.hopper.router.v1.ListDecisionsResponse\"\x0f\xe2\xe0\x18\x0b\n\x03\x05\x06\x07\x12\x02\x03\x05\x18\x01\x12\x63\n\tGetPolicy\x12\".hopper.router.v1.GetPolicyRequest\x1a#.hopper.router.v1.GetPolicyResponse\"\r\xe2\xe0\x18\t\n\x02\x05\x07\x12\x01\x05\x18\x01\x12k\n\x0cUpdatePolicy\x12%.hopper.router.v1.UpdatePolicyRequest\x1a&.hopper.router.v1.UpdatePolicyResponse\"\x0c\xe2\xe0\x18\x08\n\x01\x02\x18\x05 \x80\x04\x12t\n\x0eValidatePolicy\x12\'.hopper.router.v1.ValidatePolicyRequest\x1a(.hopper.router.v1.ValidatePolicyResponse\"\x0f\xe2\xe0\x18\x0b\n\x01\x05\x12\x01\x05\x18\x01 \x80\x04\x12n\n\x0cReplayPolicy\x12%.hopper.router.v1.ReplayPolicyRequest\x1a&.hopper.router.v1.ReplayPolicyResponse\"\x0f\xe2\xe0\x18\x0b\n\x01\x05\x12\x01\x05\x18\x05 \x80\x04\x12~\n\x12ListPolicyVersions\x12+.hopper.router.v1.ListPolicyVersionsRequest\x1a,.hopper.router.v1.ListPolicyVersionsResponse\"\r\xe2\xe0\x18\t\n\x02\x05\x07\x12\x01\x05\x18\x01\x12n\n\rCompareShadow\x12&.hopper.router.v1.CompareShadowRequest\x1a\'.hopper.router.v1.CompareShadowResponse\"\x0c\xe2\xe0\x18\x08\n\x01\x05\x12\x01\x05\x18\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&hopper/router/v1/routing_service.proto\x12\x10hopper.router.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ehopper/common/v1/options.proto\x1a\x1fhopper/router/v1/decision.proto\x1a\x1bhopper/router/v1/task.proto\x1a#hopper/router/v1/task_service.proto\x1a\x1bhopper/sage/v1/advice.proto\"a\n\x13SuggestRouteRequest\x12\x18\n\x06parent\x18\x01 \x01(\tB\x08\xea\xe0\x18\x04\x08\x01 \x07\x12\x30\n\x04spec\x18\x02 \x01(\x0b\x32\x1a.hopper.router.v1.TaskSpecB\x06\xea\xe0\x18\x02\x08\x01\"}\n\x14SuggestRouteResponse\x12,\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x1a.hopper.router.v1.Decision\x12\x37\n\nduplicates\x18\x02 \x03(\x0b\x32#.hopper.router.v1.PossibleDuplicate\",\n\x12GetDecisionRequest\x12\x16\n\x04name\x18\x01 \x01(\tB\x08\xea\xe0\x18\x04\x08\x01 \t\"C\n\x13GetDecisionResponse\x12,\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x1a.hopper.router.v1.Decision\"\xa7\x01\n\x14ListDecisionsRequest\x12)\n\tpage_size\x18\x01 \x01(\x05\x42\x16\xea\xe0\x18\x12)\x00\x00\x00\x00\x00\x00\x00\x00\x31\x00\x00\x00\x00\x00@\x8f@\x12\x1b\n\npage_token\x18\x02 \x01(\tB\x07\xea\xe0\x18\x03\x10\x80\x10\x12\x14\n\x04task\x18\x03 \x01(\tB\x06\xea\xe0\x18\x02 \x08\x12\x18\n\x08instance\x18\x04 \x01(\tB\x06\xea\xe0\x18\x02 \x07\x12\x17\n\x07project\x18\x05 \x01(\tB\x06\xea\xe0\x18\x02 \x05\"_\n\x15ListDecisionsResponse\x12-\n\tdecisions\x18\x01 \x03(\x0b\x32\x1a.hopper.router.v1.Decision\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"N\n\x10GetPolicyRequest\x12\x1a\n\x08instance\x18\x01 \x01(\tB\x08\xea\xe0\x18\x04\x08\x01 \x07\x12\x1e\n\x07version\x18\x02 \x01(\x03\x42\r\xea\xe0\x18\t)\x00\x00\x00\x00\x00\x00\x00\x00\"=\n\x11GetPolicyResponse\x12(\n\x06policy\x18\x01 \x01(\x0b\x32\x18.hopper.router.v1.Policy\"c\n\x13UpdatePolicyRequest\x12\x30\n\x06policy\x18\x01 \x01(\x0b\x32\x18.hopper.router.v1.PolicyB\x06\xea\xe0\x18\x02\x08\x01\x12\x1a\n\nrequest_id\x18\x02 \x01(\tB\x06\xea\xe0\x18\x02 \x02\"@\n\x14UpdatePolicyResponse\x12(\n\x06policy\x18\x01 \x01(\x0b\x32\x18.hopper.router.v1.Policy\"3\n\x15ValidatePolicyRequest\x12\x1a\n\x06source\x18\x01 \x01(\tB\n\xea\xe0\x18\x06\x08\x01\x10\x80\x80\x10\"\x8c\x01\n\x16ValidatePolicyResponse\x12-\n\x06\x65rrors\x18\x01 \x03(\x0b\x32\x1d.hopper.router.v1.PolicyError\x12/\n\x08warnings\x18\x02 \x03(\x0b\x32\x1d.hopper.router.v1.PolicyError\x12\x12\n\nrule_count\x18\x03 \x01(\x05\"\x8c\x01\n\x13ReplayPolicyRequest\x12\x1a\n\x08instance\x18\x01 \x01(\tB\x08\xea\xe0\x18\x04\x08\x01 \x07\x12\x18\n\x06source\x18\x02 \x01(\tB\x08\xea\xe0\x18\x04\x10\x80\x80\x10\x12%\n\x05limit\x18\x03 \x01(\x05\x42\x16\xea\xe0\x18\x12)\x00\x00\x00\x00\x00\x00\x00\x00\x31\x00\x00\x00\x00\x00\x88\xc3@\x12\x18\n\x08strategy\x18\x04 \x01(\tB\x06\xea\xe0\x18\x02\x10\x64\"\xad\x01\n\x14ReplayPolicyResponse\x12\x10\n\x08replayed\x18\x01 \x01(\x05\x12\x0f\n\x07\x63hanged\x18\x02 \x01(\x05\x12/\n\x07\x63hanges\x18\x03 \x03(\x0b\x32\x1e.hopper.router.v1.ReplayChange\x12\x32\n\x08\x65stimate\x18\x04 \x01(\x0b\x32 .hopper.router.v1.PolicyEstimate\x12\r\n\x05notes\x18\x05 \x03(\t\"\xe4\x02\n\x0ePolicyEstimate\x12\r\n\x05value\x18\x01 \x01(\x01\x12\r\n\x05lower\x18\x02 \x01(\x01\x12\r\n\x05upper\x18\x03 \x01(\x01\x12\x10\n\x08recorded\x18\x04 \x01(\x01\x12\x0c\n\x04gain\x18\x05 \x01(\x01\x12\x12\n\ngain_lower\x18\x06 \x01(\x01\x12\x12\n\ngain_upper\x18\x07 \x01(\x01\x12\x0e\n\x06random\x18\x08 \x01(\x01\x12\x11\n\tagreement\x18\t \x01(\x01\x12\x0e\n\x06judged\x18\n \x01(\x05\x12\x10\n\x08modelled\x18\x0b \x01(\x05\x12\x37\n\x06method\x18\x0c \x01(\x0e\x32\'.hopper.router.v1.PolicyEstimate.Method\"_\n\x06Method\x12\x16\n\x12METHOD_UNSPECIFIED\x10\x00\x12\x10\n\x0cMETHOD_KNOWN\x10\x01\x12\x11\n\rMETHOD_DIRECT\x10\x02\x12\x18\n\x14METHOD_DOUBLY_ROBUST\x10\x03\"\x7f\n\x19ListPolicyVersionsRequest\x12\x1a\n\x08instance\x18\x01 \x01(\tB\x08\xea\xe0\x18\x04\x08\x01 \x07\x12)\n\tpage_size\x18\x02 \x01(\x05\x42\x16\xea\xe0\x18\x12)\x00\x00\x00\x00\x00\x00\x00\x00\x31\x00\x00\x00\x00\x00@\x8f@\x12\x1b\n\npage_token\x18\x03 \x01(\tB\x07\xea\xe0\x18\x03\x10\x80\x10\"a\n\x1aListPolicyVersionsResponse\x12*\n\x08policies\x18\x01 \x03(\x0b\x32\x18.hopper.router.v1.Policy\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"Y\n\x14\x43ompareShadowRequest\x12\x1a\n\x08instance\x18\x01 \x01(\tB\x08\xea\xe0\x18\x04\x08\x01 \x07\x12%\n\x05limit\x18\x02 \x01(\x05\x42\x16\xea\xe0\x18\x12)\x00\x00\x00\x00\x00\x00\x00\x00\x31\x00\x00\x00\x00\x00\x88\xc3@\"\xf0\x01\n\x15\x43ompareShadowResponse\x12\x10\n\x08\x63ompared\x18\x01 \x01(\x05\x12\x0f\n\x07\x63hanged\x18\x02 \x01(\x05\x12/\n\x07\x63hanges\x18\x03 \x03(\x0b\x32\x1e.hopper.router.v1.ReplayChange\x12\x32\n\x08\x65stimate\x18\x04 \x01(\x0b\x32 .hopper.router.v1.PolicyEstimate\x12\r\n\x05notes\x18\x05 \x03(\t\x12\x10\n\x08strategy\x18\x06 \x01(\t\x12.\n\nfirst_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xc8\x01\n\x0cReplayChange\x12\x10\n\x08\x64\x65\x63ision\x18\x01 \x01(\t\x12\x0c\n\x04task\x18\x02 \x01(\t\x12\x14\n\x0c\x66rom_project\x18\x03 \x01(\t\x12\x12\n\nto_project\x18\x04 \x01(\t\x12\x17\n\x0f\x66rom_confidence\x18\x05 \x01(\x01\x12\x15\n\rto_confidence\x18\x06 \x01(\x01\x12\x11\n\x04went\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\x08\x65xpected\x18\x08 \x01(\x01H\x01\x88\x01\x01\x42\x07\n\x05_wentB\x0b\n\t_expected\"\x8d\x01\n\x11ReportSageRequest\x12\x1a\n\x08instance\x18\x01 \x01(\tB\x08\xea\xe0\x18\x04\x08\x01 \x07\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"n\n\x12ReportSageResponse\x12\"\n\x04sage\x18\x01 \x01(\x0b\x32\x14.hopper.sage.v1.Sage\x12\x34\n\x0bperformance\x18\x02 \x01(\x0b\x32\x1f.hopper.sage.v1.SagePerformance2\xee\x08\n\x0eRoutingService\x12m\n\x0cSuggestRoute\x12%.hopper.router.v1.SuggestRouteRequest\x1a&.hopper.router.v1.SuggestRouteResponse\"\x0e\xe2\xe0\x18\n\n\x02\x05\x06\x12\x02\x04\x05\x18\x01\x12k\n\x0bGetDecision\x12$.hopper.router.v1.GetDecisionRequest\x1a%.hopper.router.v1.GetDecisionResponse\"\x0f\xe2\xe0\x18\x0b\n\x03\x05\x06\x07\x12\x02\x03\x05\x18\x01\x12q\n\rListDecisions\x12&.hopper.router.v1.ListDecisionsRequest\x1a\'.hopper.router.v1.ListDecisionsResponse\"\x0f\xe2\xe0\x18\x0b\n\x03\x05\x06\x07\x12\x02\x03\x05\x18\x01\x12\x63\n\tGetPolicy\x12\".hopper.router.v1.GetPolicyRequest\x1a#.hopper.router.v1.GetPolicyResponse\"\r\xe2\xe0\x18\t\n\x02\x05\x07\x12\x01\x05\x18\x01\x12k\n\x0cUpdatePolicy\x12%.hopper.router.v1.UpdatePolicyRequest\x1a&.hopper.router.v1.UpdatePolicyResponse\"\x0c\xe2\xe0\x18\x08\n\x01\x02\x18\x05 \x80\x04\x12t\n\x0eValidatePolicy\x12\'.hopper.router.v1.ValidatePolicyRequest\x1a(.hopper.router.v1.ValidatePolicyResponse\"\x0f\xe2\xe0\x18\x0b\n\x01\x05\x12\x01\x05\x18\x01 \x80\x04\x12n\n\x0cReplayPolicy\x12%.hopper.router.v1.ReplayPolicyRequest\x1a&.hopper.router.v1.ReplayPolicyResponse\"\x0f\xe2\xe0\x18\x0b\n\x01\x05\x12\x01\x05\x18\x05 \x80\x04\x12~\n\x12ListPolicyVersions\x12+.hopper.router.v1.ListPolicyVersionsRequest\x1a,.hopper.router.v1.ListPolicyVersionsResponse\"\r\xe2\xe0\x18\t\n\x02\x05\x07\x12\x01\x05\x18\x01\x12n\n\rCompareShadow\x12&.hopper.router.v1.CompareShadowRequest\x1a\'.hopper.router.v1.CompareShadowResponse\"\x0c\xe2\xe0\x18\x08\n\x01\x05\x12\x01\x05\x18\x05\x12\x65\n\nReportSage\x12#.hopper.router.v1.ReportSageRequest\x1a$.hopper.router.v1.ReportSageResponse\"\x0c\xe2\xe0\x18\x08\n\x01\x05\x12\x01\x05\x18\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -79,6 +81,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMPARESHADOWREQUEST'].fields_by_name['instance']._serialized_options = b'\352\340\030\004\010\001 \007'
   _globals['_COMPARESHADOWREQUEST'].fields_by_name['limit']._loaded_options = None
   _globals['_COMPARESHADOWREQUEST'].fields_by_name['limit']._serialized_options = b'\352\340\030\022)\000\000\000\000\000\000\000\0001\000\000\000\000\000\210\303@'
+  _globals['_REPORTSAGEREQUEST'].fields_by_name['instance']._loaded_options = None
+  _globals['_REPORTSAGEREQUEST'].fields_by_name['instance']._serialized_options = b'\352\340\030\004\010\001 \007'
   _globals['_ROUTINGSERVICE'].methods_by_name['SuggestRoute']._loaded_options = None
   _globals['_ROUTINGSERVICE'].methods_by_name['SuggestRoute']._serialized_options = b'\342\340\030\n\n\002\005\006\022\002\004\005\030\001'
   _globals['_ROUTINGSERVICE'].methods_by_name['GetDecision']._loaded_options = None
@@ -97,48 +101,54 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ROUTINGSERVICE'].methods_by_name['ListPolicyVersions']._serialized_options = b'\342\340\030\t\n\002\005\007\022\001\005\030\001'
   _globals['_ROUTINGSERVICE'].methods_by_name['CompareShadow']._loaded_options = None
   _globals['_ROUTINGSERVICE'].methods_by_name['CompareShadow']._serialized_options = b'\342\340\030\010\n\001\005\022\001\005\030\005'
-  _globals['_SUGGESTROUTEREQUEST']._serialized_start=187
-  _globals['_SUGGESTROUTEREQUEST']._serialized_end=284
-  _globals['_SUGGESTROUTERESPONSE']._serialized_start=286
-  _globals['_SUGGESTROUTERESPONSE']._serialized_end=354
-  _globals['_GETDECISIONREQUEST']._serialized_start=356
-  _globals['_GETDECISIONREQUEST']._serialized_end=400
-  _globals['_GETDECISIONRESPONSE']._serialized_start=402
-  _globals['_GETDECISIONRESPONSE']._serialized_end=469
-  _globals['_LISTDECISIONSREQUEST']._serialized_start=472
-  _globals['_LISTDECISIONSREQUEST']._serialized_end=639
-  _globals['_LISTDECISIONSRESPONSE']._serialized_start=641
-  _globals['_LISTDECISIONSRESPONSE']._serialized_end=736
-  _globals['_GETPOLICYREQUEST']._serialized_start=738
-  _globals['_GETPOLICYREQUEST']._serialized_end=816
-  _globals['_GETPOLICYRESPONSE']._serialized_start=818
-  _globals['_GETPOLICYRESPONSE']._serialized_end=879
-  _globals['_UPDATEPOLICYREQUEST']._serialized_start=881
-  _globals['_UPDATEPOLICYREQUEST']._serialized_end=980
-  _globals['_UPDATEPOLICYRESPONSE']._serialized_start=982
-  _globals['_UPDATEPOLICYRESPONSE']._serialized_end=1046
-  _globals['_VALIDATEPOLICYREQUEST']._serialized_start=1048
-  _globals['_VALIDATEPOLICYREQUEST']._serialized_end=1099
-  _globals['_VALIDATEPOLICYRESPONSE']._serialized_start=1102
-  _globals['_VALIDATEPOLICYRESPONSE']._serialized_end=1242
-  _globals['_REPLAYPOLICYREQUEST']._serialized_start=1245
-  _globals['_REPLAYPOLICYREQUEST']._serialized_end=1385
-  _globals['_REPLAYPOLICYRESPONSE']._serialized_start=1388
-  _globals['_REPLAYPOLICYRESPONSE']._serialized_end=1561
-  _globals['_POLICYESTIMATE']._serialized_start=1564
-  _globals['_POLICYESTIMATE']._serialized_end=1920
-  _globals['_POLICYESTIMATE_METHOD']._serialized_start=1825
-  _globals['_POLICYESTIMATE_METHOD']._serialized_end=1920
-  _globals['_LISTPOLICYVERSIONSREQUEST']._serialized_start=1922
-  _globals['_LISTPOLICYVERSIONSREQUEST']._serialized_end=2049
-  _globals['_LISTPOLICYVERSIONSRESPONSE']._serialized_start=2051
-  _globals['_LISTPOLICYVERSIONSRESPONSE']._serialized_end=2148
-  _globals['_COMPARESHADOWREQUEST']._serialized_start=2150
-  _globals['_COMPARESHADOWREQUEST']._serialized_end=2239
-  _globals['_COMPARESHADOWRESPONSE']._serialized_start=2242
-  _globals['_COMPARESHADOWRESPONSE']._serialized_end=2482
-  _globals['_REPLAYCHANGE']._serialized_start=2485
-  _globals['_REPLAYCHANGE']._serialized_end=2685
-  _globals['_ROUTINGSERVICE']._serialized_start=2688
-  _globals['_ROUTINGSERVICE']._serialized_end=3719
+  _globals['_ROUTINGSERVICE'].methods_by_name['ReportSage']._loaded_options = None
+  _globals['_ROUTINGSERVICE'].methods_by_name['ReportSage']._serialized_options = b'\342\340\030\010\n\001\005\022\001\005\030\001'
+  _globals['_SUGGESTROUTEREQUEST']._serialized_start=253
+  _globals['_SUGGESTROUTEREQUEST']._serialized_end=350
+  _globals['_SUGGESTROUTERESPONSE']._serialized_start=352
+  _globals['_SUGGESTROUTERESPONSE']._serialized_end=477
+  _globals['_GETDECISIONREQUEST']._serialized_start=479
+  _globals['_GETDECISIONREQUEST']._serialized_end=523
+  _globals['_GETDECISIONRESPONSE']._serialized_start=525
+  _globals['_GETDECISIONRESPONSE']._serialized_end=592
+  _globals['_LISTDECISIONSREQUEST']._serialized_start=595
+  _globals['_LISTDECISIONSREQUEST']._serialized_end=762
+  _globals['_LISTDECISIONSRESPONSE']._serialized_start=764
+  _globals['_LISTDECISIONSRESPONSE']._serialized_end=859
+  _globals['_GETPOLICYREQUEST']._serialized_start=861
+  _globals['_GETPOLICYREQUEST']._serialized_end=939
+  _globals['_GETPOLICYRESPONSE']._serialized_start=941
+  _globals['_GETPOLICYRESPONSE']._serialized_end=1002
+  _globals['_UPDATEPOLICYREQUEST']._serialized_start=1004
+  _globals['_UPDATEPOLICYREQUEST']._serialized_end=1103
+  _globals['_UPDATEPOLICYRESPONSE']._serialized_start=1105
+  _globals['_UPDATEPOLICYRESPONSE']._serialized_end=1169
+  _globals['_VALIDATEPOLICYREQUEST']._serialized_start=1171
+  _globals['_VALIDATEPOLICYREQUEST']._serialized_end=1222
+  _globals['_VALIDATEPOLICYRESPONSE']._serialized_start=1225
+  _globals['_VALIDATEPOLICYRESPONSE']._serialized_end=1365
+  _globals['_REPLAYPOLICYREQUEST']._serialized_start=1368
+  _globals['_REPLAYPOLICYREQUEST']._serialized_end=1508
+  _globals['_REPLAYPOLICYRESPONSE']._serialized_start=1511
+  _globals['_REPLAYPOLICYRESPONSE']._serialized_end=1684
+  _globals['_POLICYESTIMATE']._serialized_start=1687
+  _globals['_POLICYESTIMATE']._serialized_end=2043
+  _globals['_POLICYESTIMATE_METHOD']._serialized_start=1948
+  _globals['_POLICYESTIMATE_METHOD']._serialized_end=2043
+  _globals['_LISTPOLICYVERSIONSREQUEST']._serialized_start=2045
+  _globals['_LISTPOLICYVERSIONSREQUEST']._serialized_end=2172
+  _globals['_LISTPOLICYVERSIONSRESPONSE']._serialized_start=2174
+  _globals['_LISTPOLICYVERSIONSRESPONSE']._serialized_end=2271
+  _globals['_COMPARESHADOWREQUEST']._serialized_start=2273
+  _globals['_COMPARESHADOWREQUEST']._serialized_end=2362
+  _globals['_COMPARESHADOWRESPONSE']._serialized_start=2365
+  _globals['_COMPARESHADOWRESPONSE']._serialized_end=2605
+  _globals['_REPLAYCHANGE']._serialized_start=2608
+  _globals['_REPLAYCHANGE']._serialized_end=2808
+  _globals['_REPORTSAGEREQUEST']._serialized_start=2811
+  _globals['_REPORTSAGEREQUEST']._serialized_end=2952
+  _globals['_REPORTSAGERESPONSE']._serialized_start=2954
+  _globals['_REPORTSAGERESPONSE']._serialized_end=3064
+  _globals['_ROUTINGSERVICE']._serialized_start=3067
+  _globals['_ROUTINGSERVICE']._serialized_end=4201
 # @@protoc_insertion_point(module_scope)

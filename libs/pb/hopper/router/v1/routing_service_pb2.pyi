@@ -11,6 +11,8 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from hopper.router.v1 import decision_pb2 as _decision_pb2
 from hopper.router.v1 import task_pb2 as _task_pb2
+from hopper.router.v1 import task_service_pb2 as _task_service_pb2
+from hopper.sage.v1 import advice_pb2 as _advice_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -57,18 +59,24 @@ class SuggestRouteResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DECISION_FIELD_NUMBER: _builtins.int
+    DUPLICATES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def decision(self) -> _decision_pb2.Decision:
         """The decision, without a name."""
+
+    @_builtins.property
+    def duplicates(self) -> _containers.RepeatedCompositeFieldContainer[_task_service_pb2.PossibleDuplicate]:
+        """Open tasks of the instance that look like the same work, the likest first, at most 10, where the policy compares."""
 
     def __init__(
         self,
         *,
         decision: _decision_pb2.Decision | None = ...,
+        duplicates: _abc.Iterable[_task_service_pb2.PossibleDuplicate] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "duplicates", b"duplicates"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -712,3 +720,67 @@ class ReplayChange(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__went) -> _WhichOneofReturnType__went | None: ...
 
 Global___ReplayChange: _TypeAlias = ReplayChange  # noqa: Y015
+
+@_typing.final
+class ReportSageRequest(_message.Message):
+    """Asks how well a Sage did."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    instance: _builtins.str
+    """Required. The instance whose policy names it. Format: `instances/{instance}`."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Only what it was asked from then on. Unset: from the beginning."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Only what it was asked before then. Unset: until now."""
+
+    def __init__(
+        self,
+        *,
+        instance: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "instance", b"instance", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportSageRequest: _TypeAlias = ReportSageRequest  # noqa: Y015
+
+@_typing.final
+class ReportSageResponse(_message.Message):
+    """How well it did."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAGE_FIELD_NUMBER: _builtins.int
+    PERFORMANCE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def sage(self) -> _advice_pb2.Sage:
+        """Who it is."""
+
+    @_builtins.property
+    def performance(self) -> _advice_pb2.SagePerformance:
+        """The report."""
+
+    def __init__(
+        self,
+        *,
+        sage: _advice_pb2.Sage | None = ...,
+        performance: _advice_pb2.SagePerformance | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["performance", b"performance", "sage", b"sage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["performance", b"performance", "sage", b"sage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportSageResponse: _TypeAlias = ReportSageResponse  # noqa: Y015

@@ -82,6 +82,11 @@ class RoutingServiceStub:
                 request_serializer=hopper_dot_router_dot_v1_dot_routing__service__pb2.CompareShadowRequest.SerializeToString,
                 response_deserializer=hopper_dot_router_dot_v1_dot_routing__service__pb2.CompareShadowResponse.FromString,
                 _registered_method=True)
+        self.ReportSage = channel.unary_unary(
+                '/hopper.router.v1.RoutingService/ReportSage',
+                request_serializer=hopper_dot_router_dot_v1_dot_routing__service__pb2.ReportSageRequest.SerializeToString,
+                response_deserializer=hopper_dot_router_dot_v1_dot_routing__service__pb2.ReportSageResponse.FromString,
+                _registered_method=True)
 
 
 class RoutingServiceServicer:
@@ -166,6 +171,16 @@ class RoutingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportSage(self, request, context):
+        """Asks the Sage that an instance's policy names how well it did, by its own account. Callers: viewer.
+
+        FAILED_PRECONDITION / SAGE_REFUSED: the policy names no Sage, or it does not say. UNAVAILABLE / SAGE_UNAVAILABLE,
+        SAGE_ANSWER_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RoutingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -213,6 +228,11 @@ def add_RoutingServiceServicer_to_server(servicer, server):
                     servicer.CompareShadow,
                     request_deserializer=hopper_dot_router_dot_v1_dot_routing__service__pb2.CompareShadowRequest.FromString,
                     response_serializer=hopper_dot_router_dot_v1_dot_routing__service__pb2.CompareShadowResponse.SerializeToString,
+            ),
+            'ReportSage': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportSage,
+                    request_deserializer=hopper_dot_router_dot_v1_dot_routing__service__pb2.ReportSageRequest.FromString,
+                    response_serializer=hopper_dot_router_dot_v1_dot_routing__service__pb2.ReportSageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -461,6 +481,33 @@ class RoutingService:
             '/hopper.router.v1.RoutingService/CompareShadow',
             hopper_dot_router_dot_v1_dot_routing__service__pb2.CompareShadowRequest.SerializeToString,
             hopper_dot_router_dot_v1_dot_routing__service__pb2.CompareShadowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportSage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hopper.router.v1.RoutingService/ReportSage',
+            hopper_dot_router_dot_v1_dot_routing__service__pb2.ReportSageRequest.SerializeToString,
+            hopper_dot_router_dot_v1_dot_routing__service__pb2.ReportSageResponse.FromString,
             options,
             channel_credentials,
             insecure,

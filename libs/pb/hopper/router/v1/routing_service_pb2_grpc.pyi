@@ -73,6 +73,12 @@ class RoutingServiceStub:
     """Compares what was decided with what the policy's shadow would have decided: a second policy that looks at the same
     tasks beside the one in force, and never acts. Callers: viewer.
     """
+    ReportSage: _grpc.UnaryUnaryMultiCallable[_routing_service_pb2.ReportSageRequest, _routing_service_pb2.ReportSageResponse]
+    """Asks the Sage that an instance's policy names how well it did, by its own account. Callers: viewer.
+
+    FAILED_PRECONDITION / SAGE_REFUSED: the policy names no Sage, or it does not say. UNAVAILABLE / SAGE_UNAVAILABLE,
+    SAGE_ANSWER_INVALID.
+    """
 
 @_typing.type_check_only
 class RoutingServiceAsyncStub(RoutingServiceStub):
@@ -118,6 +124,12 @@ class RoutingServiceAsyncStub(RoutingServiceStub):
     CompareShadow: _aio.UnaryUnaryMultiCallable[_routing_service_pb2.CompareShadowRequest, _routing_service_pb2.CompareShadowResponse]  # type: ignore[assignment]
     """Compares what was decided with what the policy's shadow would have decided: a second policy that looks at the same
     tasks beside the one in force, and never acts. Callers: viewer.
+    """
+    ReportSage: _aio.UnaryUnaryMultiCallable[_routing_service_pb2.ReportSageRequest, _routing_service_pb2.ReportSageResponse]  # type: ignore[assignment]
+    """Asks the Sage that an instance's policy names how well it did, by its own account. Callers: viewer.
+
+    FAILED_PRECONDITION / SAGE_REFUSED: the policy names no Sage, or it does not say. UNAVAILABLE / SAGE_UNAVAILABLE,
+    SAGE_ANSWER_INVALID.
     """
 
 class RoutingServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -215,6 +227,18 @@ class RoutingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_routing_service_pb2.CompareShadowResponse, _abc.Awaitable[_routing_service_pb2.CompareShadowResponse]]:
         """Compares what was decided with what the policy's shadow would have decided: a second policy that looks at the same
         tasks beside the one in force, and never acts. Callers: viewer.
+        """
+
+    @_abc_1.abstractmethod
+    def ReportSage(
+        self,
+        request: _routing_service_pb2.ReportSageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_routing_service_pb2.ReportSageResponse, _abc.Awaitable[_routing_service_pb2.ReportSageResponse]]:
+        """Asks the Sage that an instance's policy names how well it did, by its own account. Callers: viewer.
+
+        FAILED_PRECONDITION / SAGE_REFUSED: the policy names no Sage, or it does not say. UNAVAILABLE / SAGE_UNAVAILABLE,
+        SAGE_ANSWER_INVALID.
         """
 
 def add_RoutingServiceServicer_to_server(servicer: RoutingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -710,22 +710,30 @@ class InputRequest(_message.Message):
     FROM_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
     ANSWERED_BY_FIELD_NUMBER: _builtins.int
+    ANSWER_BY_FIELD_NUMBER: _builtins.int
     question: _builtins.str
     """What is asked. At most 4,000 bytes."""
     answer: _builtins.str
     """The answer. Output only here; AnswerTask sets it."""
     answered_by: _builtins.str
     """Who answered. Output only."""
+    @_builtins.property
+    def answer_by(self) -> _timestamp_pb2.Timestamp:
+        """Until when an answer to the question where the task goes counts; then the policy says what becomes of it. Unset:
+        for ever. Output only.
+        """
+
     def __init__(
         self,
         *,
         question: _builtins.str = ...,
         answer: _builtins.str = ...,
         answered_by: _builtins.str = ...,
+        answer_by: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer_by", b"answer_by"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "answered_by", b"answered_by", "from", b"from", "question", b"question"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "answer_by", b"answer_by", "answered_by", b"answered_by", "from", b"from", "question", b"question"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

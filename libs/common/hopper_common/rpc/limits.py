@@ -92,6 +92,13 @@ FORMATS: Mapping[int, Form] = {
         "must be projects/{project} or instances/{instance}", rf"(?:projects|instances)/{_ID}"
     ),
     Format.FORMAT_SCHEDULE_NAME: _pattern("must be schedules/{schedule}", rf"schedules/{_ID}"),
+    Format.FORMAT_PRINCIPAL_NAME: _pattern("must be principals/{principal}", rf"principals/{_ID}"),
+    Format.FORMAT_API_KEY_NAME: _pattern(
+        "must be principals/{principal}/keys/{key}", rf"principals/{_ID}/keys/{_ID}"
+    ),
+    Format.FORMAT_PEER_NAME: _pattern("must be peers/{peer}", rf"peers/{_ID}"),
+    Format.FORMAT_INVITATION_NAME: _pattern("must be invitations/{invitation}", rf"invitations/{_ID}"),
+    Format.FORMAT_PAIRING_NAME: _pattern("must be pairings/{pairing}", rf"pairings/{_ID}"),
 }
 
 

@@ -217,6 +217,16 @@ class _FormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Format.ValueTy
     """`projects/{project}` or `instances/{instance}`: a place tasks are claimed from."""
     FORMAT_SCHEDULE_NAME: _Format.ValueType  # 12
     """`schedules/{schedule}`."""
+    FORMAT_PRINCIPAL_NAME: _Format.ValueType  # 13
+    """`principals/{principal}`."""
+    FORMAT_API_KEY_NAME: _Format.ValueType  # 14
+    """`principals/{principal}/keys/{key}`."""
+    FORMAT_PEER_NAME: _Format.ValueType  # 15
+    """`peers/{peer}`."""
+    FORMAT_INVITATION_NAME: _Format.ValueType  # 16
+    """`invitations/{invitation}`."""
+    FORMAT_PAIRING_NAME: _Format.ValueType  # 17
+    """`pairings/{pairing}`."""
 
 class Format(_Format, metaclass=_FormatEnumTypeWrapper):
     """The form of a string field, of each item of a repeated one, or of each value of a map."""
@@ -247,6 +257,16 @@ FORMAT_QUEUE_NAME: Format.ValueType  # 11
 """`projects/{project}` or `instances/{instance}`: a place tasks are claimed from."""
 FORMAT_SCHEDULE_NAME: Format.ValueType  # 12
 """`schedules/{schedule}`."""
+FORMAT_PRINCIPAL_NAME: Format.ValueType  # 13
+"""`principals/{principal}`."""
+FORMAT_API_KEY_NAME: Format.ValueType  # 14
+"""`principals/{principal}/keys/{key}`."""
+FORMAT_PEER_NAME: Format.ValueType  # 15
+"""`peers/{peer}`."""
+FORMAT_INVITATION_NAME: Format.ValueType  # 16
+"""`invitations/{invitation}`."""
+FORMAT_PAIRING_NAME: Format.ValueType  # 17
+"""`pairings/{pairing}`."""
 Global___Format: _TypeAlias = Format  # noqa: Y015
 
 @_typing.final

@@ -220,6 +220,11 @@ ID63 = "a" * 63
         ("delegation_name", ["delegations/01jx"], ["delegations/", "decisions/1"]),
         ("queue_name", ["projects/a", "instances/a"], ["tasks/a", "projects/", "projectsinstances/a"]),
         ("schedule_name", ["schedules/nightly"], ["schedules/", "schedule/a", "schedules/A"]),
+        ("principal_name", ["principals/ann"], ["principals/", "principals/Ann", "principals/ann/keys/a"]),
+        ("api_key_name", ["principals/ann/keys/1a"], ["principals/ann", "principals/ann/keys/", "keys/1a"]),
+        ("peer_name", ["peers/bob"], ["peers/", "peers/b o b", "peer/bob"]),
+        ("invitation_name", ["invitations/1a"], ["invitations/", "invitation/1a"]),
+        ("pairing_name", ["pairings/1a"], ["pairings/", "pairing/1a"]),
     ],
 )
 def test_formats(field: str, good: list[str], bad: list[str]) -> None:

@@ -357,9 +357,34 @@ def test_weighing_columns_says_what_predicting_says() -> None:
     assert columns[-1] == -1
     for _ in range(2):
         for text, _target in UNSEEN[:20]:
-            chances, none = student.weigh(text, columns[2:0:-1])
+            chances, none, _ = student.weigh(text, columns[2:0:-1])
             said = student.predict(text, ids[1:3])
             assert none == pytest.approx(said.none)
             assert dict(zip(ids[2:0:-1], chances, strict=True)) == pytest.approx(dict(said.ranked))
         student.learn(Text("what is the weather like"), None)
-    assert student.weigh(Text("anything"), columns[:0])[0].tolist() == []
+    assert student.weigh(Text("anything"), columns[:0]).chances.tolist() == []
+
+
+def test_what_targets_are_called_is_told_apart_from_what_outcomes_say() -> None:
+    """Lessons move what was learned, and hardly what descriptions say."""
+    student = Model(encoder=None)
+    for name in ("kettle", "toaster"):
+        student.add(Target(name, name))
+    columns, about = student.columns(["kettle", "toaster"]), Text("the kettle hums")
+    before = student.weigh(about, columns)
+    assert np.exp(before.semantic).sum() == pytest.approx(1.0)
+    assert before.semantic[0] > before.semantic[1]
+    for _ in range(40):
+        student.learn(about, "toaster")
+    after = student.weigh(about, columns)
+    assert after.chances[1] > after.chances[0]
+    assert after.semantic[0] > after.semantic[1]
+
+
+def test_telling_them_apart_knows_nothing_of_nobody() -> None:
+    student = taught(SEEN)
+    columns = student.columns([target.id for target in student.targets])
+    student.learn(Text("sing a song"), None)
+    semantic = student.weigh(Text("sing a song"), columns).semantic
+    assert len(semantic) == len(columns)
+    assert np.exp(semantic).sum() == pytest.approx(1.0)

@@ -88,6 +88,26 @@ async def test_without_a_lesson_it_goes_by_what_projects_say_of_themselves(learn
     assert [candidate.factors[-1].name for candidate in decision.candidates] == ["learned"] * 3
 
 
+async def test_semantic_and_learned_add_up_to_what_the_model_says(learned: Learned) -> None:
+    title = "payment at checkout fails"
+    untaught = decide(learned, title)
+    learned.apply(lessons(*[(title, "infra"), ("zebra", "docs")] * 5))
+    taught = decide(learned, title)
+    shares = learned.shares(HERE, TaskSpec(title=title), ALL, _everybody())
+    assert shares is not None
+    for candidate in taught.candidates:
+        semantic, outcomes = candidate.factors[-2:]
+        assert (semantic.name, outcomes.name) == ("semantic", "learned")
+        said = shares.factor[ALL.rows[candidate.project]]
+        assert semantic.value + outcomes.value == pytest.approx(said, abs=1e-12)
+        parts = sum(factor.value * factor.weight for factor in candidate.factors)
+        assert parts == pytest.approx(candidate.score, abs=1e-8)
+    by_name = {candidate.project: candidate.factors[-2:] for candidate in taught.candidates}
+    assert by_name[INFRA.name][1].value > by_name[SHOP.name][1].value
+    assert "the outcomes of tasks like it speak for infra" in taught.reasoning
+    assert "what it is about speaks for shop" in untaught.reasoning
+
+
 async def test_lessons_change_where_tasks_go(learned: Learned) -> None:
     before = decide(learned, "the zebra is lost again")
     learned.apply(lessons(*[("where is the zebra", "docs"), ("zebra lost in transit", "docs")] * 3))

@@ -14,7 +14,7 @@ from hopper_learning.errors import (
     UnknownTarget,
 )
 from hopper_learning.features import Text
-from hopper_learning.model import Explanation, Model, Opinion, Prediction, Settings, Target
+from hopper_learning.model import Explanation, Model, Opinion, Prediction, Settings, Target, Weighed
 
 __all__ = [
     "Encoder",
@@ -31,5 +31,6 @@ __all__ = [
     "Target",
     "Text",
     "UnknownTarget",
+    "Weighed",
     "WordLlamaEncoder",
 ]

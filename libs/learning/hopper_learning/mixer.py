@@ -29,6 +29,8 @@ SHIPPED: Final = np.array(
     ]
 )
 """Where the weights begin: about what they become, on average, on streams of several kinds."""
+SEMANTIC: Final = np.array([EXPERTS.index("mean"), EXPERTS.index("name")], np.intp)
+"""The experts that go by what targets are called and what they and their tasks mean; the others count words."""
 
 _RATE: Final = 0.08
 _START: Final = 1.0
@@ -47,6 +49,12 @@ class Mixer:
         """Probabilities from *opinions*, one row of log-probabilities an expert, one column a target."""
         blend = np.einsum("ij,ij->j", opinions, self.weights.take(buckets, axis=1))
         return softmax(blend + self.bias.take(buckets))
+
+    def semantic(self, opinions: Doubles, buckets: Indices) -> Doubles:
+        """What the experts of `SEMANTIC` alone add to the mix, as log-probabilities."""
+        weights = self.weights.take(SEMANTIC, axis=0).take(buckets, axis=1)
+        blend = np.einsum("ij,ij->j", opinions.take(SEMANTIC, axis=0), weights)
+        return np.asarray(blend - np.logaddexp.reduce(blend), np.float64)
 
     def learn(self, opinions: Doubles, buckets: Indices, chances: Doubles, place: int, weight: float) -> None:
         """One step towards the target at *place*, where `mix` said *chances*."""

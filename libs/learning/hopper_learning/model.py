@@ -123,6 +123,23 @@ class Slope(NamedTuple):
     gradient: Doubles
 
 
+class Weighed(NamedTuple):
+    """
+    What a model says of some targets, in their order.
+
+    Attributes:
+        chances: Their probabilities.
+        none: The mass that nothing fits.
+        semantic: What those experts alone say that go by names and meaning, with the weights that they have in the mix,
+            as log-probabilities among these targets. What is left of the logarithm of a chance was learned from the
+            words of outcomes.
+    """
+
+    chances: Doubles
+    none: float
+    semantic: Doubles
+
+
 class Said(NamedTuple):
     """What the experts made of a text."""
 
@@ -213,7 +230,7 @@ class Model:
             active = active[[column in kept for column in active.tolist()]]
         if not len(active):
             return Prediction((), np.zeros(0), 0.0)
-        chances = self._mixed(text, active)
+        chances, _ = self._mixed(text, active)
         none = 0.0
         if active[0] == NONE:
             none, chances, active = float(chances[0]), chances[1:], active[1:]
@@ -228,29 +245,26 @@ class Model:
         """
         return np.array([self._column.get(id, -1) for id in ids], np.intp)
 
-    def weigh(self, text: Text, columns: Indices) -> tuple[Doubles, float]:
-        """
-        What `predict` says of the targets in those columns, in their order: for who asks about the same ones often.
-
-        Returns:
-            Their probabilities, and the mass that nothing fits.
-        """
+    def weigh(self, text: Text, columns: Indices) -> Weighed:
+        """What `predict` says of the targets in those columns, in their order: for who asks about them often."""
         if not len(columns):
-            return np.zeros(0), 0.0
+            return Weighed(np.zeros(0), 0.0, np.zeros(0))
         if not self._knows_none:
-            return self._mixed(text, columns), 0.0
-        chances = self._mixed(text, np.concatenate([_NONE_FIRST, columns]))
-        return chances[1:], float(chances[0])
+            chances, said = self._mixed(text, columns)
+            return Weighed(chances, 0.0, self._mixer.semantic(said.opinions, said.buckets))
+        chances, said = self._mixed(text, np.concatenate([_NONE_FIRST, columns]))
+        semantic = self._mixer.semantic(said.opinions[:, 1:], said.buckets[1:])
+        return Weighed(chances[1:], float(chances[0]), semantic)
 
     def _calibrated(self, chances: Doubles, active: Indices) -> Doubles:
         begin = int(active[0] == NONE)
         return self._calibration.calibrate(chances, begin) if len(chances) > begin else chances
 
-    def _mixed(self, text: Text, active: Indices) -> Doubles:
+    def _mixed(self, text: Text, active: Indices) -> tuple[Doubles, Said]:
         reading, vector = self._reading(text)
         example = look_up(reading, vector, self._vocabulary)
         said = self._ask(example, active)
-        return self._calibrated(self._mixer.mix(said.opinions, said.buckets), active)
+        return self._calibrated(self._mixer.mix(said.opinions, said.buckets), active), said
 
     @property
     def _knows_none(self) -> bool:

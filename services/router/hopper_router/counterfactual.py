@@ -323,7 +323,7 @@ def _weights(duel: _Duel) -> Iterator[Counterfactual]:
     for name in duel.names:
         first, second = duel.of_first(name), duel.of_second(name)
         apart = first.value - second.value
-        if name == "learned" or not apart or duel.lead < 0:
+        if name in _OF_THE_MODEL or not apart or duel.lead < 0:
             continue
         needed = first.weight - duel.lead / apart
         if not 0.0 <= needed <= MOST_WEIGHT:
@@ -334,6 +334,9 @@ def _weights(duel: _Duel) -> Iterator[Counterfactual]:
         change = Counterfactual(Kind.WEIGHT, name, message, duel.second.project, first.weight, needed)
         found.append((abs(needed - first.weight) / max(first.weight, 0.1), change))
     yield from (change for _, change in sorted(found, key=lambda item: item[0]))
+
+
+_OF_THE_MODEL: Final = ("semantic", "learned")  # their weight is no policy's to change
 
 
 def _up(number: float) -> str:

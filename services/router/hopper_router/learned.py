@@ -34,7 +34,7 @@ from hopper_router.candidates import BoolArray, Candidates, FloatArray, IntArray
 from hopper_router.filters import Sieve, id_of
 from hopper_router.kept import Kept
 from hopper_router.model import Lesson, Project, TaskSpec, Truth
-from hopper_router.scoring import STRATEGIES, LearnedStrategy, Shares, Strategy
+from hopper_router.scoring import LEAST, STRATEGIES, LearnedStrategy, Shares, Strategy
 
 _log = structlog.get_logger("hopper.router")
 
@@ -236,12 +236,14 @@ class _Mind:
         asked = columns if sieve.everybody else columns[sieve.eligible]
         known = asked >= 0
         everybody = bool(known.all())
-        chances, none = self.model.weigh(text, asked if everybody else asked[known])
+        chances, none, semantic = self.model.weigh(text, asked if everybody else asked[known])
         whole = float(chances.sum())
         if whole <= 0.0:
             return None
         chances /= whole
-        return Shares(chances if everybody else _spread(chances, known), none)
+        if everybody:
+            return Shares(chances, none, semantic)
+        return Shares(_spread(chances, known), none, _spread(semantic, known, LEAST))
 
     def acquaint(self, candidates: Candidates) -> None:
         """Let the model know the projects as they call themselves now, and forget those that are gone."""
@@ -282,8 +284,8 @@ class _Mind:
 _NOWHERE: Final = np.zeros(0, np.intp)
 
 
-def _spread(shares: FloatArray, among: BoolArray) -> FloatArray:
-    spread = np.zeros(len(among))
+def _spread(shares: FloatArray, among: BoolArray, rest: float = 0.0) -> FloatArray:
+    spread = np.full(len(among), rest)
     spread[among] = shares
     return spread
 

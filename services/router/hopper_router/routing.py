@@ -500,14 +500,11 @@ def _because(field: _Field, best: int) -> str:
     name = id_of(field.name(best))
     if not field.verdict.informed:
         return f"nothing speaks for anybody; of {len(field.eligible)} that can take it, {name} is best placed"
-    reasons = [_spoken(factor) for factor in field.recorded[0].factors if factor.evidence and _speaks(factor)]
+    others = _by_name(field.recorded[1])
+    reasons = [_spoken(factor) for factor in field.recorded[0].factors if _speaks(factor, others)]
     if not reasons:
         return f"{name} is so much better placed that the little that speaks for others does not count"
-    verb = (
-        "speaks"
-        if len(reasons) == 1 and not reasons[0].startswith(("the words", "the outcomes"))
-        else "speak"
-    )
+    verb = "speaks" if len(reasons) == 1 and not reasons[0].startswith(_PLURALS) else "speak"
     first, second = field.recorded[:2]
     return (
         f"{_list(reasons)} {verb} for {name}, {first.confidence:.2f} against "
@@ -524,13 +521,27 @@ _NOUNS: Final = {
 }
 
 
-def _speaks(factor: Factor) -> bool:
-    return factor.name in EVIDENCE and factor.value * factor.weight > 0
+_OF_THE_MODEL: Final = {
+    "semantic": "what it is about",
+    "learned": "the outcomes of tasks like it",
+}
+_PLURALS: Final = ("the words", "the outcomes")
+
+
+def _by_name(candidate: Candidate) -> dict[str, Factor]:
+    return {factor.name: factor for factor in candidate.factors}
+
+
+def _speaks(factor: Factor, others: Mapping[str, Factor]) -> bool:
+    """Whether it speaks for the first; what the model says of everybody, if it says more than of the second."""
+    if factor.name in _OF_THE_MODEL:
+        return factor.name in others and factor.value > others[factor.name].value
+    return bool(factor.evidence) and factor.name in EVIDENCE and factor.value * factor.weight > 0
 
 
 def _spoken(factor: Factor) -> str:
-    if factor.name == "learned":
-        return "the outcomes of tasks like it"
+    if factor.name in _OF_THE_MODEL:
+        return _OF_THE_MODEL[factor.name]
     plural = "s" if len(factor.evidence) > 1 and factor.name != "boost" else ""
     return f"the {_NOUNS[factor.name]}{plural} {', '.join(factor.evidence[:3])}"
 

@@ -38,7 +38,7 @@ SHARPNESS: Final = 0.15
 LEAST_EVIDENCE: Final = 0.05
 BUSY: Final = 10
 """Fewer open tasks than this are not a full house, where nobody has more."""
-EVIDENCE: Final = frozenset({"rules", "tags", "capability", "text", "boost", "learned"})
+EVIDENCE: Final = frozenset({"rules", "tags", "capability", "text", "boost", "semantic", "learned"})
 
 _HIGHEST_LEAD: Final = 500.0
 _MOST_WORKLOADS: Final = 4096
@@ -118,16 +118,30 @@ class Shares:
     Attributes:
         of: How likely each of the eligible is the right one, if any of them is; the sum is 1.
         none: How likely none of them is.
+        semantic: What names and meaning alone say of each: the logarithm of its share.
     """
 
     of: FloatArray
     none: float
+    semantic: FloatArray
 
     @cached_property
     def factor(self) -> FloatArray:
         """The logarithm of each share, from 0 for next to none to 1 for a certainty."""
         factor: FloatArray = 1.0 + np.log(np.maximum(self.of, _LEAST_SHARE)) / _SPAN
         return factor
+
+    def factors(self, at: int) -> tuple[Factor, Factor]:
+        """
+        The factor of one of them in two: what it is called and means, and how far outcomes of tasks with such words
+        move that, up or down. Their sum is the factor.
+        """
+        likeness = max(self.semantic.item(at), LEAST)
+        semantic = 1.0 + likeness / _SPAN
+        return (
+            Factor("semantic", semantic, LEARNED_WEIGHT, (f"{math.exp(likeness):.1%}",)),
+            Factor("learned", self.factor.item(at) - semantic, LEARNED_WEIGHT, (f"{self.of.item(at):.1%}",)),
+        )
 
     @cached_property
     def most(self) -> float:
@@ -172,17 +186,17 @@ class LearnedStrategy:
         mass = float(masses.sum()) / max(1.0 - shares.none, _LEAST_SHARE)
 
         def factors(positions: Sequence[int]) -> Sequence[tuple[Factor, ...]]:
-            own = [
-                Factor("learned", shares.factor.item(at), LEARNED_WEIGHT, (f"{shares.of.item(at):.1%}",))
-                for at in positions
+            return [
+                (*lines, *shares.factors(at))
+                for at, lines in zip(positions, sheet.factors(positions), strict=True)
             ]
-            return [(*lines, line) for lines, line in zip(sheet.factors(positions), own, strict=True)]
 
         return Verdict(scores, masses, mass, bool(informed), factors)
 
 
 _LEAST_SHARE: Final = 1e-6
-_SPAN: Final = -math.log(_LEAST_SHARE)
+LEAST: Final = math.log(_LEAST_SHARE)
+_SPAN: Final = -LEAST
 LEARNED_WEIGHT: Final = SHARPNESS * _SPAN
 """So that, with nothing beside it, confidence is the share that was learned."""
 _TELLING: Final = 1.2

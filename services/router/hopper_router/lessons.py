@@ -123,6 +123,7 @@ class LessonWatch:
         self._file = file
         self._filed = 0
         self._begun = False  # with a snapshot, or knowing that there is none
+        self._behind = True  # since it began
         self._head: int | None = None  # memory's last lesson; None: the stream is not open
         self._chunk = 1
         self._saved = 0
@@ -182,7 +183,7 @@ class LessonWatch:
             if kept is None or not self._restore(_Found(kept.position, kept.data, whole=True)):
                 raise
             self.position = self._saved = self._filed = kept.position
-        self._begun = True
+        self._begun = self._behind = True
         _log.info("learning begins", after=self.position)
 
     async def _begin_with_memorys(self) -> None:
@@ -246,6 +247,12 @@ class LessonWatch:
     async def _take(self, call: "_Call", response: pb.WatchLessonsResponse) -> None:
         self._head = response.head
         self.progress.fire()
+        await self._learn_all(call, response)
+        if self._behind and self.caught_up:
+            self._behind = False
+            _log.info("all is learned that there is", position=self.position)
+
+    async def _learn_all(self, call: "_Call", response: pb.WatchLessonsResponse) -> None:
         learned = 0
         while learned < len(response.lessons):
             chunk = response.lessons[learned : learned + self._chunk]

@@ -120,7 +120,7 @@ def main(arguments: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return 2
-    harness = _load(HARNESS)
+    harness = load_harness()
     replay = Replay(harness, ROUTERS[options.through], options.limit, options.json)
     names = [name for name in STREAMS if not options.only or name in options.only]
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
@@ -163,8 +163,9 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("routing_quality_harness", path)
+def load_harness() -> ModuleType:
+    """The harness, which is no package."""
+    spec = importlib.util.spec_from_file_location("routing_quality_harness", HARNESS)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

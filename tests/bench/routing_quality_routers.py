@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -100,15 +100,15 @@ class TheRouter:
         self._candidates = Candidates.compile(())
         self._load = Load()
         self._lessons = 0
-        self._names = Names()
+        self.names = Names()
 
     def add_target(self, id: str, name: str, description: str) -> None:
-        project = f"projects/{self._names.give(id)}"
+        project = f"projects/{self.names.give(id)}"
         self._projects[project] = Project(project, display_name=name, description=description)
         self._compile()
 
     def remove_target(self, id: str) -> None:
-        del self._projects[self._names.project(id)]
+        del self._projects[self.names.project(id)]
         self._compile()
 
     def _compile(self) -> None:
@@ -125,7 +125,7 @@ class TheRouter:
             strategies=self._learned.strategies(_ROOT),
         )
         self._load.add(decision.project)
-        return [(self._names.target(each.project), each.confidence) for each in decision.candidates]
+        return [(self.names.target(each.project), each.confidence) for each in decision.candidates]
 
     def feedback(self, task: Task, target: str | None) -> None:
         self._lessons += 1
@@ -137,7 +137,7 @@ class TheRouter:
             description=_cut(task["description"], _DESCRIPTION_BYTES),
             tags=tuple(task["tags"]),
             truth=Truth.NONE if target is None else Truth.RIGHT,
-            project="" if target is None else self._names.project(target),
+            project="" if target is None else self.names.project(target),
             source="bench",
             weight=1.0,
             create_time=_LONG_AGO,
@@ -154,11 +154,23 @@ class TheService:
 
     Args:
         suggest: Decide by SuggestRoute.
+        policy: What is decided by.
+        environment: More variables for the processes.
+
+    Attributes:
+        data: The directory of its databases.
+        names: The projects that stand for targets.
     """
 
-    def __init__(self, *, suggest: bool = False) -> None:
+    data: Path
+
+    def __init__(
+        self, *, suggest: bool = False, policy: str = _POLICY, environment: Mapping[str, str] | None = None
+    ) -> None:
         self._suggest = suggest
-        self._names = Names()
+        self._policy = policy
+        self._environment = environment or {}
+        self.names = Names()
         self._news: list[str] = []
         self._decisions: dict[str, Decision] = {}
         self._stack = ExitStack()
@@ -169,45 +181,53 @@ class TheService:
             raise
 
     def _open(self) -> None:
-        data = Path(self._stack.enter_context(temporary_directory())) / "data"
-        quiet = {"HOPPER_LOG_LEVEL": "warning"}
+        self.data = Path(self._stack.enter_context(temporary_directory())) / "data"
         channels = {}
         for service in SERVICES:
-            process = HopperProcess(data, service=service, environment=quiet)
+            environment = {"HOPPER_LOG_LEVEL": "warning", **self._environment}
+            process = HopperProcess(self.data, service=service, environment=environment)
             address = self._stack.enter_context(process).address
             channels[service] = self._stack.enter_context(grpc.insecure_channel(address))
         self._projects = ProjectServiceStub(channels["registry"])
         self._feedback = FeedbackServiceStub(channels["memory"])
         self._routing = RoutingServiceStub(channels["router"])
         self._tasks = TaskServiceStub(channels["router"])
-        policy = Policy(name=f"{_ROOT}/policy", source=_POLICY)
-        self._routing.UpdatePolicy(UpdatePolicyRequest(policy=policy), timeout=PATIENCE)
+        self.follow(self._policy)
+
+    def follow(self, policy: str) -> None:
+        """Decide by this policy from now on."""
+        message = Policy(name=f"{_ROOT}/policy", source=policy)
+        self._routing.UpdatePolicy(UpdatePolicyRequest(policy=message), timeout=PATIENCE)
+
+    def suggest(self, spec: TaskSpecMessage) -> Decision:
+        """Where a task would go."""
+        request = SuggestRouteRequest(parent=_ROOT, spec=spec)
+        return self._routing.SuggestRoute(request, timeout=PATIENCE).decision
 
     def add_target(self, id: str, name: str, description: str) -> None:
-        project = self._names.give(id)
+        project = self.names.give(id)
         message = ProjectMessage(display_name=name, description=description)
         request = RegisterProjectRequest(project_id=project, project=message)
         self._projects.RegisterProject(request, timeout=PATIENCE)
         self._news.append(f"projects/{project}")
 
     def remove_target(self, id: str) -> None:
-        project = self._names.project(id)
+        project = self.names.project(id)
         self._projects.UnregisterProject(UnregisterProjectRequest(name=project), timeout=PATIENCE)
-        _until(lambda: not self._knows(project), f"the router to hear that {project} is gone")
+        until(lambda: not self._knows(project), f"the router to hear that {project} is gone")
 
     def decide(self, task: Task) -> list[tuple[str, float]]:
+        self.hear_news()
+        spec = spec_of(task)
+        decision = self.suggest(spec) if self._suggest else self.submit(task["id"], spec)
+        return [(self.names.target(each.project), each.confidence) for each in decision.candidates]
+
+    def hear_news(self) -> None:
         while self._news:
             project = self._news.pop()
-            _until(lambda: self._knows(project), f"the router to hear of {project}")  # noqa: B023
-        spec = _spec(task)
-        if self._suggest:
-            request = SuggestRouteRequest(parent=_ROOT, spec=spec)
-            decision = self._routing.SuggestRoute(request, timeout=PATIENCE).decision
-        else:
-            decision = self._submit(task["id"], spec)
-        return [(self._names.target(each.project), each.confidence) for each in decision.candidates]
+            until(lambda: self._knows(project), f"the router to hear of {project}")  # noqa: B023
 
-    def _submit(self, id: str, spec: TaskSpecMessage) -> Decision:
+    def submit(self, id: str, spec: TaskSpecMessage) -> Decision:
         decision = self._tasks.SubmitTask(
             SubmitTaskRequest(parent=_ROOT, spec=spec), timeout=PATIENCE
         ).decision
@@ -218,7 +238,7 @@ class TheService:
         """Whether the router can place a task with it."""
         spec = TaskSpecMessage(title="are you there", project=project)
         try:
-            self._routing.SuggestRoute(SuggestRouteRequest(parent=_ROOT, spec=spec), timeout=PATIENCE)
+            self.suggest(spec)
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
                 return False
@@ -227,17 +247,17 @@ class TheService:
 
     def feedback(self, task: Task, target: str | None) -> None:
         if self._suggest:
-            self._submit(task["id"], _spec(task))
+            self.submit(task["id"], spec_of(task))
         decision = self._decisions.pop(task["id"])
         said = Feedback(author="bench")
         if target is None:
             said.match = Feedback.MATCH_NONE
-        elif (project := self._names.project(target)) == decision.project:
+        elif (project := self.names.project(target)) == decision.project:
             said.match = Feedback.MATCH_GOOD
         else:
             said.match, said.better_project = Feedback.MATCH_BAD, project
         request = SubmitFeedbackRequest(decision=decision.name, feedback=said)
-        _until(lambda: self._told(request), f"memory to hear of {decision.name}")
+        until(lambda: self._told(request), f"memory to hear of {decision.name}")
 
     def _told(self, request: SubmitFeedbackRequest) -> bool:
         try:
@@ -279,11 +299,17 @@ class Names:
         return self._target[project]
 
 
-def _until(done: Any, what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
+def until(done: Callable[[], bool], what: str, *, patience: float = PATIENCE) -> None:
+    """
+    Wait for something that nobody tells.
+
+    Raises:
+        TimeoutError: It did not come.
+    """
+    deadline = time.monotonic() + patience
     while not done():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {PATIENCE:g} s for {what}")
+            raise TimeoutError(f"waited {patience:g} s for {what}")
         time.sleep(_POLL)
 
 
@@ -291,7 +317,8 @@ def _text(task: Task) -> Text:
     return Text(task["title"], task["description"], tuple(task["tags"]))
 
 
-def _spec(task: Task) -> TaskSpecMessage:
+def spec_of(task: Task) -> TaskSpecMessage:
+    """A task of a stream as Hopper has it."""
     tags = ["-".join(tag.split()) for tag in task["tags"]]  # a tag is one word
     return TaskSpecMessage(title=task["title"], description=task["description"], tags=tags)
 

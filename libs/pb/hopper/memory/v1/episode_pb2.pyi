@@ -111,7 +111,7 @@ class Episode(_message.Message):
     worker: _builtins.str
     """Output only. Who had it last."""
     failure_reason: _builtins.str
-    """Output only. Why it failed, one word."""
+    """Output only. Why it failed, one word. With SUCCEEDED, `LATE`: it was done later than promised."""
     rerouted_to: _builtins.str
     """Output only. With REROUTED: the project that the later decision sent it to. Empty: none."""
     @_builtins.property
@@ -184,23 +184,59 @@ class EpisodeCandidate(_message.Message):
 
     PROJECT_FIELD_NUMBER: _builtins.int
     CONFIDENCE_FIELD_NUMBER: _builtins.int
+    REST_FIELD_NUMBER: _builtins.int
+    FACTORS_FIELD_NUMBER: _builtins.int
     project: _builtins.str
     """Format: `projects/{project}`."""
     confidence: _builtins.float
     """From 0 to 1."""
+    rest: _builtins.float
+    """Its score without the factors below. Unset where there are none."""
+    @_builtins.property
+    def factors(self) -> _containers.RepeatedCompositeFieldContainer[Global___EpisodeFactor]:
+        """The factors whose weights are learned from how decisions go, where the candidates differ in them."""
+
     def __init__(
         self,
         *,
         project: _builtins.str = ...,
         confidence: _builtins.float = ...,
+        rest: _builtins.float = ...,
+        factors: _abc.Iterable[Global___EpisodeFactor] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["confidence", b"confidence", "project", b"project"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confidence", b"confidence", "factors", b"factors", "project", b"project", "rest", b"rest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EpisodeCandidate: _TypeAlias = EpisodeCandidate  # noqa: Y015
+
+@_typing.final
+class EpisodeFactor(_message.Message):
+    """How much a candidate had of a factor."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """As decisions name it, e.g. `workload`."""
+    value: _builtins.float
+    """Its value, mostly 0 to 1."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        value: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EpisodeFactor: _TypeAlias = EpisodeFactor  # noqa: Y015
 
 @_typing.final
 class EpisodeOutcome(_message.Message):
@@ -226,7 +262,7 @@ class EpisodeOutcome(_message.Message):
     worker: _builtins.str
     """Who had it last."""
     failure_reason: _builtins.str
-    """Why it failed, one word."""
+    """Why it failed, one word. With SUCCEEDED, `LATE`: it was done later than promised."""
     rerouted_to: _builtins.str
     """With REROUTED: the project that the later decision sent it to. Empty: none."""
     @_builtins.property

@@ -24,9 +24,10 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from hopper.common.v1 import options_pb2 as hopper_dot_common_dot_v1_dot_options__pb2
+from hopper.memory.v1 import episode_pb2 as hopper_dot_memory_dot_v1_dot_episode__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'hopper/memory/v1/learning_service.proto\x12\x10hopper.memory.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ehopper/common/v1/options.proto\"\xa9\x03\n\x06Lesson\x12\x10\n\x08position\x18\x01 \x01(\x03\x12\x18\n\x08instance\x18\x02 \x01(\tB\x06\xea\xe0\x18\x02 \x07\x12\x18\n\x08\x64\x65\x63ision\x18\x03 \x01(\tB\x06\xea\xe0\x18\x02 \t\x12\x16\n\x05title\x18\x04 \x01(\tB\x07\xea\xe0\x18\x03\x10\xac\x02\x12\x1c\n\x0b\x64\x65scription\x18\x05 \x01(\tB\x07\xea\xe0\x18\x03\x10\xa0\x1f\x12\x18\n\x04tags\x18\x06 \x03(\tB\n\xea\xe0\x18\x06\x10\x64\x18@ \x03\x12-\n\x05truth\x18\x07 \x01(\x0e\x32\x1e.hopper.memory.v1.Lesson.Truth\x12\x17\n\x07project\x18\x08 \x01(\tB\x06\xea\xe0\x18\x02 \x05\x12\x16\n\x06source\x18\t \x01(\tB\x06\xea\xe0\x18\x02\x10\x64\x12&\n\x06weight\x18\n \x01(\x01\x42\x16\xea\xe0\x18\x12)\x00\x00\x00\x00\x00\x00\x00\x00\x31\x00\x00\x00\x00\x00\x00\xf0?\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"P\n\x05Truth\x12\x15\n\x11TRUTH_UNSPECIFIED\x10\x00\x12\x0f\n\x0bTRUTH_RIGHT\x10\x01\x12\x0f\n\x0bTRUTH_WRONG\x10\x02\x12\x0e\n\nTRUTH_NONE\x10\x03\"6\n\x13WatchLessonsRequest\x12\x1f\n\x08position\x18\x01 \x01(\x03\x42\r\xea\xe0\x18\t)\x00\x00\x00\x00\x00\x00\x00\x00\"O\n\x14WatchLessonsResponse\x12)\n\x07lessons\x18\x01 \x03(\x0b\x32\x18.hopper.memory.v1.Lesson\x12\x0c\n\x04head\x18\x02 \x01(\x03\"U\n\x0fGetModelRequest\x12\x1a\n\x06\x66ormat\x18\x01 \x01(\tB\n\xea\xe0\x18\x06\x08\x01\x10< \x03\x12&\n\x0f\x62\x65\x66ore_position\x18\x02 \x01(\x03\x42\r\xea\xe0\x18\t)\x00\x00\x00\x00\x00\x00\x00\x00\"T\n\x10GetModelResponse\x12\x10\n\x08position\x18\x01 \x01(\x03\x12\x16\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x42\x08\xea\xe0\x18\x04\x10\x80\x80@\x12\x16\n\x06sha256\x18\x03 \x01(\x0c\x42\x06\xea\xe0\x18\x02\x10 \"}\n\x10SaveModelRequest\x12\x18\n\x06\x66ormat\x18\x01 \x01(\tB\x08\xea\xe0\x18\x04\x10< \x03\x12\x1f\n\x08position\x18\x02 \x01(\x03\x42\r\xea\xe0\x18\t)\x00\x00\x00\x00\x00\x00\x00\x00\x12\x16\n\x06sha256\x18\x03 \x01(\x0c\x42\x06\xea\xe0\x18\x02\x10 \x12\x16\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x42\x08\xea\xe0\x18\x04\x10\x80\x80@\"%\n\x11SaveModelResponse\x12\x10\n\x08position\x18\x01 \x01(\x03\x32\xc5\x02\n\x0fLearningService\x12l\n\x0cWatchLessons\x12%.hopper.memory.v1.WatchLessonsRequest\x1a&.hopper.memory.v1.WatchLessonsResponse\"\t\xe2\xe0\x18\x05\x12\x01\x02\x18\x04(\x01\x30\x01\x12^\n\x08GetModel\x12!.hopper.memory.v1.GetModelRequest\x1a\".hopper.memory.v1.GetModelResponse\"\t\xe2\xe0\x18\x05\x12\x01\x02\x18\x01\x30\x01\x12\x64\n\tSaveModel\x12\".hopper.memory.v1.SaveModelRequest\x1a#.hopper.memory.v1.SaveModelResponse\"\x0c\xe2\xe0\x18\x08\x12\x01\x02\x18\x02 \xcc\x08(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'hopper/memory/v1/learning_service.proto\x12\x10hopper.memory.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ehopper/common/v1/options.proto\x1a\x1ehopper/memory/v1/episode.proto\"\xa4\x04\n\x06Lesson\x12\x10\n\x08position\x18\x01 \x01(\x03\x12\x18\n\x08instance\x18\x02 \x01(\tB\x06\xea\xe0\x18\x02 \x07\x12\x18\n\x08\x64\x65\x63ision\x18\x03 \x01(\tB\x06\xea\xe0\x18\x02 \t\x12\x16\n\x05title\x18\x04 \x01(\tB\x07\xea\xe0\x18\x03\x10\xac\x02\x12\x1c\n\x0b\x64\x65scription\x18\x05 \x01(\tB\x07\xea\xe0\x18\x03\x10\xa0\x1f\x12\x18\n\x04tags\x18\x06 \x03(\tB\n\xea\xe0\x18\x06\x10\x64\x18@ \x03\x12-\n\x05truth\x18\x07 \x01(\x0e\x32\x1e.hopper.memory.v1.Lesson.Truth\x12\x17\n\x07project\x18\x08 \x01(\tB\x06\xea\xe0\x18\x02 \x05\x12\x16\n\x06source\x18\t \x01(\tB\x06\xea\xe0\x18\x02\x10\x64\x12&\n\x06weight\x18\n \x01(\x01\x42\x16\xea\xe0\x18\x12)\x00\x00\x00\x00\x00\x00\x00\x00\x31\x00\x00\x00\x00\x00\x00\xf0?\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x07sent_to\x18\x0c \x01(\tB\x06\xea\xe0\x18\x02 \x05\x12>\n\ncandidates\x18\r \x03(\x0b\x32\".hopper.memory.v1.EpisodeCandidateB\x06\xea\xe0\x18\x02\x18\n\"r\n\x05Truth\x12\x15\n\x11TRUTH_UNSPECIFIED\x10\x00\x12\x0f\n\x0bTRUTH_RIGHT\x10\x01\x12\x0f\n\x0bTRUTH_WRONG\x10\x02\x12\x0e\n\nTRUTH_NONE\x10\x03\x12\x0e\n\nTRUTH_LATE\x10\x04\x12\x10\n\x0cTRUTH_FAILED\x10\x05\"6\n\x13WatchLessonsRequest\x12\x1f\n\x08position\x18\x01 \x01(\x03\x42\r\xea\xe0\x18\t)\x00\x00\x00\x00\x00\x00\x00\x00\"O\n\x14WatchLessonsResponse\x12)\n\x07lessons\x18\x01 \x03(\x0b\x32\x18.hopper.memory.v1.Lesson\x12\x0c\n\x04head\x18\x02 \x01(\x03\"U\n\x0fGetModelRequest\x12\x1a\n\x06\x66ormat\x18\x01 \x01(\tB\n\xea\xe0\x18\x06\x08\x01\x10< \x03\x12&\n\x0f\x62\x65\x66ore_position\x18\x02 \x01(\x03\x42\r\xea\xe0\x18\t)\x00\x00\x00\x00\x00\x00\x00\x00\"T\n\x10GetModelResponse\x12\x10\n\x08position\x18\x01 \x01(\x03\x12\x16\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x42\x08\xea\xe0\x18\x04\x10\x80\x80@\x12\x16\n\x06sha256\x18\x03 \x01(\x0c\x42\x06\xea\xe0\x18\x02\x10 \"}\n\x10SaveModelRequest\x12\x18\n\x06\x66ormat\x18\x01 \x01(\tB\x08\xea\xe0\x18\x04\x10< \x03\x12\x1f\n\x08position\x18\x02 \x01(\x03\x42\r\xea\xe0\x18\t)\x00\x00\x00\x00\x00\x00\x00\x00\x12\x16\n\x06sha256\x18\x03 \x01(\x0c\x42\x06\xea\xe0\x18\x02\x10 \x12\x16\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x42\x08\xea\xe0\x18\x04\x10\x80\x80@\"%\n\x11SaveModelResponse\x12\x10\n\x08position\x18\x01 \x01(\x03\x32\xc5\x02\n\x0fLearningService\x12l\n\x0cWatchLessons\x12%.hopper.memory.v1.WatchLessonsRequest\x1a&.hopper.memory.v1.WatchLessonsResponse\"\t\xe2\xe0\x18\x05\x12\x01\x02\x18\x04(\x01\x30\x01\x12^\n\x08GetModel\x12!.hopper.memory.v1.GetModelRequest\x1a\".hopper.memory.v1.GetModelResponse\"\t\xe2\xe0\x18\x05\x12\x01\x02\x18\x01\x30\x01\x12\x64\n\tSaveModel\x12\".hopper.memory.v1.SaveModelRequest\x1a#.hopper.memory.v1.SaveModelResponse\"\x0c\xe2\xe0\x18\x08\x12\x01\x02\x18\x02 \xcc\x08(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,6 +50,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LESSON'].fields_by_name['source']._serialized_options = b'\352\340\030\002\020d'
   _globals['_LESSON'].fields_by_name['weight']._loaded_options = None
   _globals['_LESSON'].fields_by_name['weight']._serialized_options = b'\352\340\030\022)\000\000\000\000\000\000\000\0001\000\000\000\000\000\000\360?'
+  _globals['_LESSON'].fields_by_name['sent_to']._loaded_options = None
+  _globals['_LESSON'].fields_by_name['sent_to']._serialized_options = b'\352\340\030\002 \005'
+  _globals['_LESSON'].fields_by_name['candidates']._loaded_options = None
+  _globals['_LESSON'].fields_by_name['candidates']._serialized_options = b'\352\340\030\002\030\n'
   _globals['_WATCHLESSONSREQUEST'].fields_by_name['position']._loaded_options = None
   _globals['_WATCHLESSONSREQUEST'].fields_by_name['position']._serialized_options = b'\352\340\030\t)\000\000\000\000\000\000\000\000'
   _globals['_GETMODELREQUEST'].fields_by_name['format']._loaded_options = None
@@ -73,22 +78,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LEARNINGSERVICE'].methods_by_name['GetModel']._serialized_options = b'\342\340\030\005\022\001\002\030\001'
   _globals['_LEARNINGSERVICE'].methods_by_name['SaveModel']._loaded_options = None
   _globals['_LEARNINGSERVICE'].methods_by_name['SaveModel']._serialized_options = b'\342\340\030\010\022\001\002\030\002 \314\010'
-  _globals['_LESSON']._serialized_start=127
-  _globals['_LESSON']._serialized_end=552
-  _globals['_LESSON_TRUTH']._serialized_start=472
-  _globals['_LESSON_TRUTH']._serialized_end=552
-  _globals['_WATCHLESSONSREQUEST']._serialized_start=554
-  _globals['_WATCHLESSONSREQUEST']._serialized_end=608
-  _globals['_WATCHLESSONSRESPONSE']._serialized_start=610
-  _globals['_WATCHLESSONSRESPONSE']._serialized_end=689
-  _globals['_GETMODELREQUEST']._serialized_start=691
-  _globals['_GETMODELREQUEST']._serialized_end=776
-  _globals['_GETMODELRESPONSE']._serialized_start=778
-  _globals['_GETMODELRESPONSE']._serialized_end=862
-  _globals['_SAVEMODELREQUEST']._serialized_start=864
-  _globals['_SAVEMODELREQUEST']._serialized_end=989
-  _globals['_SAVEMODELRESPONSE']._serialized_start=991
-  _globals['_SAVEMODELRESPONSE']._serialized_end=1028
-  _globals['_LEARNINGSERVICE']._serialized_start=1031
-  _globals['_LEARNINGSERVICE']._serialized_end=1356
+  _globals['_LESSON']._serialized_start=159
+  _globals['_LESSON']._serialized_end=707
+  _globals['_LESSON_TRUTH']._serialized_start=593
+  _globals['_LESSON_TRUTH']._serialized_end=707
+  _globals['_WATCHLESSONSREQUEST']._serialized_start=709
+  _globals['_WATCHLESSONSREQUEST']._serialized_end=763
+  _globals['_WATCHLESSONSRESPONSE']._serialized_start=765
+  _globals['_WATCHLESSONSRESPONSE']._serialized_end=844
+  _globals['_GETMODELREQUEST']._serialized_start=846
+  _globals['_GETMODELREQUEST']._serialized_end=931
+  _globals['_GETMODELRESPONSE']._serialized_start=933
+  _globals['_GETMODELRESPONSE']._serialized_end=1017
+  _globals['_SAVEMODELREQUEST']._serialized_start=1019
+  _globals['_SAVEMODELREQUEST']._serialized_end=1144
+  _globals['_SAVEMODELRESPONSE']._serialized_start=1146
+  _globals['_SAVEMODELRESPONSE']._serialized_end=1183
+  _globals['_LEARNINGSERVICE']._serialized_start=1186
+  _globals['_LEARNINGSERVICE']._serialized_end=1511
 # @@protoc_insertion_point(module_scope)

@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from hopper.memory.v1 import episode_pb2 as _episode_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -40,6 +41,10 @@ class Lesson(_message.Message):
         """It did not belong to `project`."""
         TRUTH_NONE: Lesson._Truth.ValueType  # 3
         """It belonged to nobody."""
+        TRUTH_LATE: Lesson._Truth.ValueType  # 4
+        """It was done at `project`, later than promised."""
+        TRUTH_FAILED: Lesson._Truth.ValueType  # 5
+        """It failed at `project`, which says nothing of where it belonged."""
 
     class Truth(_Truth, metaclass=_TruthEnumTypeWrapper):
         """What it teaches."""
@@ -52,6 +57,10 @@ class Lesson(_message.Message):
     """It did not belong to `project`."""
     TRUTH_NONE: Lesson.Truth.ValueType  # 3
     """It belonged to nobody."""
+    TRUTH_LATE: Lesson.Truth.ValueType  # 4
+    """It was done at `project`, later than promised."""
+    TRUTH_FAILED: Lesson.Truth.ValueType  # 5
+    """It failed at `project`, which says nothing of where it belonged."""
 
     POSITION_FIELD_NUMBER: _builtins.int
     INSTANCE_FIELD_NUMBER: _builtins.int
@@ -64,6 +73,8 @@ class Lesson(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    SENT_TO_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """Its place in the order, from 1."""
     instance: _builtins.str
@@ -82,6 +93,8 @@ class Lesson(_message.Message):
     """Who says so: the author of feedback, `anonymous` if it has none; the worker that ended the task, `router` if none did."""
     weight: _builtins.float
     """How much it counts: 1 for feedback, 0.5 for an end, 0.25 for a later decision that went elsewhere."""
+    sent_to: _builtins.str
+    """Where the decision sent the task. Empty: nowhere."""
     @_builtins.property
     def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Its tags."""
@@ -89,6 +102,10 @@ class Lesson(_message.Message):
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When memory heard of it."""
+
+    @_builtins.property
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[_episode_pb2.EpisodeCandidate]:
+        """What the decision weighed, where that has factors whose weights are learned."""
 
     def __init__(
         self,
@@ -104,10 +121,12 @@ class Lesson(_message.Message):
         source: _builtins.str = ...,
         weight: _builtins.float = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        sent_to: _builtins.str = ...,
+        candidates: _abc.Iterable[_episode_pb2.EpisodeCandidate] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "decision", b"decision", "description", b"description", "instance", b"instance", "position", b"position", "project", b"project", "source", b"source", "tags", b"tags", "title", b"title", "truth", b"truth", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "create_time", b"create_time", "decision", b"decision", "description", b"description", "instance", b"instance", "position", b"position", "project", b"project", "sent_to", b"sent_to", "source", b"source", "tags", b"tags", "title", b"title", "truth", b"truth", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

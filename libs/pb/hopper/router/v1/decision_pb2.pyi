@@ -21,6 +21,30 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _WeightOrigin:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WeightOriginEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WeightOrigin.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WEIGHT_ORIGIN_UNSPECIFIED: _WeightOrigin.ValueType  # 0
+    """It is the shipped one."""
+    WEIGHT_ORIGIN_POLICY: _WeightOrigin.ValueType  # 1
+    """The policy says so."""
+    WEIGHT_ORIGIN_LEARNED: _WeightOrigin.ValueType  # 2
+    """It was learned from how decisions went."""
+
+class WeightOrigin(_WeightOrigin, metaclass=_WeightOriginEnumTypeWrapper):
+    """Where the weight of a factor comes from."""
+
+WEIGHT_ORIGIN_UNSPECIFIED: WeightOrigin.ValueType  # 0
+"""It is the shipped one."""
+WEIGHT_ORIGIN_POLICY: WeightOrigin.ValueType  # 1
+"""The policy says so."""
+WEIGHT_ORIGIN_LEARNED: WeightOrigin.ValueType  # 2
+"""It was learned from how decisions went."""
+Global___WeightOrigin: _TypeAlias = WeightOrigin  # noqa: Y015
+
 @_typing.final
 class Decision(_message.Message):
     """Where a task goes, and why. Written once, in the transaction that places the task; never changed."""
@@ -315,12 +339,20 @@ class Factor(_message.Message):
     VALUE_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
     EVIDENCE_FIELD_NUMBER: _builtins.int
+    WEIGHT_ORIGIN_FIELD_NUMBER: _builtins.int
+    WEIGHT_LESSONS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """`rules`, `tags`, `capability`, `text`, `workload`, `velocity`, `cost`, `sla` or `boost`."""
+    """`rules`, `tags`, `capability`, `text`, `workload`, `velocity`, `cost`, `sla` or `boost`; for a task with a deadline,
+    `deadline`; where what was learned took part, `semantic` and `learned`.
+    """
     value: _builtins.float
     """Its value, mostly 0 to 1."""
     weight: _builtins.float
-    """The policy's weight for it; `value * weight` is its part of the score."""
+    """What it counts; `value * weight` is its part of the score."""
+    weight_origin: Global___WeightOrigin.ValueType
+    """Where the weight comes from."""
+    weight_lessons: _builtins.int
+    """With LEARNED: how many lessons."""
     @_builtins.property
     def evidence(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What it is made of, e.g. the names of the rules that fired. At most 10."""
@@ -332,10 +364,12 @@ class Factor(_message.Message):
         value: _builtins.float = ...,
         weight: _builtins.float = ...,
         evidence: _abc.Iterable[_builtins.str] | None = ...,
+        weight_origin: Global___WeightOrigin.ValueType = ...,
+        weight_lessons: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["evidence", b"evidence", "name", b"name", "value", b"value", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evidence", b"evidence", "name", b"name", "value", b"value", "weight", b"weight", "weight_lessons", b"weight_lessons", "weight_origin", b"weight_origin"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

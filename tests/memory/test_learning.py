@@ -105,6 +105,7 @@ class TestWatchLessons:
                         source="ann",
                         weight=1,
                         create_time=to_proto(memory.clock.now()),
+                        sent_to="projects/web",
                     )
                 ],
                 head=1,

@@ -6,7 +6,7 @@ from hopper_memory.lessons import WRONG_PLACE, Teaching, Truth, taught_by_feedba
 from hopper_memory.model import Feedback, Match, Outcome
 
 WEB, OPS = "projects/web", "projects/ops"
-RIGHT, WRONG, NONE = Truth.RIGHT, Truth.WRONG, Truth.NONE
+RIGHT, WRONG, NONE, LATE, FAILED = Truth.RIGHT, Truth.WRONG, Truth.NONE, Truth.LATE, Truth.FAILED
 
 
 def taught_by(
@@ -60,9 +60,10 @@ def test_what_feedback_teaches_on_a_task_that_was_sent_nowhere(
 ENDS: list[tuple[Outcome, dict[str, str], Teaching | None]] = [
     (Outcome.SUCCEEDED, {"worker": "ann"}, Teaching(RIGHT, WEB, "ann", 0.5)),
     (Outcome.SUCCEEDED, {}, Teaching(RIGHT, WEB, "router", 0.5)),
-    (Outcome.FAILED, {"worker": "ann", "failure_reason": "NO_NETWORK"}, None),
-    (Outcome.FAILED, {"failure_reason": "RUN_TIMEOUT"}, None),
-    (Outcome.FAILED, {"failure_reason": "CHILD_FAILED"}, None),
+    (Outcome.SUCCEEDED, {"worker": "ann", "failure_reason": "LATE"}, Teaching(LATE, WEB, "ann", 0.5)),
+    (Outcome.FAILED, {"worker": "ann", "failure_reason": "NO_NETWORK"}, Teaching(FAILED, WEB, "ann", 0.5)),
+    (Outcome.FAILED, {"failure_reason": "RUN_TIMEOUT"}, Teaching(FAILED, WEB, "router", 0.5)),
+    (Outcome.FAILED, {"failure_reason": "CHILD_FAILED"}, Teaching(FAILED, WEB, "router", 0.5)),
     (Outcome.REJECTED, {"failure_reason": "POLICY"}, None),
     (Outcome.REJECTED, {"failure_reason": "NO_ELIGIBLE_EXECUTOR"}, None),
     (Outcome.REJECTED, {"failure_reason": "NOT_MINE"}, Teaching(WRONG, WEB, "router", 0.5)),

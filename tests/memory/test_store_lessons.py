@@ -19,6 +19,7 @@ from hopper_common import sqlite_file
 from hopper_common.database import Database
 from hopper_common.errors import RequestTooLarge, ResumeTooOld, StorageFull
 from hopper_common.timestamps import to_micros
+from hopper_memory import convert
 from hopper_memory.app import MIGRATIONS
 from hopper_memory.errors import ModelInvalid, ModelNotFound
 from hopper_memory.lessons import Lesson, Teaching, Truth
@@ -88,8 +89,33 @@ async def test_a_lesson_comes_with_the_text_it_is_about(
             tags=("a", "b"),
             teaching=Teaching(RIGHT, WEB, "ann", 1.0),
             create_time=START,
+            sent_to=WEB,
         )
     ]
+
+
+async def test_a_lesson_comes_with_what_was_weighed(database: FaultyDatabase, store: SqlEpisodeStore) -> None:
+    """Where there is something to learn of it; it is kept as it came."""
+    weighed = (
+        Candidate(WEB, 0.6, 1.25, (("workload", 0.5), ("cost", 1.0))),
+        Candidate(OPS, 0.4, -0.5, (("workload", 0.75),)),
+    )
+    plain = (Candidate(WEB, 0.6), Candidate(OPS, 0.4))
+    await store.record(
+        [
+            episode(1, strategy="learned", candidates=weighed),
+            episode(2, strategy="learned", candidates=plain),
+        ],
+        [outcome(1, Outcome.FAILED), outcome(2, failure_reason="LATE")],
+    )
+    assert (await store.get(decision(1))).candidates == weighed
+    assert (await store.get(decision(2))).candidates == plain
+    failed, late = await lessons(database)
+    assert (failed.teaching.truth, failed.sent_to, failed.candidates) == (Truth.FAILED, WEB, weighed)
+    assert (late.teaching.truth, late.sent_to, late.candidates) == (Truth.LATE, WEB, ())
+    told = convert.lesson_to_proto(failed)
+    assert [(c.project, c.rest) for c in told.candidates] == [(WEB, 1.25), (OPS, -0.5)]
+    assert [(f.name, f.value) for f in told.candidates[0].factors] == [("workload", 0.5), ("cost", 1.0)]
 
 
 async def test_every_level_that_feedback_comes_to_learns_from_it(
@@ -125,7 +151,7 @@ async def test_outcomes_teach_when_they_are_joined_and_once(
     late = outcome(2, finish_time=START + timedelta(minutes=2))
     await store.record([decided(1)], [late, outcome(1)])
     assert await teachings(database) == [(decision(1), RIGHT, WEB, 0.5)]
-    await store.record([decided(2), decided(3)], [outcome(1), outcome(3, Outcome.FAILED)])
+    await store.record([decided(2), decided(3)], [outcome(1), outcome(3, Outcome.CANCELLED)])
     await store.record([decided(2)], [late, outcome(2, Outcome.FAILED, failure_reason="NOT_MINE")])
     assert await teachings(database) == [(decision(1), RIGHT, WEB, 0.5), (decision(2), RIGHT, WEB, 0.5)]
 

@@ -64,7 +64,7 @@ def episode_from_proto(message: pb.Episode, *, now: datetime) -> Episode:
         project=message.project,
         confidence=message.confidence,
         strategy=message.strategy,
-        candidates=tuple([Candidate(c.project, c.confidence) for c in message.candidates]),
+        candidates=tuple([_candidate_from_proto(candidate) for candidate in message.candidates]),
     )
 
 
@@ -82,14 +82,26 @@ def episode_to_proto(episode: Episode) -> pb.Episode:
         confidence=episode.confidence,
         strategy=episode.strategy,
         decide_time=to_proto(episode.decide_time),
-        candidates=[
-            pb.EpisodeCandidate(project=c.project, confidence=c.confidence) for c in episode.candidates
-        ],
+        candidates=map(_candidate_to_proto, episode.candidates),
         feedback=[feedback_to_proto(feedback) for feedback in episode.feedback],
     )
     if episode.outcome is not None:
         message.MergeFrom(_end_to_proto(episode.outcome))
     return message
+
+
+def _candidate_from_proto(message: pb.EpisodeCandidate) -> Candidate:
+    factors = tuple([(factor.name, factor.value) for factor in message.factors]) if message.factors else ()
+    return Candidate(message.project, message.confidence, message.rest, factors)
+
+
+def _candidate_to_proto(candidate: Candidate) -> pb.EpisodeCandidate:
+    return pb.EpisodeCandidate(
+        project=candidate.project,
+        confidence=candidate.confidence,
+        rest=candidate.rest,
+        factors=[pb.EpisodeFactor(name=name, value=value) for name, value in candidate.factors],
+    )
 
 
 def _end_to_proto(end: EpisodeOutcome) -> pb.Episode:
@@ -269,6 +281,8 @@ def lesson_to_proto(lesson: Lesson) -> learning_pb.Lesson:
         source=teaching.source,
         weight=teaching.weight,
         create_time=to_proto(lesson.create_time),
+        sent_to=lesson.sent_to,
+        candidates=map(_candidate_to_proto, lesson.candidates),
     )
 
 

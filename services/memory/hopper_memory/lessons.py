@@ -12,7 +12,13 @@ that counts. This is all of it:
     SUCCEEDED                                           RIGHT where it was sent              the worker  0.5
     FAILED, REJECTED for a reason of `WRONG_PLACE`      WRONG where it was sent              the worker  0.5
     REROUTED to another project, unless it was a pin    WRONG where it was sent              router      0.25
-    anything else: plain failures, time-outs, cancels   nothing
+    SUCCEEDED later than promised                       LATE where it was sent               the worker  0.5
+    FAILED for any other reason                         FAILED where it was sent             the worker  0.5
+    anything else, e.g. that it was called off          nothing
+
+LATE says that it belonged there, and FAILED says nothing of where it belonged; both say that it did not go well, from
+which routers learn how much workload, speed, cost and promises should count. For that, a lesson carries what the
+decision weighed.
 
 Feedback that comes up from a level below is feedback, and teaches the level it came to. That a better project is
 RIGHT says of the first that it was WRONG, so that is no lesson of its own.
@@ -31,10 +37,13 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from hopper_memory.model import Feedback, Match, Outcome
+from hopper_memory.model import Candidate, Feedback, Match, Outcome
 
 WRONG_PLACE: Final = frozenset({"WRONG_PROJECT", "NOT_MINE", "CANNOT", "OUT_OF_SCOPE", "MISROUTED"})
 """The reasons of a failure by which a worker says that the task should not have come to it."""
+
+LATE: Final = "LATE"
+"""The reason of a success that came later than promised."""
 
 UNDECIDED: Final = frozenset({"", "scope"})
 PIN: Final = "pin"
@@ -53,6 +62,8 @@ class Truth(StrEnum):
     RIGHT = "RIGHT"
     WRONG = "WRONG"
     NONE = "NONE"  # it belonged to nobody
+    LATE = "LATE"  # it was done there, later than promised
+    FAILED = "FAILED"  # it failed there, which says nothing of where it belonged
 
 
 class Teaching(NamedTuple):
@@ -72,6 +83,8 @@ class Lesson:
     Attributes:
         position: Its place in the order, from 1.
         create_time: When memory heard of it.
+        sent_to: Where the decision sent the task; empty: nowhere.
+        candidates: What it weighed, where that has factors whose weights are learned.
     """
 
     position: int
@@ -82,6 +95,8 @@ class Lesson:
     tags: tuple[str, ...]
     teaching: Teaching
     create_time: datetime
+    sent_to: str = ""
+    candidates: tuple[Candidate, ...] = ()
 
 
 def taught_by_feedback(feedback: Feedback, *, project: str, strategy: str) -> Teaching | None:
@@ -131,9 +146,12 @@ def taught_by_outcome(
     source = worker or ROUTER
     match outcome:
         case Outcome.SUCCEEDED:
-            return _about(Truth.RIGHT, project, source, OF_AN_END)
+            truth = Truth.LATE if failure_reason == LATE else Truth.RIGHT
+            return _about(truth, project, source, OF_AN_END)
         case Outcome.FAILED | Outcome.REJECTED if failure_reason in WRONG_PLACE:
             return _about(Truth.WRONG, project, source, OF_AN_END)
+        case Outcome.FAILED:
+            return _about(Truth.FAILED, project, source, OF_AN_END)
         case Outcome.REROUTED if strategy != PIN and rerouted_to not in ("", project):
             return _about(Truth.WRONG, project, source, OF_A_LATER_DECISION)
     return None

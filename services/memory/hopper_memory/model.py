@@ -29,7 +29,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hopper_common.errors import FieldViolation, InvalidArgument
 
@@ -72,10 +72,30 @@ class EpisodeOutcome:
 
 
 class Candidate(NamedTuple):
-    """One of the places a decision weighed. `confidence` is from 0 to 1."""
+    """
+    One of the places a decision weighed.
+
+    Attributes:
+        confidence: From 0 to 1.
+        rest: Its score without these factors.
+        factors: Those whose weights are learned, with how much it had of each.
+    """
 
     project: str
     confidence: float
+    rest: float = 0.0
+    factors: tuple[tuple[str, float], ...] = ()
+
+
+def candidates_of(kept: Iterable[Sequence[Any]]) -> tuple[Candidate, ...]:
+    """Candidates as JSON keeps them: a project and a confidence, and the rest where there is any."""
+    return tuple([_candidate(*each) for each in kept])
+
+
+def _candidate(
+    project: str, confidence: float, rest: float = 0.0, factors: Iterable[Sequence[Any]] = ()
+) -> Candidate:
+    return Candidate(project, confidence, rest, tuple([(name, value) for name, value in factors]))
 
 
 class Match(StrEnum):

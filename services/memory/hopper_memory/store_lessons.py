@@ -25,6 +25,7 @@ from hopper_common.ids import new_id
 from hopper_common.timestamps import from_micros, to_micros
 from hopper_memory.errors import ModelInvalid, ModelNotFound
 from hopper_memory.lessons import Lesson, Teaching, Truth
+from hopper_memory.model import candidates_of
 from hopper_memory.ports import StoredModel, Taught
 from hopper_memory.tables import EPISODES, LESSONS, MODEL_PARTS, MODELS
 
@@ -44,7 +45,9 @@ _P = MODEL_PARTS.c
 
 _HEAD = select(func.max(_L.position))
 _NEXT = (
-    select(LESSONS, _E.instance, _E.title, _E.description, _E.tags)
+    select(
+        LESSONS, *(_E.instance, _E.title, _E.description, _E.tags, _E.project.label("sent_to"), _E.candidates)
+    )
     .join(EPISODES, _E.decision == _L.decision)
     .order_by(_L.position)
     .limit(MOST_LESSONS)
@@ -126,6 +129,8 @@ def _lesson(row: Row[Any]) -> Lesson:
         tags=tuple(row.tags.split()),
         teaching=Teaching(Truth(row.truth), row.project, row.source, row.weight),
         create_time=from_micros(row.create_time),
+        sent_to=row.sent_to,
+        candidates=tuple([each for each in candidates_of(row.candidates) if each.factors]),
     )
 
 

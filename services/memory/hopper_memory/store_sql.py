@@ -54,6 +54,7 @@ from hopper_memory.model import (
     Match,
     Outcome,
     Stats,
+    candidates_of,
     feedback_name,
     first_of_each,
     passed_up,
@@ -263,7 +264,7 @@ def _episode_row(episode: Episode) -> dict[str, Any]:
         "confidence": episode.confidence,
         "strategy": episode.strategy,
         "decide_time": to_micros(episode.decide_time),
-        "candidates": episode.candidates,
+        "candidates": [each if each.factors else each[:2] for each in episode.candidates],
     }
 
 
@@ -358,7 +359,7 @@ def _episode(row: Row[Any], feedback: Iterable[Feedback]) -> Episode:
 
 
 def _candidates(row: Row[Any]) -> tuple[Candidate, ...]:
-    return tuple(Candidate(project, confidence) for project, confidence in row.candidates)
+    return candidates_of(row.candidates)
 
 
 def _outcome(row: Row[Any]) -> EpisodeOutcome:

@@ -100,6 +100,48 @@ class PermissionDenied(HopperError):
     reason = "PERMISSION_DENIED"
 
 
+class CredentialsExpired(Unauthenticated):
+    """The key or token has run out: get another."""
+
+    reason = "CREDENTIALS_EXPIRED"
+
+
+class CredentialsRevoked(Unauthenticated):
+    """The key was revoked, or whom it belonged to was removed or disabled."""
+
+    reason = "CREDENTIALS_REVOKED"
+
+
+class BadSan(Unauthenticated):
+    """The certificate does not name exactly one SPIFFE id."""
+
+    reason = "BAD_SAN"
+
+
+class LeafExpired(Unauthenticated):
+    """The certificate is no longer, or not yet, valid."""
+
+    reason = "LEAF_EXPIRED"
+
+
+class TlsTooOld(Unauthenticated):
+    """The connection is not TLS 1.3."""
+
+    reason = "TLS_TOO_OLD"
+
+
+class IssuerMismatch(PermissionDenied):
+    """The certificate was not issued by the root of the trust domain it names."""
+
+    reason = "ISSUER_MISMATCH"
+
+
+class PathDenied(PermissionDenied):
+    """A certificate of that path may not call here."""
+
+    reason = "PATH_DENIED"
+
+
 # ... the state of the world ...
 
 
@@ -206,6 +248,13 @@ class ServiceUnavailable(Unavailable):
     """Another service of this Hopper, needed for this answer, does not answer."""
 
     reason = "SERVICE_UNAVAILABLE"
+    retry_after = timedelta(seconds=1)
+
+
+class TrustStoreStale(Unavailable):
+    """Whom to let in is not known fresh enough, so nobody is."""
+
+    reason = "TRUST_STORE_STALE"
     retry_after = timedelta(seconds=1)
 
 

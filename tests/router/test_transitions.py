@@ -196,9 +196,16 @@ def test_what_waits_cannot_be_claimed(changes: dict[str, Any], wait: str) -> Non
 
 
 def test_a_scheduled_task_can_be_claimed_from_its_microsecond_on() -> None:
-    before = task(ready_time=NOW)
+    before = task(ready_time=NOW, update_time=NOW - MINUTE)
     assert not transitions.claimable(before, NOW - TICK)
     assert transitions.claimable(before, NOW)
+
+
+def test_a_clock_that_is_behind_keeps_nobody_from_what_is_ready() -> None:
+    before = task(ready_time=NOW)
+    claimed = transitions.claim(before, "bob", MINUTE, NOW - TICK)
+    assert claimed.claim is not None
+    assert (claimed.claim.start, claimed.claim.lease_end) == (NOW, NOW + MINUTE)
 
 
 @pytest.mark.parametrize(

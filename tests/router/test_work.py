@@ -226,6 +226,14 @@ async def test_claiming_one_by_name(router: Router) -> None:
     assert (await router.claim_one(web)).name == urgent.name
 
 
+async def test_a_router_whose_clock_is_behind_hands_out_what_another_took_in(router: Router) -> None:
+    router.registry.project("web")
+    task = await router.submit("a", project="projects/web")
+    router.clock.time -= timedelta(milliseconds=40)
+    claimed = await router.claim_one("projects/web", task=task.name)
+    assert claimed.claim.start_time == task.create_time
+
+
 async def test_a_repeated_claim_gets_the_same_tasks(router: Router) -> None:
     web = router.registry.project("web")
     once = str(uuid4())

@@ -271,6 +271,7 @@ def claim(task: Task, worker: str, lease: timedelta, now: datetime) -> Task:
             holder=task.claim.worker,
             lease_expire_time=_stamp(task.claim.lease_end),
         )
+    now = _not_before(task, now)
     moved = move(task, Event.CLAIM, now)
     if not claimable(task, now):
         raise TaskNotReady(task=task.name, wait=_not_ready(task, now))
@@ -295,8 +296,20 @@ def _stamp(time: datetime | None) -> str:
 def claimable(task: Task, now: datetime) -> bool:
     """Whether nothing about the task itself keeps a worker from it."""
     return (
-        task.state is TaskState.QUEUED and not task.blockers and task.hold is None and task.ready_time <= now
+        task.state is TaskState.QUEUED
+        and not task.blockers
+        and task.hold is None
+        and task.ready_time <= _not_before(task, now)
     )
+
+
+def _not_before(task: Task, now: datetime) -> datetime:
+    """
+    *now*, or when the task was last changed, if that is later.
+
+    Another process may have changed it, by a clock some milliseconds ahead: a task it has just made ready is ready.
+    """
+    return max(now, task.update_time)
 
 
 def _not_ready(task: Task, now: datetime) -> str:
@@ -497,6 +510,8 @@ def wake_time(task: Task) -> datetime | None:
     if task.claim is not None and task.state is TaskState.RUNNING:
         times.append(task.claim.lease_end)
         times.append(task.claim.start + clocks.run_for if clocks.run_for else None)
+    if asks_where(task) and task.input is not None:
+        times.append(task.input.answer_by)
     return min((time for time in times if time is not None), default=None)
 
 
@@ -513,6 +528,17 @@ def on_time(task: Task, now: datetime) -> tuple[Task, Event] | None:
     if task.state is TaskState.RUNNING and task.claim is not None:
         return _claim_on_time(task, task.claim, now)
     return None
+
+
+def asks_where(task: Task) -> bool:
+    """Whether somebody has been asked where a task goes, or what its requester means."""
+    return task.state is TaskState.INPUT_REQUIRED and task.claim is None
+
+
+def unanswered(task: Task, now: datetime) -> bool:
+    """Whether the time for an answer to such a question is over."""
+    by = task.input.answer_by if task.input is not None else None
+    return asks_where(task) and by is not None and by <= now
 
 
 def _timed_out(task: Task, failure: Failure, now: datetime) -> tuple[Task, Event]:

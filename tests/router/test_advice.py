@@ -3,7 +3,7 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -29,6 +29,7 @@ from hopper_router.llm.endpoint import Endpoint, HttpAdvisor
 from hopper_router.llm.guarded import GuardedAdvisor
 from hopper_router.llm.openai import OpenAI
 from hopper_router.model import Scope, Task
+from hopper_router.replay import Verdict
 from hopper_router.sage.errors import SageUnavailable
 from hopper_router.sage_outcomes import SageOutcomes
 from hopper_testing.processes import temporary_directory
@@ -58,10 +59,14 @@ class EpisodesOfTest:
     def __init__(self) -> None:
         self.precedents: list[Precedent] = []
         self.told: list[Said] = []
+        self.known: dict[str, Verdict] = {}
         self.unknown: set[str] = set()
 
     async def similar(self, task: Task) -> Sequence[Precedent]:
         return self.precedents
+
+    async def verdicts(self, decisions: Sequence[str]) -> Mapping[str, Verdict]:
+        return {name: self.known[name] for name in decisions if name in self.known}
 
     async def tell(self, said: Said) -> None:
         if said.decision in self.unknown:

@@ -306,6 +306,7 @@ def test_stages_as_they_are_written() -> None:
 
 def test_one_strategy_alone_is_asked_about_everything() -> None:
     assert load_policy("strategy: llm").stages == (Stage(Use.LEARNED, threshold=1.0), Stage(Use.LLM))
+    assert load_policy("strategy: sage").stages == (Stage(Use.LEARNED, threshold=1.0), Stage(Use.SAGE))
     alone = load_policy("strategy: sage\nstages: [{use: sage, address: '127.0.0.1:7000'}]")
     assert [stage.use for stage in alone.stages] == [Use.LEARNED, Use.SAGE]
 
@@ -318,7 +319,6 @@ def hybrid(*stages: str) -> str:
     ("source", "where", "message"),
     [
         ("strategy: hybrid", "1:11 stages", "'stages' is missing"),
-        ("strategy: sage", "1:11 stages", "'stages' is missing"),
         ("stages: [{use: llm}]", "1:9 stages", "goes with strategy hybrid, llm or sage"),
         ("strategy: learned\nwait: 1s", "2:7 wait", "goes with strategy hybrid"),
         ("strategy: llm\nstages: [{use: person}]", "2:9 stages", "there is one stage, {use: llm"),
@@ -331,11 +331,15 @@ def hybrid(*stages: str) -> str:
         (hybrid("{use: person}", "{use: llm}"), "4:5 stages[1].use", "a person comes last"),
         (hybrid("{use: rules, deadline: 1s}"), "3:18 stages[0].deadline", "unknown key 'deadline'"),
         (hybrid("{use: sage, address: 'unix:/x', money_per_day: 1}"), "", "unknown key 'money_per_day'"),
-        (hybrid("{use: sage}"), "3:5 stages[0].address", "'address' is missing"),
+        (hybrid("{use: llm, suggest: [tags, jokes]}"), "3:32 stages[0].suggest[1]", "unknown"),
+        (hybrid("{use: sage, prioritize: 7}"), "3:29 stages[0].prioritize", "must be true or false"),
+        ("strategy: learned\nanswer_within: 1h", "2:16 answer_within", "goes with strategy hybrid"),
+        (hybrid("{use: person}") + "\nanswer_within: 91d", "4:16 answer_within", "must be from 1s"),
+        (hybrid("{use: person}") + "\nif_unanswered: ask", "4:16 if_unanswered", "must be route or reject"),
         (hybrid("{use: sage, address: 'evil.example:1'}"), "3:26 stages[0].address", "of this machine"),
         (hybrid("{use: llm, threshold: 2}"), "3:27 stages[0].threshold", "must be from 0 to 1"),
-        (hybrid("{use: llm, deadline: soon}"), "3:26 stages[0].deadline", "such as 500ms, 5s or 2m"),
-        (hybrid("{use: llm, deadline: 1h}"), "3:26 stages[0].deadline", "such as"),
+        (hybrid("{use: llm, deadline: soon}"), "3:26 stages[0].deadline", "such as 500ms, 5s, 2m or 4h"),
+        (hybrid("{use: llm, deadline: 1h}"), "3:26 stages[0].deadline", "from 0.01s to 600s"),
         (hybrid("{use: llm, deadline: 11m}"), "3:26 stages[0].deadline", "from 0.01s to 600s"),
         (hybrid("{use: llm, calls_per_day: -1}"), "3:31 stages[0].calls_per_day", "from 0"),
         (hybrid("{use: llm, calls_per_day: 1.5}"), "3:31 stages[0].calls_per_day", "must be an integer"),

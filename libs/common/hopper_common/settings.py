@@ -69,6 +69,10 @@ class HostSettings(BaseSettings):
         default=None, description="Where the router is, if not in this process."
     )
     memory_address: str | None = Field(default=None, description="Where memory is, if not in this process.")
+    sage_address: str | None = Field(
+        default=None,
+        description="Where the Sage is that policies ask without saying where: unix:/path, or a loopback host:port.",
+    )
     # Secret, because an address may have a password in it.
     database: SecretStr | None = Field(
         default=None,

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Final, Protocol
@@ -25,15 +25,25 @@ from hopper_common.clock import Clock
 from hopper_common.errors import HopperError, NotFound, ShuttingDown
 from hopper_router import advice_store, placing
 from hopper_router.backoff import Backoff
-from hopper_router.cascade import MOST_CLARIFICATIONS, Consult, Stage, Use, asked_before, following
+from hopper_router.calibration import TAKEN_AT_ITS_WORD, Scale, scales
+from hopper_router.cascade import (
+    MOST_CLARIFICATIONS,
+    Consult,
+    Stage,
+    Suggestion,
+    Use,
+    asked_before,
+    following,
+)
 from hopper_router.engine import Engine
 from hopper_router.errors import RegistryUnknown
 from hopper_router.llm import advisor as llm
 from hopper_router.llm.budget import Budget, Limits
 from hopper_router.llm.errors import BudgetExhausted, LlmAnswerInvalid, LlmUnavailable
 from hopper_router.llm.guarded import GuardedAdvisor
-from hopper_router.model import Candidate, Decision, Opinion, Project, Task, TaskState, Word
+from hopper_router.model import Candidate, Decision, Opinion, Project, Task, TaskSpec, TaskState, Word
 from hopper_router.policies import InForce
+from hopper_router.replay import Verdict
 from hopper_router.sage import advisor as sage
 from hopper_router.sage.errors import SageAnswerInvalid, SageRefused, SageUnavailable
 from hopper_router.unit import Unit
@@ -45,8 +55,12 @@ LOOK_EVERY: Final = 1.0
 LOOK_SELDOM: Final = 30.0
 """The same where no policy asks for advice."""
 FIRST_PAUSE: Final = timedelta(milliseconds=200)
+WEIGH_EVERY: Final = 60.0
+"""Seconds between two looks at what became of advice."""
 LONGEST_PAUSE: Final = timedelta(seconds=5)
 """After trouble with the storage or the registry."""
+NOT_ASKED: Final = frozenset({"resting", "no-time", "not-set-up", "address"})
+"""Causes for which a Sage is not asked at all."""
 _MOST_REASON: Final = 1000
 
 _log = structlog.get_logger("hopper.router")
@@ -77,6 +91,15 @@ class Memory(Protocol):
         """Tasks of the past that are like it, most alike first; nothing if memory does not say at once."""
         ...
 
+    async def verdicts(self, decisions: Sequence[str]) -> Mapping[str, Verdict]:
+        """
+        What is known of how decisions turned out, by name.
+
+        Raises:
+            HopperError: It cannot be told now.
+        """
+        ...
+
     async def tell(self, said: advice_store.Said) -> None:
         """
         Tell what somebody said of a decision; a repeat changes nothing.
@@ -88,7 +111,11 @@ class Memory(Protocol):
 
 
 class Sages(Protocol):
-    """The Sages that policies name."""
+    """The Sages that policies name, or mean by no name: then it is the operator's."""
+
+    def where(self, address: str) -> str:
+        """The address of the one that policies call by that; "": there is none."""
+        ...
 
     def at(self, address: str) -> sage.SageAdvisor:
         """
@@ -150,6 +177,8 @@ class Adviser:
         self._budget = budget
         self._clock = clock
         self._model = model
+        self._scales: Mapping[tuple[str, str], Scale] = {}
+        self._weigh_next = 0.0
         self._busy: set[str] = set()
         self._backoff = Backoff("advice", first=FIRST_PAUSE, longest=LONGEST_PAUSE)
 
@@ -164,6 +193,7 @@ class Adviser:
                 try:
                     await self._begin_all(group)
                     await self.tell_memory()
+                    await self._weigh_if_time()
                 except ShuttingDown:
                     raise
                 except HopperError as error:
@@ -239,13 +269,13 @@ class Adviser:
         limits = Limits(stage.calls_per_day, stage.money_per_day)
         try:
             advice = await self._model.advise(
-                _question(file, precedents), instance=file.owner, limits=limits, timeout=stage.deadline
+                _question(file, precedents, stage), instance=file.owner, limits=limits, timeout=stage.deadline
             )
         except (LlmUnavailable, LlmAnswerInvalid) as error:
             return _failed(stage, error.message, error.cost)
         except BudgetExhausted as error:
             return _failed(stage, error.message)
-        return _from_model(stage, advice)
+        return self._weighed(_from_model(stage, advice))
 
     # ------------------------------------------------------------ a Sage
 
@@ -258,10 +288,40 @@ class Adviser:
             advisor = self._sages.at(stage.address)
             advice = await advisor.decide(_sage_question(file, precedents), within=stage.deadline)
         except (SageUnavailable, SageAnswerInvalid, SageRefused) as error:
-            if error.metadata.get("cause") in ("resting", "no-time"):
+            if error.metadata.get("cause") in NOT_ASKED:
                 await self._budget.release(reservation)  # it was not asked
             return _failed(stage, error.message)
-        return _from_sage(stage, advice, file.said)
+        return self._weighed(_from_sage(stage, advice, file.said))
+
+    # ------------------------------------------------------------ what their word is worth
+
+    def _weighed(self, said: Opinion) -> Opinion:
+        """A choice, as sure as those who made it have proved to be when they said the same."""
+        if said.word is not Word.CHOICE:
+            return said
+        scale = self._scales.get((said.stage, said.model), TAKEN_AT_ITS_WORD)
+        return replace(said, stated=said.confidence, confidence=scale.of(said.confidence))
+
+    async def _weigh_if_time(self) -> None:
+        now = self._clock.monotonic()
+        if now < self._weigh_next or not self._engine.policies.consults:
+            return
+        self._weigh_next = now + WEIGH_EVERY
+        await self.weigh()
+
+    async def weigh(self) -> None:
+        """
+        Look at what became of the choices of those who were asked.
+
+        Raises:
+            HopperError: Memory, or the storage, does not say; what was known before stands.
+        """
+        given = await advice_store.given(self._engine.db)
+        if given:
+            verdicts = await self._memory.verdicts([one.decision for one in given])
+            self._scales = await asyncio.to_thread(scales, given, verdicts)
+        if len(given) == advice_store.MOST_GIVEN:
+            await advice_store.forget_given(self._engine.db, given[-1].decision)
 
     # ------------------------------------------------------------ what people said
 
@@ -292,7 +352,7 @@ def _file_of(unit: Unit, name: str) -> _File | None:
 # ---------------------------------------------------------------- questions
 
 
-def _question(file: _File, precedents: Sequence[Precedent]) -> llm.Question:
+def _question(file: _File, precedents: Sequence[Precedent], stage: Stage) -> llm.Question:
     spec = file.task.spec
     replies = [opinion for opinion in file.said if opinion.word is Word.ASKED and opinion.answer]
     said = "".join(f"\n\n{reply.reason}\n{reply.answer}" for reply in replies)
@@ -313,7 +373,16 @@ def _question(file: _File, precedents: Sequence[Precedent]) -> llm.Question:
         examples=tuple(
             llm.Example(precedent.title, precedent.project) for precedent in precedents if precedent.success
         ),
+        allowed=frozenset({llm.Ask.NOTHING_FITS, *_open_points(spec, stage)}),
     )
+
+
+def _open_points(spec: TaskSpec, stage: Stage) -> Iterator[llm.Ask]:
+    """What the policy has suggested, and the requester left open."""
+    if Suggestion.TAGS in stage.suggest and not spec.tags:
+        yield llm.Ask.TAGS
+    if Suggestion.EFFORT in stage.suggest and spec.estimated_effort is None:
+        yield llm.Ask.EFFORT
 
 
 def _sage_question(file: _File, precedents: Sequence[Precedent]) -> sage.Question:
@@ -390,6 +459,8 @@ def _from_model(stage: Stage, advice: llm.Advice) -> Opinion:
         input_tokens=advice.cost.input_tokens,
         output_tokens=advice.cost.output_tokens,
         money=advice.cost.money,
+        tags=advice.tags,
+        effort=advice.effort,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Final
 
@@ -16,13 +16,16 @@ from hopper.memory.v1.episodic_service_pb2_grpc import EpisodicMemoryServiceStub
 from hopper.memory.v1.feedback_service_pb2 import SubmitFeedbackRequest
 from hopper.memory.v1.feedback_service_pb2_grpc import FeedbackServiceStub
 from hopper_common.clock import Clock
+from hopper_common.rpc.address import check_address
 from hopper_common.rpc.errors import from_rpc_error
 from hopper_common.startup import AddressRefused
 from hopper_router.advice import Precedent, request_id_of
 from hopper_router.advice_store import Said
 from hopper_router.model import Task
+from hopper_router.replay import Verdict
 from hopper_router.sage.client import SageClient, open_sage_channel
 from hopper_router.sage.errors import SageUnavailable
+from hopper_router.verdicts import MemoryVerdicts
 
 SIMILAR_WITHIN: Final = timedelta(milliseconds=200)
 MOST_SIMILAR: Final = 10
@@ -36,6 +39,7 @@ class MemoryClient:
     """`advice.Memory` over a channel."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._verdicts = MemoryVerdicts(channel)
         self._episodes = EpisodicMemoryServiceStub(channel)
         self._feedback = FeedbackServiceStub(channel)
 
@@ -52,6 +56,10 @@ class MemoryClient:
         matches = [match for match in response.matches if match.episode.task != task.name]
         most = max((match.score for match in matches), default=0.0)
         return [precedent(match, most) for match in matches[:MOST_SIMILAR]]
+
+    async def verdicts(self, decisions: Sequence[str]) -> Mapping[str, Verdict]:
+        """See `advice.Memory`."""
+        return await self._verdicts.of(decisions)
 
     async def tell(self, said: Said) -> None:
         """See `advice.Memory`."""
@@ -93,14 +101,34 @@ def _ended_well(episode: Episode) -> bool | None:
 
 
 class OpenSages:
-    """`advice.Sages`: a channel to each, opened when it is first asked."""
+    """
+    `advice.Sages`: a channel to each, opened when it is first asked.
 
-    def __init__(self, clock: Clock) -> None:
+    Args:
+        default: Where the Sage is of policies that do not say; "": nowhere.
+
+    Raises:
+        AddressRefused: The default is no address of a Sage.
+    """
+
+    def __init__(self, clock: Clock, default: str = "") -> None:
         self._clock = clock
+        self._default = check_address(default) if default else ""
         self._open: dict[str, tuple[grpc.aio.Channel, SageClient]] = {}
+
+    def where(self, address: str) -> str:
+        """See `advice.Sages`."""
+        return address or self._default
 
     def at(self, address: str) -> SageClient:
         """See `advice.Sages`."""
+        address = self.where(address)
+        if not address:
+            raise SageUnavailable(
+                "no Sage is set up: give its address in the policy, or set HOPPER_SAGE_ADDRESS",
+                method="DecideRouting",
+                cause="not-set-up",
+            )
         found = self._open.get(address)
         if found is None:
             try:

@@ -10,10 +10,12 @@ from sqlalchemy import Connection, delete, select, text
 
 from hopper_common.database import Database
 from hopper_router import tables
+from hopper_router.calibration import Given
 from hopper_router.llm.budget import Spent
 
 _B = tables.advice_budgets
 _F = tables.advice_feedback
+_G = tables.advice_given
 _PUT: Final = text(
     "INSERT INTO advice_budgets (adviser, instance, day, calls, money) "
     "VALUES (:adviser, :instance, :day, :calls, :money) "
@@ -40,6 +42,28 @@ class SqlBudgetStore:
             return spent
 
         return await self._db.write(work)
+
+
+MOST_GIVEN: Final = 2000
+"""So many of the newest choices say what an adviser's word is worth; older ones are forgotten."""
+
+
+async def given(db: Database) -> Sequence[Given]:
+    """What those who were asked chose, the newest first."""
+
+    def work(conn: Connection) -> Sequence[Given]:
+        query = select(_G).order_by(_G.c.decision.desc(), _G.c.stage).limit(MOST_GIVEN)
+        return [
+            Given(row.stage, row.model, row.project, row.stated, row.decision, row.decided)
+            for row in conn.execute(query)
+        ]
+
+    return await db.read(work)
+
+
+async def forget_given(db: Database, before: str) -> None:
+    """Forget what was chosen before that decision."""
+    await db.write(lambda conn: conn.execute(delete(_G).where(_G.c.decision < before)) and None)
 
 
 class Said(NamedTuple):

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, NamedTuple
 
 import grpc.aio
 
@@ -36,6 +36,7 @@ from hopper_router.advice import Adviser
 from hopper_router.advice_client import MemoryClient, OpenSages
 from hopper_router.advice_store import SqlBudgetStore
 from hopper_router.clockwork import CLOCKS_APART, Clockwork
+from hopper_router.decomposing import Decomposer
 from hopper_router.delegation_servicer import DelegationServicer
 from hopper_router.engine import Engine
 from hopper_router.episode_source import StoredEpisodes
@@ -86,10 +87,9 @@ async def open_router(context: HostContext) -> AsyncIterator[Running]:
         lessons = LessonWatch(memory_channel, learned, file=context.data_dir / "learned.model")
         learned.catch_up = lessons.wait_caught_up
         episodes = EpisodeSender(memory_channel, StoredEpisodes(db))
-        sages = OpenSages(clock)
-        stack.push_async_callback(sages.close)
-        adviser = await stack.enter_async_context(_open_adviser(engine, memory_channel, sages, clock))
-        sage_outcomes = SageOutcomes(engine, sages)
+        advice = await stack.enter_async_context(
+            _open_advice(engine, memory_channel, clock, context.settings.sage_address or "")
+        )
         clockwork = Clockwork(engine, apart=CLOCKS_APART if db.dialect == "postgresql" else timedelta())
         scheduler = Scheduler(engine)
         shadow = Shadow(engine)
@@ -109,7 +109,7 @@ async def open_router(context: HostContext) -> AsyncIterator[Running]:
             engine.stop()
 
         yield Running(
-            registered=_registered(engine, MemoryVerdicts(memory_channel)),
+            registered=_registered(engine, MemoryVerdicts(memory_channel), advice),
             measures=[RouterMeasures(engine)] if context.settings.metrics else [],
             tasks=[
                 registry.run,
@@ -121,8 +121,8 @@ async def open_router(context: HostContext) -> AsyncIterator[Running]:
                 lambda: db.lead("words", engine.words.run),
                 lambda: db.lead("scheduler", scheduler.schedule_forever),
                 lambda: db.lead("shadow", shadow.run),
-                lambda: db.lead("advise", adviser.run),
-                lambda: db.lead("sage-outcomes", sage_outcomes.run),
+                lambda: db.lead("advise", advice.adviser.run),
+                lambda: db.lead("sage-outcomes", SageOutcomes(engine, advice.sages).run),
                 engine.queues.run,
                 engine.lookout.run,  # for each router its own, as it is in memory
                 learn,  # every router for itself: they learn the same
@@ -138,21 +138,31 @@ async def open_router(context: HostContext) -> AsyncIterator[Running]:
         await db.close()
 
 
+class Advice(NamedTuple):
+    """Those who ask others, and whom they ask."""
+
+    sages: OpenSages
+    adviser: Adviser
+    decomposer: Decomposer
+
+
 @asynccontextmanager
-async def _open_adviser(
-    engine: Engine, memory: grpc.aio.Channel, sages: OpenSages, clock: Clock
-) -> AsyncIterator[Adviser]:
-    """Whoever asks the language model that the settings describe, if they do, and the Sages that policies name."""
+async def _open_advice(
+    engine: Engine, memory: grpc.aio.Channel, clock: Clock, sage_address: str
+) -> AsyncIterator[Advice]:
+    """The language model that the settings describe, if they do, and the Sages that policies name."""
     settings = LlmSettings()
-    sage_budget = Budget(SqlBudgetStore(engine.db, "sage"), clock)
+    sages = OpenSages(clock, sage_address)
     client = open_advisor(settings, clock) if settings.url else None
     model = None
     if client is not None:
-        budget = Budget(SqlBudgetStore(engine.db, "llm"), clock)
-        model = GuardedAdvisor(client, budget, clock)
+        model = GuardedAdvisor(client, Budget(SqlBudgetStore(engine.db, "llm"), clock), clock)
+    sage_budget = Budget(SqlBudgetStore(engine.db, "sage"), clock)
+    adviser = Adviser(engine, MemoryClient(memory), sages, sage_budget, clock, model)
     try:
-        yield Adviser(engine, MemoryClient(memory), sages, sage_budget, clock, model)
+        yield Advice(sages, adviser, Decomposer(engine, model))
     finally:
+        await sages.close()
         if client is not None:
             await client.close()
 
@@ -180,7 +190,9 @@ async def _first_time(clock: Clock, db: Database) -> datetime:
     return logged if logged is not None and shared < logged <= shared + MOST_AHEAD else shared
 
 
-def _registered(engine: Engine, verdicts: Verdicts | None = None) -> Sequence[Registered]:
+def _registered(
+    engine: Engine, verdicts: Verdicts | None = None, advice: Advice | None = None
+) -> Sequence[Registered]:
     return [
         Registered.of(
             task_service_pb2.DESCRIPTOR.services_by_name["TaskService"],
@@ -189,7 +201,9 @@ def _registered(engine: Engine, verdicts: Verdicts | None = None) -> Sequence[Re
         ),
         Registered.of(
             routing_service_pb2.DESCRIPTOR.services_by_name["RoutingService"],
-            RoutingServicer(engine, verdicts or NoVerdicts()),
+            RoutingServicer(
+                engine, verdicts or NoVerdicts(), advice.sages if advice else OpenSages(engine.clock)
+            ),
             add_RoutingServiceServicer_to_server,
         ),
         Registered.of(
@@ -199,7 +213,7 @@ def _registered(engine: Engine, verdicts: Verdicts | None = None) -> Sequence[Re
         ),
         Registered.of(
             delegation_service_pb2.DESCRIPTOR.services_by_name["DelegationService"],
-            DelegationServicer(engine),
+            DelegationServicer(engine, advice.decomposer if advice else Decomposer(engine)),
             add_DelegationServiceServicer_to_server,
         ),
         Registered.of(

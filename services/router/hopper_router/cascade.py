@@ -22,6 +22,15 @@ from typing import Final
 from hopper_router.model import Opinion, Word
 
 
+class Suggestion(enum.Enum):
+    """What an LLM may be asked for besides a place; the values are what policies call them."""
+
+    TAGS = "tags"
+    EFFORT = "effort"
+    SUBTASKS = "subtasks"
+    """Not with every question: only when somebody wants a task decomposed."""
+
+
 class Use(enum.Enum):
     """Who may be asked; the values are what policies and records call them."""
 
@@ -52,8 +61,10 @@ class Stage:
         deadline: How long an answer may take; of no meaning for those who judge in memory, and for people.
         calls_per_day: How often it may be asked in a day. None: as often as need be.
         money_per_day: What it may cost in a day, in millionths. None: whatever it costs.
-        address: Where a Sage is.
+        address: Where a Sage is; "": where the operator says.
         desk: Whose question it is: an instance; "": anybody's.
+        suggest: What an LLM is asked for besides.
+        prioritize: Whether a Sage orders the queues of the instance.
     """
 
     use: Use
@@ -63,6 +74,8 @@ class Stage:
     money_per_day: int | None = None
     address: str = ""
     desk: str = ""
+    suggest: frozenset[Suggestion] = frozenset()
+    prioritize: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -453,7 +453,8 @@ def _put_progress(out: pb.Progress, progress: Progress) -> None:
 def input_from_proto(request: pb.InputRequest) -> InputRequest:
     """A question, and its answer where it has one."""
     # `from` is a keyword of Python, but a fine name for a field.
-    return InputRequest(request.question, getattr(request, "from"), request.answer, request.answered_by)
+    by = time_field(request, "answer_by")
+    return InputRequest(request.question, getattr(request, "from"), request.answer, request.answered_by, by)
 
 
 def input_to_proto(request: InputRequest) -> pb.InputRequest:
@@ -469,6 +470,8 @@ def _put_input(out: pb.InputRequest, request: InputRequest) -> None:
     out.answer = request.answer
     out.answered_by = request.answered_by
 
+    if request.answer_by is not None:
+        _put_time(out.answer_by, request.answer_by)
 
 def hold_from_proto(hold: pb.Hold) -> Hold:
     """Who holds a task back, and why."""
@@ -559,6 +562,9 @@ def _opinion_from_proto(opinion: decision_pb2.Opinion) -> Opinion:
         money=opinion.money_micros,
         elapsed=from_proto(opinion.elapsed),
     )
+        stated=opinion.stated_confidence,
+        tags=tuple(opinion.suggested_tags),
+        effort=duration_field(opinion, "suggested_effort"),
 
 
 def decision_to_proto(decision: Decision) -> decision_pb2.Decision:

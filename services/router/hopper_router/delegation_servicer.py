@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Final
 
 from hopper.router.v1 import delegation_service_pb2 as svc
+from hopper.router.v1.delegation_pb2 import Subtask
 from hopper.router.v1.delegation_service_pb2_grpc import DelegationServiceServicer
 from hopper_common.errors import FieldViolation, InvalidArgument
 from hopper_router import delegating, handover
-from hopper_router.convert import delegation_to_proto, kind_from_proto, spec_from_proto
+from hopper_router.convert import delegation_to_proto, kind_from_proto, spec_from_proto, spec_to_proto
+from hopper_router.decomposing import Decomposer
 from hopper_router.engine import Engine
 from hopper_router.model import DelegationKind
 from hopper_router.servicer import Context, up_to_date
@@ -19,10 +21,11 @@ MOST_IN_CHAIN: Final = 1000
 
 
 class DelegationServicer(DelegationServiceServicer):
-    """Translates; `delegating` does the work."""
+    """Translates; `delegating` and `decomposing` do the work."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, decomposer: Decomposer) -> None:
         self._engine = engine
+        self._decomposer = decomposer
 
     async def DelegateTask(
         self, request: svc.DelegateTaskRequest, context: Context
@@ -43,6 +46,19 @@ class DelegationServicer(DelegationServiceServicer):
         return await up_to_date(
             self._engine,
             lambda: self._engine.mutate("DelegateTask", request, svc.DelegateTaskResponse, effect),
+        )
+
+    async def ProposeSubtasks(
+        self, request: svc.ProposeSubtasksRequest, context: Context
+    ) -> svc.ProposeSubtasksResponse:
+        proposal = await self._decomposer.propose(request.task)
+        return svc.ProposeSubtasksResponse(
+            subtasks=[Subtask(spec=spec_to_proto(part.spec), after=part.after) for part in proposal.parts],
+            reason=proposal.reason,
+            model=proposal.model,
+            input_tokens=proposal.cost.input_tokens,
+            output_tokens=proposal.cost.output_tokens,
+            money_micros=proposal.cost.money,
         )
 
     async def AcceptDelegation(

@@ -178,14 +178,21 @@ class Arrivals:
         Args:
             names: Those of the call's tasks that are taken in already, by their places.
         """
-        named = {name: one for one in alike if (name := one.task or names.get(one.place))}
-        tasks = {task.name: task for task in unit.tasks(named) if not task.state.final}
-        self._closed.update(named.keys() - tasks.keys())
-        return [
-            Duplicate(name, one.score, one.shared, tasks[name].state)
-            for name, one in named.items()
-            if name in tasks
-        ]
+        alike = [one._replace(task=one.task or names.get(one.place, "")) for one in alike]
+        found = still_open(unit, alike)
+        self._closed.update({one.task for one in alike if one.task} - {one.task for one in found})
+        return found
+
+
+def still_open(unit: Unit, alike: Iterable[Alike]) -> list[Duplicate]:
+    """Those of them that have names, and are open, in that unit."""
+    named = {one.task: one for one in alike if one.task}
+    tasks = {task.name: task for task in unit.tasks(named) if not task.state.final}
+    return [
+        Duplicate(name, one.score, one.shared, tasks[name].state)
+        for name, one in named.items()
+        if name in tasks
+    ]
 
 
 def review(
@@ -257,6 +264,18 @@ class Lookout:
             self._wanted.set()
             return self._nobody
         return Arrivals(self, self._indexes[instance], specs, policy.duplicates_above)
+
+    def alike(self, instance: str, spec: TaskSpec) -> list[Alike]:
+        """What looks like the same work as a task that is not taken in, where the policy asks; the likest first."""
+        policy = self._policies.about_duplicates(instance, self._directory())
+        if policy is None:
+            return []
+        if instance not in self._full:
+            self._asked.add(instance)
+            self._wanted.set()
+            return []
+        found = self._indexes[instance].find(_reading(spec), policy.duplicates_above)
+        return [Alike(key, -1, score, shared) for key, score, shared in found if key not in self.arriving]
 
     def knows(self, instance: str) -> bool:
         """Whether the open tasks of an instance have been read."""

@@ -189,12 +189,13 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class InputRequest:
-    """A question and, later, its answer."""
+    """A question and, later, its answer; one where a task goes may have to be answered by a time."""
 
     question: str
     from_: str = ""
     answer: str = ""
     answered_by: str = ""
+    answer_by: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -463,9 +464,11 @@ class Opinion:
     model: str = ""
     input_tokens: int = 0
     output_tokens: int = 0
+        confidence: Of those who are asked: what their own account, `stated`, has proved to be worth.
     money: int = 0
     elapsed: timedelta = timedelta(0)
 
+        tags: What it suggests, besides a place, as `effort`.
 
 @dataclass(slots=True, unsafe_hash=True)
 class Decision:
@@ -480,6 +483,9 @@ class Decision:
     confidence: float = 0.0
     strategy: str = ""
     reasoning: str = ""
+    stated: float = 0.0
+    tags: tuple[str, ...] = ()
+    effort: timedelta | None = None
     candidates: tuple[Candidate, ...] = ()
     exclusions: tuple[Exclusion, ...] = ()
     eligible_count: int = 0
@@ -579,3 +585,5 @@ class Lesson:
     source: str
     weight: float
     create_time: datetime
+        sent_to: Where the decision sent the task; "": nowhere.
+        candidates: What the decision weighed, where there is something to learn of it.

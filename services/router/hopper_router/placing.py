@@ -13,7 +13,7 @@ from datetime import timedelta
 
 from hopper_common.errors import EtagMismatch, FieldViolation, InvalidArgument
 from hopper_router import asking, handover, intake, routing, transitions
-from hopper_router.cascade import Await, Consult, Step, Use, following
+from hopper_router.cascade import Await, Consult, Stage, Step, Suggestion, Use, following
 from hopper_router.directory import Directory
 from hopper_router.model import (
     Basis,
@@ -33,7 +33,7 @@ from hopper_router.model import (
     WaitReason,
     Word,
 )
-from hopper_router.rules import Policy
+from hopper_router.rules import OnUnsure, Policy
 from hopper_router.scopes import SCOPES, Choose, HandOver, Keep, Surroundings, planned
 from hopper_router.transitions import Event
 from hopper_router.unit import Unit
@@ -74,19 +74,23 @@ def settle(unit: Unit) -> None:
             place(unit, task)
 
 
-def place(unit: Unit, task: Task, said: Sequence[Opinion] = ()) -> Decision:
+def place(
+    unit: Unit, task: Task, said: Sequence[Opinion] = (), on_unsure: OnUnsure | None = None
+) -> Decision:
     """
     Decide about a task that nobody works on, record it, and do what was decided, up to `settle`.
 
     Args:
         said: What others have been asked about it and said.
+        on_unsure: What becomes of it if nobody was sure. Default: what the policy says.
     """
     started = unit.clock.monotonic()
     instance = unit.instance(task.instance)
     placement = SCOPES[instance.scope].place(task.spec, instance, surroundings(unit, task, instance))
     match placement:
         case Choose():
-            decision = unit.record(choose(unit, task, said), task, started)
+            decision = unit.record(choose(unit, task, said, on_unsure), task, started)
+            unit.store.put_advice(decision)
             carry_out(unit, task, decision)
         case Keep(project, reason):
             decision = unit.record(_kept(unit, project, reason), task, started)
@@ -127,14 +131,17 @@ def surroundings(unit: Unit, task: Task, instance: Instance) -> Surroundings:
     )
 
 
-def choose(unit: Unit, task: Task, said: Sequence[Opinion] = ()) -> Decision:
+def choose(
+    unit: Unit, task: Task, said: Sequence[Opinion] = (), on_unsure: OnUnsure | None = None
+) -> Decision:
     """Decide among the registered projects, by the policy in force, and by what others *said*."""
     world = unit.world
     in_force = world.policies.in_force(task.instance, world.directory)
+    policy = in_force.policy
     return routing.decide(
         task.spec,
         world.directory.candidates,
-        in_force.policy,
+        policy if on_unsure is None else replace(policy, on_unsure=on_unsure),
         load=unit.load.by_project,
         refused=refused(unit, task),
         basis=basis(unit, in_force.name, in_force.version),
@@ -234,6 +241,9 @@ def _ask(unit: Unit, task: Task, decision: Decision, step: Step | None) -> None:
         case _:
             return
     unit.log(task, transitions.ask_where(task, question, unit.now), Event.ASK)
+    within = _policy(unit, task).answer_within
+    if within is not None:
+        question = replace(question, answer_by=unit.now + within)
 
 
 def _put(unit: Unit, task: Task, decision: Decision) -> None:
@@ -331,12 +341,27 @@ def advise(unit: Unit, name: str, decision: str, said: Sequence[Opinion]) -> boo
     found = unit.tasks([name])
     if not found or found[0].state is not TaskState.SUBMITTED or found[0].decision != decision:
         return False
-    place(unit, found[0], said if _policy(unit, found[0]).stages else ())
+    stages = _policy(unit, found[0]).stages
+    place(unit, _with_suggestions(unit, found[0], said, stages), said if stages else ())
     settle(unit)
     return True
 
 
 def answer_where(unit: Unit, task: Task, text: str, by: str) -> Task:
+def _with_suggestions(unit: Unit, task: Task, said: Sequence[Opinion], stages: Sequence[Stage]) -> Task:
+    """A task with what was suggested of what its requester left open, as far as the policy still asks for that."""
+    wanted = {suggestion for stage in stages for suggestion in stage.suggest}
+    spec = task.spec
+    for opinion in said:
+        if opinion.tags and not spec.tags and Suggestion.TAGS in wanted:
+            spec = replace(spec, tags=opinion.tags)
+        if opinion.effort is not None and spec.estimated_effort is None and Suggestion.EFFORT in wanted:
+            spec = replace(spec, estimated_effort=opinion.effort)
+    if spec is task.spec:
+        return task
+    return unit.log(task, transitions.update(task, spec, unit.now), Event.UPDATE)
+
+
     """
     Take the answer to the question where a task goes, or to what an adviser had asked about it.
 
@@ -358,6 +383,18 @@ def answer_where(unit: Unit, task: Task, text: str, by: str) -> Task:
 
 
 def _persons_opinion(unit: Unit, task: Task, said: Sequence[Opinion], text: str, by: str) -> Opinion:
+def go_on_unanswered(unit: Unit, task: Task) -> None:
+    """Nobody has answered in time where a task goes, or what its requester means: ask the next, or go on without."""
+    decision = unit.store.decisions([task.decision])[task.decision]
+    said = [opinion for opinion in decision.opinions if not Use(opinion.stage).local]
+    if said and said[-1].word is Word.ASKED and not said[-1].answer:
+        said[-1] = replace(said[-1], word=Word.FAILED, reason="its requester has not answered in time")
+    else:
+        said.append(Opinion(Use.PERSON.value, Word.FAILED, reason="nobody has answered in time"))
+    place(unit, task, said, _policy(unit, task).if_unanswered)
+    settle(unit)
+
+
     opinion = asking.chosen(text, unit.world.directory.projects)
     if opinion is None:
         problem = f"must be the id of a registered project, or {asking.NOBODY}"

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from hopper_router.cascade import Use
 from hopper_router.directory import Directory
 from hopper_router.model import ROOT_INSTANCE
 from hopper_router.policy_yaml import BUILT_IN, load_policy
@@ -70,9 +71,18 @@ class Policies:
 
     @property
     def sages(self) -> set[str]:
-        """The addresses of the Sages that policies name."""
+        """The addresses of the Sages that policies name; "": the operator's."""
         stages = (stage for own in self._by_instance.values() for stage in own.policy.stages)
-        return {stage.address for stage in stages if stage.address}
+        return {stage.address for stage in stages if stage.use is Use.SAGE}
+
+    @property
+    def have_queues_ordered(self) -> set[str]:
+        """The instances with a policy of their own by which a Sage orders what waits."""
+        return {
+            instance
+            for instance, own in self._by_instance.items()
+            if any(stage.prioritize for stage in own.policy.stages)
+        }
 
     def in_force(self, instance: str, directory: Directory) -> InForce:
         """The policy that decides for an instance."""

@@ -34,6 +34,9 @@ A shadow decides about the same tasks beside the policy, and never acts; `hopper
 With `hybrid`, `llm` and `sage`, these say who is asked, one after the other, until one is sure enough::
 
     wait: 0s                     # how long SubmitTask waits for advice, so that its answer has the project; to 30s
+    answer_within: 4h            # how long people have to answer where a task goes; 1s to 90d; default: for ever
+    if_unanswered: route         # what becomes of it then: route (the best of what was said) | reject; default:
+                                 # reject where on_unsure says so, else route
     stages:                      # each at most once; who judges at once comes first, a person last
       - {use: rules, threshold: 0.8}
       - {use: learned, threshold: 0.8}           # least confidence for its word to count, 0 to 1
@@ -42,13 +45,20 @@ With `hybrid`, `llm` and `sage`, these say who is asked, one after the other, un
         deadline: 5s             # for its answer; 10ms to 10m
         calls_per_day: 500       # default: no limit; a day is one of UTC
         money_per_day: 2.50      # default: no limit; in the currency of HOPPER_LLM_PRICE_IN and _OUT
-      - {use: sage, address: "unix:/run/sage.sock", threshold: 0.5, deadline: 5s, calls_per_day: 500}
+        suggest: [tags, effort]  # default: nothing. A task that has none gets them; with subtasks,
+                                 # `hopper decompose --propose` may ask for parts
+      - use: sage
+        address: "unix:/run/sage.sock"           # default: HOPPER_SAGE_ADDRESS
+        threshold: 0.5
+        deadline: 5s
+        calls_per_day: 500
+        prioritize: false        # true: it orders what waits in the instance, within a priority and a requester's turn
       - {use: person, desk: instances/ann}       # whose question it is; default: anybody's
 
 A task that nobody who judges at once is sure of is taken in, waits, and is placed when somebody is. Who is down, too
 slow, out of budget, or answers what cannot be used is passed over. If nobody is sure enough in the end, the best of
 what was said stands, and `on_unsure` says what becomes of it. Budgets are those of the policy, for all instances that
-decide by it. `strategy: llm` alone is one stage, `{use: llm}`; `hybrid` needs its stages, and `sage` its address.
+decide by it. `strategy: llm` alone is one stage, `{use: llm}`, and `sage` one `{use: sage}`; `hybrid` needs its stages.
 
 Conditions:
 
@@ -88,7 +98,7 @@ from typing import Any, Final, NamedTuple
 import yaml
 
 from hopper_common.errors import FieldViolation
-from hopper_router.cascade import Stage, Use
+from hopper_router.cascade import Stage, Suggestion, Use
 from hopper_router.errors import PolicyInvalid
 from hopper_router.rules import (
     FACTORS,
@@ -309,13 +319,13 @@ class _Reader:
         """Complete the stages of a policy, and say what of them its strategy does not go with."""
         strategy, stages = policy.get("strategy", STRATEGIES[0]), policy.get("stages")
         if strategy not in _CASCADES:
-            for key in given.keys() & {"stages", "wait"}:
+            for key in given.keys() & {"stages", "wait", "answer_within", "if_unanswered"}:
                 message = f"goes with strategy hybrid, llm or sage: with {strategy} nobody else is asked"
                 self.wrong(given[key], key, message)
             return
         at = given.get("stages", given.get("strategy", node))
-        if stages is None and strategy == Use.LLM.value:
-            stages = (Stage(Use.LLM),)
+        if stages is None and strategy != "hybrid":
+            stages = (Stage(Use(strategy)),)
         if stages is None:
             self.wrong(at, "stages", f"'stages' is missing: {strategy} needs to know whom to ask")
             return
@@ -325,6 +335,8 @@ class _Reader:
             # Never sure: somebody has to make the shortlist, and to say where it goes when nobody answers.
             stages = (Stage(Use.LEARNED, threshold=1.0), *stages)
         policy["stages"] = stages
+        if policy.get("on_unsure") is OnUnsure.REJECT:
+            policy.setdefault("if_unanswered", OnUnsure.REJECT)
 
     def stages(self, node: yaml.Node, path: str) -> tuple[Stage, ...]:
         items = self.sequence(node, path, "stages, each with use")
@@ -363,8 +375,6 @@ class _Reader:
             return None
         use = Use(text)
         given = self.mapping(node, path, ("use", *_STAGE_KEYS[use]))
-        if use is Use.SAGE and not self.require(node, path, given, ("address",)):
-            return None
         fields: dict[str, Any] = {"threshold": _THRESHOLDS[use]}
         for key, value in given.items():
             if key != "use":
@@ -377,10 +387,24 @@ class _Reader:
     def wait(self, node: yaml.Node, path: str) -> timedelta:
         return self.duration(node, path, timedelta(0), MOST_WAIT)
 
+    def answer_within(self, node: yaml.Node, path: str) -> timedelta:
+        return self.duration(node, path, timedelta(seconds=1), timedelta(days=90))
+
+    def if_unanswered(self, node: yaml.Node, path: str) -> OnUnsure:
+        return OnUnsure(self.one_of(node, path, [OnUnsure.ROUTE.value, OnUnsure.REJECT.value]))
+
+    def suggest(self, node: yaml.Node, path: str) -> frozenset[Suggestion]:
+        items = self.sequence(node, path, "what it may suggest: tags, effort, subtasks")
+        known = [suggestion.value for suggestion in Suggestion]
+        return frozenset(Suggestion(self.one_of(item, f"{path}[{i}]", known)) for i, item in enumerate(items))
+
+    def prioritize(self, node: yaml.Node, path: str) -> bool:
+        return self.boolean(node, path, default=False)
+
     def duration(self, node: yaml.Node, path: str, low: timedelta, high: timedelta) -> timedelta:
         found = _DURATION.fullmatch(str(node.value)) if isinstance(node, yaml.ScalarNode) else None
         if found is None:
-            self.wrong(node, path, "must be a length of time such as 500ms, 5s or 2m")
+            self.wrong(node, path, "must be a length of time such as 500ms, 5s, 2m or 4h")
             return low
         value = float(found[1]) * _UNITS[found[2] or "s"]
         if not low <= value <= high:
@@ -606,6 +630,8 @@ _POLICY_KEYS: Final = MappingProxyType(
         "duplicates_above": _Reader.duplicates_above,
         "stages": _Reader.stages,
         "wait": _Reader.wait,
+        "answer_within": _Reader.answer_within,
+        "if_unanswered": _Reader.if_unanswered,
         "shadow": _Reader.shadow,
     }
 )
@@ -633,8 +659,8 @@ _STAGE_KEYS: Final = MappingProxyType(
     {
         Use.RULES: ("threshold",),
         Use.LEARNED: ("threshold",),
-        Use.LLM: ("threshold", "deadline", "calls_per_day", "money_per_day"),
-        Use.SAGE: ("address", "threshold", "deadline", "calls_per_day"),
+        Use.LLM: ("threshold", "deadline", "calls_per_day", "money_per_day", "suggest"),
+        Use.SAGE: ("address", "threshold", "deadline", "calls_per_day", "prioritize"),
         Use.PERSON: ("desk",),
     }
 )
@@ -646,14 +672,22 @@ _STAGE_READERS: Final[Mapping[str, Callable[[_Reader, yaml.Node, str], Any]]] = 
         "money_per_day": _Reader.money,
         "address": _Reader.sage_address,
         "desk": _Reader.desk,
+        "suggest": _Reader.suggest,
+        "prioritize": _Reader.prioritize,
     }
 )
 _THRESHOLDS: Final = MappingProxyType(
     {Use.RULES: 0.8, Use.LEARNED: 0.8, Use.LLM: 0.5, Use.SAGE: 0.5, Use.PERSON: 0.0}
 )
-_DURATION: Final = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)(ms|s|m)?")
+_DURATION: Final = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)(ms|s|m|h|d)?")
 _UNITS: Final = MappingProxyType(
-    {"ms": timedelta(milliseconds=1), "s": timedelta(seconds=1), "m": timedelta(minutes=1)}
+    {
+        "ms": timedelta(milliseconds=1),
+        "s": timedelta(seconds=1),
+        "m": timedelta(minutes=1),
+        "h": timedelta(hours=1),
+        "d": timedelta(days=1),
+    }
 )
 _INSTANCE: Final = re.compile(r"(?:instances/)?([a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?)")
 _ADDRESS: Final = re.compile(r"unix:/\S{1,105}|(?:127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5}")

@@ -11,8 +11,10 @@ from hopper.router.v1 import decision_pb2 as pb
 from hopper.router.v1 import routing_service_pb2 as svc
 from hopper.router.v1.routing_service_pb2_grpc import RoutingServiceServicer
 from hopper_common.errors import EtagMismatch, FieldViolation, InvalidArgument
-from hopper_common.timestamps import to_proto
-from hopper_router import intake, placing, policy_history, shadow
+from hopper_common.timestamps import time_field, to_proto
+from hopper_router import intake, lookout, placing, policy_history, shadow
+from hopper_router.advice import Sages
+from hopper_router.cascade import Use
 from hopper_router.convert import decision_to_proto, spec_from_proto
 from hopper_router.engine import Engine
 from hopper_router.errors import DecisionNotFound, PolicyVersionNotFound
@@ -26,10 +28,13 @@ from hopper_router.policy_yaml import (
     unknown_projects,
 )
 from hopper_router.replaying import Replays
+from hopper_router.sage.convert import about_to_proto, performance_to_proto
+from hopper_router.sage.errors import SageRefused
 from hopper_router.servicer import Context, Page, up_to_date
 from hopper_router.store_sql import PolicyRow, task_id
 from hopper_router.unit import Unit
 from hopper_router.verdicts import Verdicts
+from hopper_router.views import duplicate_view
 
 _POLICY_NAME: Final = re.compile(r"(instances/[^/]+)/policy")
 
@@ -37,8 +42,9 @@ _POLICY_NAME: Final = re.compile(r"(instances/[^/]+)/policy")
 class RoutingServicer(RoutingServiceServicer):
     """Translates; `placing`, `routing` and `rules` do the work."""
 
-    def __init__(self, engine: Engine, verdicts: Verdicts) -> None:
+    def __init__(self, engine: Engine, verdicts: Verdicts, sages: Sages) -> None:
         self._engine = engine
+        self._sages = sages
         self._replays = Replays(engine, verdicts)
 
     # ------------------------------------------------------------ decisions
@@ -47,12 +53,16 @@ class RoutingServicer(RoutingServiceServicer):
         self, request: svc.SuggestRouteRequest, context: Context
     ) -> svc.SuggestRouteResponse:
         spec = spec_from_proto(request.spec)
+        alike = self._engine.lookout.alike(request.parent, spec)
 
         def look(unit: Unit) -> svc.SuggestRouteResponse:
             intake.require_project(unit, spec.project)
             where = unit.instance(request.parent)
             decision = placing.suggest(unit, where, spec)
-            return svc.SuggestRouteResponse(decision=decision_to_proto(decision))
+            found = lookout.still_open(unit, alike)
+            return svc.SuggestRouteResponse(
+                decision=decision_to_proto(decision), duplicates=map(duplicate_view, found)
+            )
 
         return await up_to_date(self._engine, lambda: self._engine.read(look))
 
@@ -155,6 +165,27 @@ class RoutingServicer(RoutingServiceServicer):
         self, request: svc.CompareShadowRequest, context: Context
     ) -> svc.CompareShadowResponse:
         return await up_to_date(self._engine, lambda: self._replays.compare_shadow(request))
+
+    async def ReportSage(self, request: svc.ReportSageRequest, context: Context) -> svc.ReportSageResponse:
+        address = await up_to_date(
+            self._engine, lambda: self._engine.read(lambda unit: _sage_of(unit, request.instance))
+        )
+        sage = self._sages.at(address)
+        about = await sage.about()
+        seen = await sage.report(time_field(request, "start_time"), time_field(request, "end_time"))
+        return svc.ReportSageResponse(sage=about_to_proto(about), performance=performance_to_proto(seen))
+
+
+def _sage_of(unit: Unit, instance: str) -> str:
+    """The address of the Sage that an instance's policy names; "": it is the operator's."""
+    unit.instance(instance)
+    policy = unit.world.policies.in_force(instance, unit.world.directory).policy
+    for stage in policy.stages:
+        if stage.use is Use.SAGE:
+            return stage.address
+    raise SageRefused(
+        f"the policy of {instance} asks no Sage: give it a stage sage", method="ReportPerformance"
+    )
 
 
 def _instance_of(policy: str) -> str:

@@ -187,12 +187,20 @@ def _live_to_json(task: Task) -> str:
     if task.input:
         question = task.input
         live["input"] = [question.question, question.from_, question.answer, question.answered_by]
+        if question.answer_by:
+            live["input"].append(to_micros(question.answer_by))
     if task.hold:
         live["hold"] = [task.hold.by, task.hold.reason]
     if task.wait:
         wait = task.wait
         live["wait"] = [wait.reason.value, list(wait.on), wait.message, dict(wait.exclusions)]
     return json.dumps(live, separators=(",", ":")) if live else ""
+
+
+def _input(
+    question: str, from_: str, answer: str, answered_by: str, answer_by: int | None = None
+) -> InputRequest:
+    return InputRequest(question, from_, answer, answered_by, from_micros(answer_by))
 
 
 def live_from_json(document: str) -> dict[str, Any]:
@@ -205,7 +213,7 @@ def live_from_json(document: str) -> dict[str, Any]:
         for name, noun in (
             ("failure", Failure),
             ("progress", Progress),
-            ("input", InputRequest),
+            ("input", _input),
             ("hold", Hold),
         )
         if name in live

@@ -12,6 +12,7 @@ to them, and they fire.
 
 from __future__ import annotations
 
+import copy
 import enum
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -177,6 +178,7 @@ class Weights:
     cost: float = 0.05
     sla: float = 0.05
     boost: float = 1.0
+    deadline: float = 0.6
 
 
 FACTORS: Final = tuple(factor.name for factor in fields(Weights))
@@ -190,6 +192,8 @@ class Policy:
     Attributes:
         stages: Who is asked, one after the other; none: `strategy` decides alone. See `cascade`.
         wait: How long who submits a task waits for advice about it.
+        answer_within: How long a question where a task goes waits for its answer. None: for ever.
+        if_unanswered: What becomes of the task then, if nobody else is to be asked.
         shadow: A policy that decides about the same tasks, and never acts.
     """
 
@@ -203,12 +207,20 @@ class Policy:
     duplicates_above: float = 0.8
     stages: tuple[Stage, ...] = ()
     wait: timedelta = timedelta(0)
+    answer_within: timedelta | None = None
+    if_unanswered: OnUnsure = OnUnsure.ROUTE
     shadow: Policy | None = None
     default_place: Place = field(default=Place(), compare=False, repr=False)
     _index: _RuleIndex = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_index", _RuleIndex.of(self.rules))
+
+    def weighing(self, weights: Weights) -> Policy:
+        """The same with other weights; cheap, however many rules there are."""
+        other = copy.copy(self)
+        object.__setattr__(other, "weights", weights)
+        return other
 
     @property
     def judges(self) -> tuple[str, ...]:

@@ -76,7 +76,7 @@ class SageOutcomes:
         Raises:
             HopperError: Somebody did not listen, or the storage is in trouble: the same part is told again.
         """
-        if not self._engine.policies.sages:
+        if not any(map(self._sages.where, self._engine.policies.sages)):
             return False
         cursor, head = await self._engine.db.read(_place)
         if cursor is None:  # who begins does not begin with the past
@@ -92,6 +92,8 @@ class SageOutcomes:
             return True
         found = await self._engine.read(lambda unit: _outcomes(unit, events))
         for address, outcomes in found.items():
+            if not self._sages.where(address):
+                continue
             try:
                 await self._sages.at(address).record(outcomes)
             except SageRefused as error:  # and would for ever
@@ -116,15 +118,15 @@ def _outcomes(unit: Unit, events: Iterable[Event]) -> Mapping[str, list[TaskOutc
     found: dict[str, list[TaskOutcome]] = defaultdict(list)
     for task in unit.tasks(dict.fromkeys(event.key for event in events)):
         address = _address(unit, task.instance)
-        if address and task.state.final:
+        if address is not None and task.state.final:
             decisions = unit.store.list_decisions(task=task.name, limit=_MOST_DECISIONS)
             found[address] += _of_task(task, decisions)
     return found
 
 
-def _address(unit: Unit, instance: str) -> str:
+def _address(unit: Unit, instance: str) -> str | None:
     policy = unit.world.policies.in_force(instance, unit.world.directory).policy
-    return next((stage.address for stage in policy.stages if stage.use is Use.SAGE), "")
+    return next((stage.address for stage in policy.stages if stage.use is Use.SAGE), None)
 
 
 def _of_task(task: Task, decisions: list[Decision]) -> Iterable[TaskOutcome]:

@@ -51,6 +51,7 @@ from hopper_router.model import (
     Failure,
     Task,
     TaskState,
+    Word,
 )
 from hopper_router.rows import SHORT_ID, short_id, task_from_row, task_to_row
 
@@ -527,6 +528,24 @@ class Store:
         if not self.conn.execute(changed).rowcount:
             self.conn.execute(insert(tables.policies), {"instance": row.instance, **values})
 
+    def put_advice(self, decision: Decision) -> None:
+        """Note what those who were asked chose, and where the task was sent."""
+        rows = [
+            {
+                "stage": opinion.stage,
+                "task": decision.task,
+                "decision": decision.name,
+                "decided": decision.project,
+                "model": opinion.model,
+                "project": opinion.project,
+                "stated": opinion.stated,
+            }
+            for opinion in decision.opinions
+            if opinion.word is Word.CHOICE and opinion.stage in ("llm", "sage")
+        ]
+        if rows:
+            self.conn.execute(_PUT_ADVICE, rows)
+
     def put_feedback(self, decision: str, *, fits: bool, author: str) -> None:
         """Keep what somebody said of a decision until memory has been told."""
         row = {"decision": decision, "fits": fits, "author": author}
@@ -587,6 +606,12 @@ _NEXT_READY_TIME: Final = text(
 _RUNNING_BY_KEY: Final = text(
     "SELECT concurrency_key, count(*) FROM tasks "
     "WHERE state = 'RUNNING' AND project = :project AND concurrency_key <> '' GROUP BY concurrency_key"
+)
+_PUT_ADVICE: Final = text(
+    "INSERT INTO advice_given (stage, task, decision, decided, model, project, stated) "
+    "VALUES (:stage, :task, :decision, :decided, :model, :project, :stated) "
+    "ON CONFLICT (stage, task) DO UPDATE SET decision = excluded.decision, decided = excluded.decided, "
+    "model = excluded.model, project = excluded.project, stated = excluded.stated"
 )
 _PUT_START: Final = text(
     "INSERT INTO task_starts (project, key, used_until) VALUES (:project, :key, :used_until) "

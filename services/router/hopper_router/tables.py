@@ -210,6 +210,19 @@ advice_feedback = Table(
     Column("author", Text, nullable=False),
 )
 
+advice_given = Table(
+    "advice_given",  # the newest choice of each adviser about each task: see calibration
+    metadata,
+    Column("stage", Text, primary_key=True),  # llm, sage
+    Column("task", Text, primary_key=True),
+    Column("decision", Text, nullable=False),  # the last that it went into; ids grow with time
+    Column("decided", Text, nullable=False),  # where that sent the task; "": nowhere
+    Column("model", Text, nullable=False),
+    Column("project", Text, nullable=False),  # what it chose
+    Column("stated", Float, nullable=False),  # how sure it said it was
+    Index("advice_given_decision", "decision"),
+)
+
 starts = Table(
     "task_starts",  # of projects that limit how many start in a period: see rates
     metadata,

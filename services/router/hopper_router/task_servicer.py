@@ -20,7 +20,6 @@ from hopper_common.eventlog import Event
 from hopper_common.idempotency import digest_of
 from hopper_router import archive, explain, intake, placing, recall, wire, working
 from hopper_router.convert import (
-    STATE_TO_PROTO,
     attempt_to_proto,
     decision_to_proto,
     event_from_bytes,
@@ -33,12 +32,12 @@ from hopper_router.convert import (
 from hopper_router.engine import Engine
 from hopper_router.hot import Left, Repeat
 from hopper_router.hot_path import Call, Taken
-from hopper_router.lookout import Alike, Arrivals, Duplicate, review
+from hopper_router.lookout import Alike, Arrivals, review
 from hopper_router.model import OPEN_STATES, Task, TaskSpec
 from hopper_router.servicer import Context, Page, each, up_to_date
 from hopper_router.store_sql import EVENTS, ParkedFilter, TaskFilter
 from hopper_router.unit import Unit, own_savepoint
-from hopper_router.views import BASIC, FULL, task_view, task_views
+from hopper_router.views import BASIC, FULL, duplicate_view, task_view, task_views
 
 _WORD: Final = re.compile(r"\w+")
 _DEFAULT_FOUND: Final = 20
@@ -98,7 +97,7 @@ class TaskServicer(TaskServiceServicer):
             task, decision = placing.submit(unit, request.parent, wanted)
             recorded = unit.recorded.get(decision.name) or decision_to_proto(decision)
             return svc.SubmitTaskResponse(
-                task=task_view(unit, task, FULL), decision=recorded, duplicates=map(_duplicate, found)
+                task=task_view(unit, task, FULL), decision=recorded, duplicates=map(duplicate_view, found)
             )
 
         response = await up_to_date(
@@ -442,7 +441,7 @@ class _Batch:
         spec = replace(spec, dependencies=self._dependencies(position))
         task, _ = own_savepoint(self._unit, lambda: placing.submit(self._unit, request.parent, spec))
         self._names[position] = task.name
-        return svc.SubmitTasksResult(task=task_view(self._unit, task), duplicates=map(_duplicate, found))
+        return svc.SubmitTasksResult(task=task_view(self._unit, task), duplicates=map(duplicate_view, found))
 
     def _dependencies(self, position: int) -> tuple[str, ...]:
         earlier: list[str] = []
@@ -457,12 +456,6 @@ class _Batch:
                 raise InvalidArgument(violations=[FieldViolation(field, problem)])
             earlier.append(self._names[other])
         return tuple(dict.fromkeys((*self._specs[position].dependencies, *earlier)))
-
-
-def _duplicate(found: Duplicate) -> svc.PossibleDuplicate:
-    return svc.PossibleDuplicate(
-        task=found.task, score=found.score, shared_words=found.shared, state=STATE_TO_PROTO[found.state]
-    )
 
 
 def _merged(request: svc.UpdateTaskRequest, current: TaskSpec) -> TaskSpec:

@@ -6,8 +6,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from hopper.router.v1 import task_pb2 as pb
+from hopper.router.v1.task_service_pb2 import PossibleDuplicate
 from hopper_router import limits
-from hopper_router.convert import task_to_proto
+from hopper_router.convert import STATE_TO_PROTO, task_to_proto
+from hopper_router.lookout import Duplicate
 from hopper_router.model import Task, TaskState, Wait
 from hopper_router.store_sql import Blockers
 from hopper_router.unit import Unit
@@ -30,6 +32,13 @@ def task_views(
     """Several tasks, in their order, with a fixed number of queries however many they are."""
     waits = waits_of(unit, tasks)
     return [task_to_proto(task, view=view, wait=waits[task.name], show_token=show_token) for task in tasks]
+
+
+def duplicate_view(found: Duplicate) -> PossibleDuplicate:
+    """An open task that looks like the same work as a new one."""
+    return PossibleDuplicate(
+        task=found.task, score=found.score, shared_words=found.shared, state=STATE_TO_PROTO[found.state]
+    )
 
 
 def waits_of(unit: Unit, tasks: Sequence[Task]) -> dict[str, Wait | None]:

@@ -78,9 +78,13 @@ def _opinion(opinion: Opinion) -> bytes:
     if opinion.elapsed:
         message.elapsed.FromTimedelta(opinion.elapsed)
     return message.SerializeToString()
+        stated_confidence=opinion.stated,
+        suggested_tags=opinion.tags,
 
 
 def _outcome(outcome: Outcome) -> bytes:
+    if opinion.effort is not None:
+        message.suggested_effort.FromTimedelta(opinion.effort)
     return number_field(b"\x20", OUTCOME_NUMBERS[outcome])
 
 

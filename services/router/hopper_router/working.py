@@ -260,7 +260,7 @@ def ask(unit: Unit, name: str, token: int, question: InputRequest) -> Task:
 def answer(unit: Unit, name: str, text: str, by: str) -> Task:
     """Answer a question: its worker's, or where it goes."""
     task = unit.task(name)
-    if task.state is TaskState.INPUT_REQUIRED and task.claim is None:
+    if transitions.asks_where(task):
         return placing.answer_where(unit, task, text, by)
     return unit.log(task, transitions.answer(task, text, by, unit.now), Event.ANSWER)
 
@@ -302,6 +302,8 @@ def run_clock(unit: Unit, name: str) -> None:
     if timed is not None:
         handover.end_delegated(unit, task, *timed)
         placing.settle(unit)
+    elif transitions.unanswered(task, unit.now):
+        placing.go_on_unanswered(unit, task)
 
 
 def run_offer(unit: Unit, name: str) -> None:

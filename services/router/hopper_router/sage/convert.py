@@ -169,6 +169,48 @@ def performance_from_proto(seen: advice_pb2.SagePerformance) -> Performance:
     )
 
 
+def performance_to_proto(seen: Performance) -> advice_pb2.SagePerformance:
+    """The same, for those who asked the router."""
+    cost = seen.cost
+    return advice_pb2.SagePerformance(
+        decisions=seen.decisions,
+        choices=seen.choices,
+        clarifications=seen.clarifications,
+        abstentions=seen.abstentions,
+        judged=seen.judged,
+        right=seen.right,
+        accuracy=seen.accuracy,
+        calibration_error=seen.calibration_error,
+        bins=[
+            advice_pb2.SageCalibrationBin(
+                lower=one.lower,
+                upper=one.upper,
+                count=one.count,
+                mean_confidence=one.mean_confidence,
+                accuracy=one.accuracy,
+            )
+            for one in seen.bins
+        ],
+        cost=advice_pb2.SageCost(
+            model_calls=cost.model_calls,
+            input_tokens=cost.input_tokens,
+            output_tokens=cost.output_tokens,
+            money_micros=cost.money,
+        ),
+        remarks=seen.remarks,
+    )
+
+
+def about_to_proto(about: About) -> advice_pb2.Sage:
+    """The same, for those who asked the router."""
+    capabilities = sorted(
+        number for number, capability in _CAPABILITIES.items() if capability in about.capabilities
+    )
+    return advice_pb2.Sage(
+        name=about.name, version=about.version, description=about.description, capabilities=capabilities
+    )
+
+
 def about_from_proto(sage: advice_pb2.Sage) -> About:
     """Who it is; capabilities of a newer contract are left out."""
     known = (_CAPABILITIES.get(capability) for capability in sage.capabilities)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hopper_router.duplicates import MOST_FOUND, Index, Reading, read
@@ -135,10 +135,18 @@ def test_why() -> None:
 
 
 @given(st.lists(readings, max_size=12), readings, st.sampled_from([0.5, 0.65, 0.8, 0.95, 1.0]))
+@example(
+    [
+        read("invoice"),
+        read("invoice", "", ["type:Bug"]),
+        read("invoice refund", "invoice crash E4711", ["urgent"]),
+    ],
+    read("refund crash E4711", "invoice crash E4711", ["type:Bug"]),
+    0.5,
+)
 def test_finds_whom_everybody_compared_finds(known: list[Reading], asked: Reading, least: float) -> None:
     index = index_of(*known)
     every = [index.compare(asked, str(number)) for number in range(len(known))]
-    # A likeness of titles of less than 0.3 is never enough; with words so few it cannot come to 0.5 either.
     alike = [one for one in every if one.score >= least]
     found = index.find(asked, least, most=len(known))
     assert {one.key for one in found} == {one.key for one in alike}

@@ -46,8 +46,6 @@ _TITLE_WORDS: Final = 40
 _MOST_TAGS: Final = 16
 _PRIOR: Final = 10
 """So many tasks are thought to be there before the first, or a word's rarity would mean nothing among a few."""
-_LEAST_TITLES: Final = 0.3
-"""Titles that are less alike are never the same work, whatever the descriptions say."""
 _MOST_SCANNED: Final = 500
 _MOST_SAME: Final = 20
 _MOST_COMPARED: Final = 20
@@ -198,7 +196,8 @@ class Index:
     def find(self, reading: Reading, least: float, most: int = MOST_FOUND) -> list[Found]:
         """The *most* tasks that are likest, of those that are at least so alike (0.5 to 1); the likest first."""
         asked = self._ask(reading)
-        alike = self._alike_titles(asked, max((least - _REST_SHARE) / (1.0 - _REST_SHARE), _LEAST_TITLES))
+        # With titles less alike than that, not even the same description would do.
+        alike = self._alike_titles(asked, (least - _REST_SHARE) / (1.0 - _REST_SHARE) * _NEARLY)
         if not alike:
             return []
         asked = asked._replace(rest=self._vocabulary.weigh(reading.rest))

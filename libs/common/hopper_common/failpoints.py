@@ -18,6 +18,8 @@ Nothing is ever hit unless asked for in one of these two ways; otherwise a hit i
 | `commit.sent` | COMMIT is sent, its answer has not been read (in SQLite: COMMIT is done) |
 | `commit.after` | COMMIT is done, nobody has been answered |
 | `statement.before`, `statement.sent`, `statement.after` | the same around a statement of its own (PostgreSQL) |
+| `identity.half`, `identity.rename` | a file of the identity is half written; it is whole and has not got its name |
+| `identity.keys`, `identity.done` | new keys are on the disk, nothing refers to them yet; something does |
 
 | action | |
 |---|---|
@@ -51,6 +53,10 @@ PLACES: Final = frozenset(
         "statement.before",
         "statement.sent",
         "statement.after",
+        "identity.half",
+        "identity.rename",
+        "identity.keys",
+        "identity.done",
     }
 )
 

@@ -88,6 +88,11 @@ class HostSettings(BaseSettings):
     memory_database: SecretStr | None = Field(
         default=None, description="A file for memory. Default: memory.db in data_dir."
     )
+    audit_database: SecretStr | None = Field(
+        default=None,
+        description="A file or postgresql://... for the audit log. Default: audit.db in data_dir; of a process that "
+        "runs one service alone, audit_<service>.db.",
+    )
 
     metrics_address: str | None = Field(
         default=None,
@@ -123,9 +128,14 @@ class HostSettings(BaseSettings):
         return copy
 
     @property
+    def process(self) -> str:
+        """What kind of process it is: `hopper`, or the name of the service that it runs alone."""
+        return self._alone or "hopper"
+
+    @property
     def socket_path(self) -> Path:
         """Where this process listens."""
-        return self.socket or self.data_dir / f"{self._alone or 'hopper'}.sock"
+        return self.socket or self.data_dir / f"{self.process}.sock"
 
     @property
     def lock_path(self) -> Path:
@@ -146,8 +156,17 @@ class HostSettings(BaseSettings):
 
         Default: the database of all services, else a file of the service's name in the data directory.
         """
-        own: SecretStr | None = getattr(self, f"{service}_database", None) or self.database
-        where = f"{self.data_dir / service}.db" if own is None else own.get_secret_value()
+        own = getattr(self, f"{service}_database", None)
+        return self._database(own, f"{service}.db")
+
+    @property
+    def audit_database_url(self) -> str:
+        """Where the process keeps its audit log; a file of its own, or a shared database. Not for logs."""
+        return self._database(self.audit_database, f"audit_{self._alone}.db" if self._alone else "audit.db")
+
+    def _database(self, own: SecretStr | None, file: str) -> str:
+        named = own or self.database
+        where = str(self.data_dir / file) if named is None else named.get_secret_value()
         return where if "://" in where else str(Path(where).expanduser().absolute())
 
     def address_of(self, service: str) -> str:

@@ -408,7 +408,7 @@ def _meaningful_limits(field: FieldDescriptor) -> set[str]:
 
 def _limits_by_type(value: FieldDescriptor) -> set[str]:
     if value.type == FieldDescriptor.TYPE_STRING:
-        return {"max_bytes", "format"}
+        return {"max_bytes", "format", "own"}
     if value.type == FieldDescriptor.TYPE_BYTES:
         return {"max_bytes"}
     if value.cpp_type == FieldDescriptor.CPPTYPE_MESSAGE:

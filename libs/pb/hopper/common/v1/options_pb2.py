@@ -25,25 +25,25 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ehopper/common/v1/options.proto\x12\x10hopper.common.v1\x1a google/protobuf/descriptor.proto\"\xfb\x01\n\x0cMethodAccess\x12%\n\x05roles\x18\x01 \x03(\x0e\x32\x16.hopper.common.v1.Role\x12+\n\x08services\x18\x02 \x03(\x0e\x32\x19.hopper.common.v1.Service\x12/\n\nrate_class\x18\x03 \x01(\x0e\x32\x1b.hopper.common.v1.RateClass\x12\x17\n\x0fmax_request_kib\x18\x04 \x01(\r\x12+\n\x05peers\x18\x05 \x01(\x0e\x32\x1c.hopper.common.v1.TrustLevel\x12\x11\n\tstrangers\x18\x06 \x01(\x08\x12\r\n\x05local\x18\x07 \x01(\x08\"\xb3\x01\n\x0b\x46ieldLimits\x12\x10\n\x08required\x18\x01 \x01(\x08\x12\x11\n\tmax_bytes\x18\x02 \x01(\r\x12\x11\n\tmax_items\x18\x03 \x01(\r\x12(\n\x06\x66ormat\x18\x04 \x01(\x0e\x32\x18.hopper.common.v1.Format\x12\x14\n\x07minimum\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07maximum\x18\x06 \x01(\x01H\x01\x88\x01\x01\x42\n\n\x08_minimumB\n\n\x08_maximum*\x93\x01\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n\nROLE_OWNER\x10\x01\x12\x0e\n\nROLE_ADMIN\x10\x02\x12\x11\n\rROLE_OPERATOR\x10\x03\x12\x0f\n\x0bROLE_MEMBER\x10\x04\x12\x0f\n\x0bROLE_VIEWER\x10\x05\x12\x0e\n\nROLE_AGENT\x10\x06\x12\x10\n\x0cROLE_AUDITOR\x10\x07*\x8d\x01\n\x07Service\x12\x17\n\x13SERVICE_UNSPECIFIED\x10\x00\x12\x14\n\x10SERVICE_REGISTRY\x10\x01\x12\x12\n\x0eSERVICE_ROUTER\x10\x02\x12\x12\n\x0eSERVICE_MEMORY\x10\x03\x12\x16\n\x12SERVICE_FEDERATION\x10\x04\x12\x13\n\x0fSERVICE_GATEWAY\x10\x05*\xa7\x01\n\nTrustLevel\x12\x1b\n\x17TRUST_LEVEL_UNSPECIFIED\x10\x00\x12\x19\n\x15TRUST_LEVEL_UNTRUSTED\x10\x01\x12\x15\n\x11TRUST_LEVEL_KNOWN\x10\x02\x12\x17\n\x13TRUST_LEVEL_TRUSTED\x10\x03\x12\x18\n\x14TRUST_LEVEL_VERIFIED\x10\x04\x12\x17\n\x13TRUST_LEVEL_BLOCKED\x10\x05*\xac\x01\n\tRateClass\x12\x1a\n\x16RATE_CLASS_UNSPECIFIED\x10\x00\x12\x13\n\x0fRATE_CLASS_READ\x10\x01\x12\x14\n\x10RATE_CLASS_WRITE\x10\x02\x12\x13\n\x0fRATE_CLASS_WORK\x10\x03\x12\x14\n\x10RATE_CLASS_WATCH\x10\x04\x12\x14\n\x10RATE_CLASS_ADMIN\x10\x05\x12\x17\n\x13RATE_CLASS_STRANGER\x10\x06*\xae\x03\n\x06\x46ormat\x12\x16\n\x12\x46ORMAT_UNSPECIFIED\x10\x00\x12\r\n\tFORMAT_ID\x10\x01\x12\x0f\n\x0b\x46ORMAT_UUID\x10\x02\x12\x0f\n\x0b\x46ORMAT_WORD\x10\x03\x12\x14\n\x10\x46ORMAT_WORKER_ID\x10\x04\x12\x17\n\x13\x46ORMAT_PROJECT_NAME\x10\x05\x12\x16\n\x12\x46ORMAT_WORKER_NAME\x10\x06\x12\x18\n\x14\x46ORMAT_INSTANCE_NAME\x10\x07\x12\x14\n\x10\x46ORMAT_TASK_NAME\x10\x08\x12\x18\n\x14\x46ORMAT_DECISION_NAME\x10\t\x12\x1a\n\x16\x46ORMAT_DELEGATION_NAME\x10\n\x12\x15\n\x11\x46ORMAT_QUEUE_NAME\x10\x0b\x12\x18\n\x14\x46ORMAT_SCHEDULE_NAME\x10\x0c\x12\x19\n\x15\x46ORMAT_PRINCIPAL_NAME\x10\r\x12\x17\n\x13\x46ORMAT_API_KEY_NAME\x10\x0e\x12\x14\n\x10\x46ORMAT_PEER_NAME\x10\x0f\x12\x1a\n\x16\x46ORMAT_INVITATION_NAME\x10\x10\x12\x17\n\x13\x46ORMAT_PAIRING_NAME\x10\x11:P\n\x06\x61\x63\x63\x65ss\x12\x1e.google.protobuf.MethodOptions\x18\x8c\x8c\x03 \x01(\x0b\x32\x1e.hopper.common.v1.MethodAccess:N\n\x06limits\x12\x1d.google.protobuf.FieldOptions\x18\x8d\x8c\x03 \x01(\x0b\x32\x1d.hopper.common.v1.FieldLimitsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ehopper/common/v1/options.proto\x12\x10hopper.common.v1\x1a google/protobuf/descriptor.proto\"\x8d\x02\n\x0cMethodAccess\x12%\n\x05roles\x18\x01 \x03(\x0e\x32\x16.hopper.common.v1.Role\x12+\n\x08services\x18\x02 \x03(\x0e\x32\x19.hopper.common.v1.Service\x12/\n\nrate_class\x18\x03 \x01(\x0e\x32\x1b.hopper.common.v1.RateClass\x12\x17\n\x0fmax_request_kib\x18\x04 \x01(\r\x12+\n\x05peers\x18\x05 \x01(\x0e\x32\x1c.hopper.common.v1.TrustLevel\x12\x11\n\tstrangers\x18\x06 \x01(\x08\x12\r\n\x05local\x18\x07 \x01(\x08\x12\x10\n\x08\x61nywhere\x18\x08 \x01(\x08\"\xc0\x01\n\x0b\x46ieldLimits\x12\x10\n\x08required\x18\x01 \x01(\x08\x12\x11\n\tmax_bytes\x18\x02 \x01(\r\x12\x11\n\tmax_items\x18\x03 \x01(\r\x12(\n\x06\x66ormat\x18\x04 \x01(\x0e\x32\x18.hopper.common.v1.Format\x12\x14\n\x07minimum\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07maximum\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\x0b\n\x03own\x18\x07 \x01(\x08\x42\n\n\x08_minimumB\n\n\x08_maximum*\x93\x01\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n\nROLE_OWNER\x10\x01\x12\x0e\n\nROLE_ADMIN\x10\x02\x12\x11\n\rROLE_OPERATOR\x10\x03\x12\x0f\n\x0bROLE_MEMBER\x10\x04\x12\x0f\n\x0bROLE_VIEWER\x10\x05\x12\x0e\n\nROLE_AGENT\x10\x06\x12\x10\n\x0cROLE_AUDITOR\x10\x07*\x8d\x01\n\x07Service\x12\x17\n\x13SERVICE_UNSPECIFIED\x10\x00\x12\x14\n\x10SERVICE_REGISTRY\x10\x01\x12\x12\n\x0eSERVICE_ROUTER\x10\x02\x12\x12\n\x0eSERVICE_MEMORY\x10\x03\x12\x16\n\x12SERVICE_FEDERATION\x10\x04\x12\x13\n\x0fSERVICE_GATEWAY\x10\x05*\xa7\x01\n\nTrustLevel\x12\x1b\n\x17TRUST_LEVEL_UNSPECIFIED\x10\x00\x12\x19\n\x15TRUST_LEVEL_UNTRUSTED\x10\x01\x12\x15\n\x11TRUST_LEVEL_KNOWN\x10\x02\x12\x17\n\x13TRUST_LEVEL_TRUSTED\x10\x03\x12\x18\n\x14TRUST_LEVEL_VERIFIED\x10\x04\x12\x17\n\x13TRUST_LEVEL_BLOCKED\x10\x05*\xac\x01\n\tRateClass\x12\x1a\n\x16RATE_CLASS_UNSPECIFIED\x10\x00\x12\x13\n\x0fRATE_CLASS_READ\x10\x01\x12\x14\n\x10RATE_CLASS_WRITE\x10\x02\x12\x13\n\x0fRATE_CLASS_WORK\x10\x03\x12\x14\n\x10RATE_CLASS_WATCH\x10\x04\x12\x14\n\x10RATE_CLASS_ADMIN\x10\x05\x12\x17\n\x13RATE_CLASS_STRANGER\x10\x06*\xae\x03\n\x06\x46ormat\x12\x16\n\x12\x46ORMAT_UNSPECIFIED\x10\x00\x12\r\n\tFORMAT_ID\x10\x01\x12\x0f\n\x0b\x46ORMAT_UUID\x10\x02\x12\x0f\n\x0b\x46ORMAT_WORD\x10\x03\x12\x14\n\x10\x46ORMAT_WORKER_ID\x10\x04\x12\x17\n\x13\x46ORMAT_PROJECT_NAME\x10\x05\x12\x16\n\x12\x46ORMAT_WORKER_NAME\x10\x06\x12\x18\n\x14\x46ORMAT_INSTANCE_NAME\x10\x07\x12\x14\n\x10\x46ORMAT_TASK_NAME\x10\x08\x12\x18\n\x14\x46ORMAT_DECISION_NAME\x10\t\x12\x1a\n\x16\x46ORMAT_DELEGATION_NAME\x10\n\x12\x15\n\x11\x46ORMAT_QUEUE_NAME\x10\x0b\x12\x18\n\x14\x46ORMAT_SCHEDULE_NAME\x10\x0c\x12\x19\n\x15\x46ORMAT_PRINCIPAL_NAME\x10\r\x12\x17\n\x13\x46ORMAT_API_KEY_NAME\x10\x0e\x12\x14\n\x10\x46ORMAT_PEER_NAME\x10\x0f\x12\x1a\n\x16\x46ORMAT_INVITATION_NAME\x10\x10\x12\x17\n\x13\x46ORMAT_PAIRING_NAME\x10\x11:P\n\x06\x61\x63\x63\x65ss\x12\x1e.google.protobuf.MethodOptions\x18\x8c\x8c\x03 \x01(\x0b\x32\x1e.hopper.common.v1.MethodAccess:N\n\x06limits\x12\x1d.google.protobuf.FieldOptions\x18\x8d\x8c\x03 \x01(\x0b\x32\x1d.hopper.common.v1.FieldLimitsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hopper.common.v1.options_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=523
-  _globals['_ROLE']._serialized_end=670
-  _globals['_SERVICE']._serialized_start=673
-  _globals['_SERVICE']._serialized_end=814
-  _globals['_TRUSTLEVEL']._serialized_start=817
-  _globals['_TRUSTLEVEL']._serialized_end=984
-  _globals['_RATECLASS']._serialized_start=987
-  _globals['_RATECLASS']._serialized_end=1159
-  _globals['_FORMAT']._serialized_start=1162
-  _globals['_FORMAT']._serialized_end=1592
+  _globals['_ROLE']._serialized_start=554
+  _globals['_ROLE']._serialized_end=701
+  _globals['_SERVICE']._serialized_start=704
+  _globals['_SERVICE']._serialized_end=845
+  _globals['_TRUSTLEVEL']._serialized_start=848
+  _globals['_TRUSTLEVEL']._serialized_end=1015
+  _globals['_RATECLASS']._serialized_start=1018
+  _globals['_RATECLASS']._serialized_end=1190
+  _globals['_FORMAT']._serialized_start=1193
+  _globals['_FORMAT']._serialized_end=1623
   _globals['_METHODACCESS']._serialized_start=87
-  _globals['_METHODACCESS']._serialized_end=338
-  _globals['_FIELDLIMITS']._serialized_start=341
-  _globals['_FIELDLIMITS']._serialized_end=520
+  _globals['_METHODACCESS']._serialized_end=356
+  _globals['_FIELDLIMITS']._serialized_start=359
+  _globals['_FIELDLIMITS']._serialized_end=551
 # @@protoc_insertion_point(module_scope)

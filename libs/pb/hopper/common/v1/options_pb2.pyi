@@ -284,6 +284,7 @@ class MethodAccess(_message.Message):
     PEERS_FIELD_NUMBER: _builtins.int
     STRANGERS_FIELD_NUMBER: _builtins.int
     LOCAL_FIELD_NUMBER: _builtins.int
+    ANYWHERE_FIELD_NUMBER: _builtins.int
     rate_class: Global___RateClass.ValueType
     """The rate limit that calls count against."""
     max_request_kib: _builtins.int
@@ -294,6 +295,10 @@ class MethodAccess(_message.Message):
     """Whoever reaches the pairing port may call, while it is open."""
     local: _builtins.bool
     """Only through this machine's own socket, whatever the role: for what must not be done with a stolen key."""
+    anywhere: _builtins.bool
+    """What names no place is about the root instance, and asks for a role there; with this, a role anywhere will do: for
+    calls that are about the caller.
+    """
     @_builtins.property
     def roles(self) -> _containers.RepeatedScalarFieldContainer[Global___Role.ValueType]:
         """The least roles that may call; empty means that only `services` may."""
@@ -312,10 +317,11 @@ class MethodAccess(_message.Message):
         peers: Global___TrustLevel.ValueType = ...,
         strangers: _builtins.bool = ...,
         local: _builtins.bool = ...,
+        anywhere: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["local", b"local", "max_request_kib", b"max_request_kib", "peers", b"peers", "rate_class", b"rate_class", "roles", b"roles", "services", b"services", "strangers", b"strangers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anywhere", b"anywhere", "local", b"local", "max_request_kib", b"max_request_kib", "peers", b"peers", "rate_class", b"rate_class", "roles", b"roles", "services", b"services", "strangers", b"strangers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -333,6 +339,7 @@ class FieldLimits(_message.Message):
     FORMAT_FIELD_NUMBER: _builtins.int
     MINIMUM_FIELD_NUMBER: _builtins.int
     MAXIMUM_FIELD_NUMBER: _builtins.int
+    OWN_FIELD_NUMBER: _builtins.int
     required: _builtins.bool
     """Must be present: a string or bytes not empty, a message set, a list with an item.
     In a request with an `update_mask` it holds for the request's own fields, not for those of the resource.
@@ -349,6 +356,11 @@ class FieldLimits(_message.Message):
     """Least value of a number; of a Duration, in seconds."""
     maximum: _builtins.float
     """Greatest value of a number; of a Duration, in seconds."""
+    own: _builtins.bool
+    """Must be the caller's own, where the caller is a person or an agent. Of a worker the guard sees to it: its id is that
+    of the principal, or begins with it and one of `.`, `@`, `-`. Of anything else the service sees to it, and no role
+    on its place is asked for.
+    """
     def __init__(
         self,
         *,
@@ -358,10 +370,11 @@ class FieldLimits(_message.Message):
         format: Global___Format.ValueType = ...,
         minimum: _builtins.float | None = ...,
         maximum: _builtins.float | None = ...,
+        own: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_maximum", b"_maximum", "_minimum", b"_minimum", "maximum", b"maximum", "minimum", b"minimum"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_maximum", b"_maximum", "_minimum", b"_minimum", "format", b"format", "max_bytes", b"max_bytes", "max_items", b"max_items", "maximum", b"maximum", "minimum", b"minimum", "required", b"required"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_maximum", b"_maximum", "_minimum", b"_minimum", "format", b"format", "max_bytes", b"max_bytes", "max_items", b"max_items", "maximum", b"maximum", "minimum", b"minimum", "own", b"own", "required", b"required"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__maximum: _TypeAlias = _typing.Literal["maximum"]  # noqa: Y015
     _WhichOneofArgType__maximum: _TypeAlias = _typing.Literal["_maximum", b"_maximum"]  # noqa: Y015

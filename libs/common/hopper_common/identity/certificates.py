@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from hopper_common.identity.spiffe import SpiffeId, trust_domain_of
+from hopper_common.identity.spiffe import SpiffeId, SpiffeInvalid, trust_domain_of
 
 ROOT_LIFETIME: Final = timedelta(days=3653)
 LEAF_LIFETIME: Final = timedelta(hours=72)
@@ -113,6 +113,22 @@ def spiffe_uris(certificate: x509.Certificate) -> list[str]:
     except _NO_EXTENSION:
         return []
     return names.get_values_for_type(x509.UniformResourceIdentifier)
+
+
+def spiffe_id_of(leaf: x509.Certificate) -> SpiffeId:
+    """
+    The one SPIFFE id that a leaf names.
+
+    Raises:
+        SpiffeInvalid: It names none or several, one that is not of the strict form, or a trust domain alone.
+    """
+    uris = spiffe_uris(leaf)
+    if len(uris) != 1:
+        raise SpiffeInvalid(f"the certificate names {len(uris)} URIs instead of one")
+    name = SpiffeId.parse(uris[0])
+    if not name.path:
+        raise SpiffeInvalid(f"{name} is a trust domain, not a name in it")
+    return name
 
 
 def to_pem(certificates: Iterable[x509.Certificate]) -> bytes:

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hopper_common.errors import FieldViolation
-from hopper_router.errors import PolicyInvalid
+from hopper_common.errors import FieldViolation, PolicyInvalid
 from hopper_router.policy_yaml import (
     BUILT_IN,
     BUILT_IN_SOURCE,

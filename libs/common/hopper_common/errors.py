@@ -84,6 +84,19 @@ def _summary(violations: Sequence[FieldViolation]) -> str:
     return "; ".join(f"{violation.field}: {violation.description}" for violation in violations)
 
 
+class PolicyInvalid(InvalidArgument):
+    """The policy does not load."""
+
+    reason = "POLICY_INVALID"
+
+    def __init__(self, violations: Sequence[FieldViolation]) -> None:
+        super().__init__(
+            f"the policy has {len(violations)} error(s); the first: {violations[0].description}",
+            violations=violations,
+            errors=str(len(violations)),
+        )
+
+
 class OutOfRange(HopperError):
     """The position asked for is not there."""
 

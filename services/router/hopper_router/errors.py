@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import timedelta
 
 from hopper_common.errors import (
     AlreadyExists,
-    FieldViolation,
-    InvalidArgument,
     LostRace,
     NotFound,
     PermissionDenied,
@@ -148,16 +145,3 @@ class DelegationTargetInvalid(WrongState):
     """That kind of delegation cannot go there."""
 
     reason = "DELEGATION_TARGET_INVALID"
-
-
-class PolicyInvalid(InvalidArgument):
-    """The policy does not load."""
-
-    reason = "POLICY_INVALID"
-
-    def __init__(self, violations: Sequence[FieldViolation]) -> None:
-        super().__init__(
-            f"the policy has {len(violations)} error(s); the first: {violations[0].description}",
-            violations=violations,
-            errors=str(len(violations)),
-        )

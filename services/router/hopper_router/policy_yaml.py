@@ -97,9 +97,8 @@ from typing import Any, Final, NamedTuple
 
 import yaml
 
-from hopper_common.errors import FieldViolation
+from hopper_common.errors import FieldViolation, PolicyInvalid
 from hopper_router.cascade import Stage, Suggestion, Use
-from hopper_router.errors import PolicyInvalid
 from hopper_router.rules import (
     FACTORS,
     MAX_NESTING,

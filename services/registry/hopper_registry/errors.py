@@ -55,3 +55,36 @@ class ParentNotRunning(WrongState):
     """The parent does not run: start it first."""
 
     reason = "PARENT_NOT_RUNNING"
+
+
+# Who may call.
+
+
+class PrincipalNotFound(NotFound):
+    """There is no such principal: add it first."""
+
+    reason = "PRINCIPAL_NOT_FOUND"
+
+
+class PrincipalExists(AlreadyExists):
+    """The principal id is taken: choose another, or update the one that has it."""
+
+    reason = "PRINCIPAL_EXISTS"
+
+
+class ApiKeyNotFound(NotFound):
+    """There is no such key in use."""
+
+    reason = "API_KEY_NOT_FOUND"
+
+
+class TooManyApiKeys(WrongState):
+    """Two keys are in use already, as while one replaces the other: revoke one."""
+
+    reason = "TOO_MANY_API_KEYS"
+
+
+class AlreadyBootstrapped(WrongState):
+    """This Hopper has its first admin already; an admin makes further ones."""
+
+    reason = "ALREADY_BOOTSTRAPPED"

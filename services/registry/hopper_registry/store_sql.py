@@ -12,13 +12,14 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
-from sqlalchemy import Connection, Row, Table, bindparam, delete, func, insert, literal, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, func, insert, literal, select, update
 
 from hopper_common.clock import Clock
 from hopper_common.database import Database
-from hopper_common.eventlog import Event, EventLog
+from hopper_common.eventlog import Event
 from hopper_common.idempotency import Requests
 from hopper_common.timestamps import from_micros, to_micros
+from hopper_registry.access_store import AccessRows
 from hopper_registry.convert import (
     instance_from_stored,
     instance_to_proto,
@@ -27,6 +28,7 @@ from hopper_registry.convert import (
     stored_project,
 )
 from hopper_registry.model import Instance, Presence, Project, ProjectSpec, State, Worker
+from hopper_registry.sql_rows import LOG
 from hopper_registry.tables import EVENTS, INSTANCES, PROJECT_WORDS, PROJECTS, REQUESTS, WORKERS
 
 # The log's topics. Keys are resource names; bodies the resource as of that change, as callers see it.
@@ -41,7 +43,6 @@ KEEP_REQUESTS_FOR = timedelta(days=1)
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
 
-_LOG = EventLog(EVENTS)
 _MICROSECOND = timedelta(microseconds=1)
 
 # Made once, because heartbeats are many.
@@ -59,27 +60,8 @@ _REFRESH = (
 )
 
 
-class SqlStore:
-    """
-    One transaction: a `ProjectStore` and an `InstanceStore`.
-
-    Args:
-        conn: Of the unit of work.
-        now: When it happens.
-    """
-
-    def __init__(self, conn: Connection, now: datetime) -> None:
-        self._conn = conn
-        self._now = now
-
-    @property
-    def now(self) -> datetime:
-        return self._now
-
-    @property
-    def version(self) -> int:
-        """The version of the newest change in the log."""
-        return _LOG.head(self._conn)
+class SqlStore(AccessRows):
+    """One transaction: a `ProjectStore`, an `InstanceStore` and, in `access_store`, an `AccessStore`."""
 
     # Projects.
 
@@ -240,16 +222,6 @@ class SqlStore:
         self._put(INSTANCES, row)
         self._tell(INSTANCE_CHANGED, instance.name, body)
 
-    # Both.
-
-    def _put(self, table: Table, row: Mapping[str, Any]) -> None:
-        """Insert or replace. Two statements, because the one that does both is every database's own."""
-        if self._conn.execute(update(table).where(table.c.name == row["name"]).values(row)).rowcount == 0:
-            self._conn.execute(insert(table), row)
-
-    def _tell(self, topic: str, key: str, body: bytes) -> None:
-        _LOG.append(self._conn, topic=topic, key=key, body=body, now=self._now)
-
 
 def _project(row: Row[Any], presences: Mapping[str, Presence]) -> Project:
     return project_from_stored(row.body, row.revision, presences.get(row.name, Presence()))
@@ -312,7 +284,7 @@ class Registry:
 
     def changes(self, *, after: int, topics: Collection[str]) -> AsyncGenerator[list[Event], None]:
         """Every change after a version, for ever. See `hopper_common.eventlog.EventLog.tail`."""
-        return _LOG.tail(self._db, after=after, topics=topics)
+        return LOG.tail(self._db, after=after, topics=topics)
 
     async def forget(self) -> None:
         """
@@ -323,13 +295,13 @@ class Registry:
 
         def work(conn: Connection) -> None:
             self._requests.forget(conn, before=now - KEEP_REQUESTS_FOR)
-            _LOG.trim(conn, before=_trim_point(conn, now))
+            LOG.trim(conn, before=_trim_point(conn, now))
 
         await self._db.write(work)
 
 
 def _trim_point(conn: Connection, now: datetime) -> int:
-    head = _LOG.head(conn)
+    head = LOG.head(conn)
     young = EVENTS.c.create_time >= to_micros(now - KEEP_EVENTS_FOR)
     # In the log's order, so that only what is to be dropped is looked at.
     oldest_young = conn.scalar(select(EVENTS.c.version).where(young).order_by(EVENTS.c.version).limit(1))

@@ -930,7 +930,7 @@ class Crossing(_message.Message):
     direction: Global___Crossing.Direction.ValueType
     """Which way."""
     priority: _builtins.int
-    """Its priority, 0 to 4 as in TaskSpec."""
+    """Its priority, 0 to 100 as in TaskSpec."""
     bytes: _builtins.int
     """How large it is with everything in it."""
     exclusive: _builtins.bool

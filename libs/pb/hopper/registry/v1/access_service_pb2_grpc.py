@@ -104,6 +104,11 @@ class AccessServiceStub:
                 request_serializer=hopper_dot_registry_dot_v1_dot_access__service__pb2.WatchAccessRequest.SerializeToString,
                 response_deserializer=hopper_dot_registry_dot_v1_dot_access__service__pb2.WatchAccessResponse.FromString,
                 _registered_method=True)
+        self.RecordKeyUses = channel.unary_unary(
+                '/hopper.registry.v1.AccessService/RecordKeyUses',
+                request_serializer=hopper_dot_registry_dot_v1_dot_access__service__pb2.RecordKeyUsesRequest.SerializeToString,
+                response_deserializer=hopper_dot_registry_dot_v1_dot_access__service__pb2.RecordKeyUsesResponse.FromString,
+                _registered_method=True)
 
 
 class AccessServiceServicer:
@@ -227,6 +232,14 @@ class AccessServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RecordKeyUses(self, request, context):
+        """Notes when keys were last used. Every process that lets callers in by keys tells this about once a minute, for all
+        of them together; keys that are gone are passed over. Callers: services.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AccessServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -294,6 +307,11 @@ def add_AccessServiceServicer_to_server(servicer, server):
                     servicer.WatchAccess,
                     request_deserializer=hopper_dot_registry_dot_v1_dot_access__service__pb2.WatchAccessRequest.FromString,
                     response_serializer=hopper_dot_registry_dot_v1_dot_access__service__pb2.WatchAccessResponse.SerializeToString,
+            ),
+            'RecordKeyUses': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordKeyUses,
+                    request_deserializer=hopper_dot_registry_dot_v1_dot_access__service__pb2.RecordKeyUsesRequest.FromString,
+                    response_serializer=hopper_dot_registry_dot_v1_dot_access__service__pb2.RecordKeyUsesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -652,6 +670,33 @@ class AccessService:
             '/hopper.registry.v1.AccessService/WatchAccess',
             hopper_dot_registry_dot_v1_dot_access__service__pb2.WatchAccessRequest.SerializeToString,
             hopper_dot_registry_dot_v1_dot_access__service__pb2.WatchAccessResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordKeyUses(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hopper.registry.v1.AccessService/RecordKeyUses',
+            hopper_dot_registry_dot_v1_dot_access__service__pb2.RecordKeyUsesRequest.SerializeToString,
+            hopper_dot_registry_dot_v1_dot_access__service__pb2.RecordKeyUsesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -96,6 +96,10 @@ class AccessServiceStub:
 
     OUT_OF_RANGE / RESUME_TOO_OLD.
     """
+    RecordKeyUses: _grpc.UnaryUnaryMultiCallable[_access_service_pb2.RecordKeyUsesRequest, _access_service_pb2.RecordKeyUsesResponse]
+    """Notes when keys were last used. Every process that lets callers in by keys tells this about once a minute, for all
+    of them together; keys that are gone are passed over. Callers: services.
+    """
 
 @_typing.type_check_only
 class AccessServiceAsyncStub(AccessServiceStub):
@@ -164,6 +168,10 @@ class AccessServiceAsyncStub(AccessServiceStub):
     """Sends everything that is needed to judge a call, then every change. Callers: services.
 
     OUT_OF_RANGE / RESUME_TOO_OLD.
+    """
+    RecordKeyUses: _aio.UnaryUnaryMultiCallable[_access_service_pb2.RecordKeyUsesRequest, _access_service_pb2.RecordKeyUsesResponse]  # type: ignore[assignment]
+    """Notes when keys were last used. Every process that lets callers in by keys tells this about once a minute, for all
+    of them together; keys that are gone are passed over. Callers: services.
     """
 
 class AccessServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -308,6 +316,16 @@ class AccessServiceServicer(metaclass=_abc_1.ABCMeta):
         """Sends everything that is needed to judge a call, then every change. Callers: services.
 
         OUT_OF_RANGE / RESUME_TOO_OLD.
+        """
+
+    @_abc_1.abstractmethod
+    def RecordKeyUses(
+        self,
+        request: _access_service_pb2.RecordKeyUsesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_access_service_pb2.RecordKeyUsesResponse, _abc.Awaitable[_access_service_pb2.RecordKeyUsesResponse]]:
+        """Notes when keys were last used. Every process that lets callers in by keys tells this about once a minute, for all
+        of them together; keys that are gone are passed over. Callers: services.
         """
 
 def add_AccessServiceServicer_to_server(servicer: AccessServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

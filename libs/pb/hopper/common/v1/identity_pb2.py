@@ -24,29 +24,32 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from hopper.common.v1 import options_pb2 as hopper_dot_common_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fhopper/common/v1/identity.proto\x12\x10hopper.common.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"G\n\x04Root\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12*\n\x05stage\x18\x02 \x01(\x0e\x32\x1b.hopper.common.v1.RootStage\"\x8f\x01\n\nSigningKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\x12.\n\nnot_before\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tnot_after\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"^\n\x11RotationStatement\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x1d\n\x15signature_by_previous\x18\x02 \x01(\x0c\x12\x19\n\x11signature_by_next\x18\x03 \x01(\x0c\"\x9d\x01\n\x0fRotationPayload\x12\x12\n\ninstall_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x19\n\x11previous_key_hash\x18\x03 \x01(\x0c\x12\x18\n\x10next_certificate\x18\x04 \x01(\x0c\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xc5\x02\n\x0bTrustBundle\x12\x12\n\ninstall_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12%\n\x05roots\x18\x03 \x03(\x0b\x32\x16.hopper.common.v1.Root\x12\x32\n\x0csigning_keys\x18\x04 \x03(\x0b\x32\x1c.hopper.common.v1.SigningKey\x12\x36\n\trotations\x18\x05 \x03(\x0b\x32#.hopper.common.v1.RotationStatement\x12\x1b\n\x13genesis_certificate\x18\x06 \x01(\x0c\x12/\n\x0crefresh_hint\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"T\n\x0cSignedBundle\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x33\n\nsignatures\x18\x02 \x03(\x0b\x32\x1f.hopper.common.v1.RootSignature\"4\n\rRootSignature\x12\x10\n\x08key_hash\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c*\x87\x01\n\tRootStage\x12\x1a\n\x16ROOT_STAGE_UNSPECIFIED\x10\x00\x12\x17\n\x13ROOT_STAGE_PREPARED\x10\x01\x12\x15\n\x11ROOT_STAGE_ACTIVE\x10\x02\x12\x16\n\x12ROOT_STAGE_TAINTED\x10\x03\x12\x16\n\x12ROOT_STAGE_REVOKED\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fhopper/common/v1/identity.proto\x12\x10hopper.common.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ehopper/common/v1/options.proto\"G\n\x04Root\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12*\n\x05stage\x18\x02 \x01(\x0e\x32\x1b.hopper.common.v1.RootStage\"\x8f\x01\n\nSigningKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\x12.\n\nnot_before\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tnot_after\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"^\n\x11RotationStatement\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x1d\n\x15signature_by_previous\x18\x02 \x01(\x0c\x12\x19\n\x11signature_by_next\x18\x03 \x01(\x0c\"\x9d\x01\n\x0fRotationPayload\x12\x12\n\ninstall_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x19\n\x11previous_key_hash\x18\x03 \x01(\x0c\x12\x18\n\x10next_certificate\x18\x04 \x01(\x0c\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xc5\x02\n\x0bTrustBundle\x12\x12\n\ninstall_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12%\n\x05roots\x18\x03 \x03(\x0b\x32\x16.hopper.common.v1.Root\x12\x32\n\x0csigning_keys\x18\x04 \x03(\x0b\x32\x1c.hopper.common.v1.SigningKey\x12\x36\n\trotations\x18\x05 \x03(\x0b\x32#.hopper.common.v1.RotationStatement\x12\x1b\n\x13genesis_certificate\x18\x06 \x01(\x0c\x12/\n\x0crefresh_hint\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"^\n\x0cSignedBundle\x12\x19\n\x07payload\x18\x01 \x01(\x0c\x42\x08\xea\xe0\x18\x04\x10\x80\x80\x04\x12\x33\n\nsignatures\x18\x02 \x03(\x0b\x32\x1f.hopper.common.v1.RootSignature\"4\n\rRootSignature\x12\x10\n\x08key_hash\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c*\x87\x01\n\tRootStage\x12\x1a\n\x16ROOT_STAGE_UNSPECIFIED\x10\x00\x12\x17\n\x13ROOT_STAGE_PREPARED\x10\x01\x12\x15\n\x11ROOT_STAGE_ACTIVE\x10\x02\x12\x16\n\x12ROOT_STAGE_TAINTED\x10\x03\x12\x16\n\x12ROOT_STAGE_REVOKED\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hopper.common.v1.identity_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROOTSTAGE']._serialized_start=1062
-  _globals['_ROOTSTAGE']._serialized_end=1197
-  _globals['_ROOT']._serialized_start=118
-  _globals['_ROOT']._serialized_end=189
-  _globals['_SIGNINGKEY']._serialized_start=192
-  _globals['_SIGNINGKEY']._serialized_end=335
-  _globals['_ROTATIONSTATEMENT']._serialized_start=337
-  _globals['_ROTATIONSTATEMENT']._serialized_end=431
-  _globals['_ROTATIONPAYLOAD']._serialized_start=434
-  _globals['_ROTATIONPAYLOAD']._serialized_end=591
-  _globals['_TRUSTBUNDLE']._serialized_start=594
-  _globals['_TRUSTBUNDLE']._serialized_end=919
-  _globals['_SIGNEDBUNDLE']._serialized_start=921
-  _globals['_SIGNEDBUNDLE']._serialized_end=1005
-  _globals['_ROOTSIGNATURE']._serialized_start=1007
-  _globals['_ROOTSIGNATURE']._serialized_end=1059
+  _globals['_SIGNEDBUNDLE'].fields_by_name['payload']._loaded_options = None
+  _globals['_SIGNEDBUNDLE'].fields_by_name['payload']._serialized_options = b'\352\340\030\004\020\200\200\004'
+  _globals['_ROOTSTAGE']._serialized_start=1104
+  _globals['_ROOTSTAGE']._serialized_end=1239
+  _globals['_ROOT']._serialized_start=150
+  _globals['_ROOT']._serialized_end=221
+  _globals['_SIGNINGKEY']._serialized_start=224
+  _globals['_SIGNINGKEY']._serialized_end=367
+  _globals['_ROTATIONSTATEMENT']._serialized_start=369
+  _globals['_ROTATIONSTATEMENT']._serialized_end=463
+  _globals['_ROTATIONPAYLOAD']._serialized_start=466
+  _globals['_ROTATIONPAYLOAD']._serialized_end=623
+  _globals['_TRUSTBUNDLE']._serialized_start=626
+  _globals['_TRUSTBUNDLE']._serialized_end=951
+  _globals['_SIGNEDBUNDLE']._serialized_start=953
+  _globals['_SIGNEDBUNDLE']._serialized_end=1047
+  _globals['_ROOTSIGNATURE']._serialized_start=1049
+  _globals['_ROOTSIGNATURE']._serialized_end=1101
 # @@protoc_insertion_point(module_scope)

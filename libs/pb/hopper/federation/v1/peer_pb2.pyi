@@ -82,7 +82,9 @@ class Peer(_message.Message):
     revocation: Global___Peer.Revocation.ValueType
     """How it was ended, if it was."""
     alert: _builtins.str
-    """Why its level fell by itself: `key_changed`, `signature_failed`, `impersonation`. Empty: it did not."""
+    """Why its level fell by itself, or why to look twice: `key_changed`, `signature_failed`, `policy_breach`,
+    `impersonation`, `invitation_contested` (somebody else held the same invitation). Empty: nothing is amiss.
+    """
     etag: _builtins.str
     """Changes with every change."""
     bundle_sequence: _builtins.int
@@ -233,6 +235,7 @@ class Invitation(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     WRONG_PROOFS_FIELD_NUMBER: _builtins.int
+    CONTESTED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`invitations/{invitation}`."""
     peer: _builtins.str
@@ -243,6 +246,8 @@ class Invitation(_message.Message):
     """What has become of it."""
     wrong_proofs: _builtins.int
     """How many wrong proofs came."""
+    contested: _builtins.int
+    """How often somebody else has tried to redeem it after it was redeemed: then more than one had the token."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was made."""
@@ -261,10 +266,11 @@ class Invitation(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         wrong_proofs: _builtins.int = ...,
+        contested: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "level", b"level", "name", b"name", "peer", b"peer", "state", b"state", "wrong_proofs", b"wrong_proofs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contested", b"contested", "create_time", b"create_time", "expire_time", b"expire_time", "level", b"level", "name", b"name", "peer", b"peer", "state", b"state", "wrong_proofs", b"wrong_proofs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -53,6 +53,7 @@ ACTIVE: Final = RootStage.ROOT_STAGE_ACTIVE
 TAINTED: Final = RootStage.ROOT_STAGE_TAINTED
 REVOKED: Final = RootStage.ROOT_STAGE_REVOKED
 TRUSTED: Final = frozenset({PREPARED, ACTIVE, TAINTED})
+LISTED: Final = TRUSTED | {REVOKED}
 
 _BUNDLE: Final = b"hopper bundle 1\0"
 _ROTATION: Final = b"hopper rotation 1\0"

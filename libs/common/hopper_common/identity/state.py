@@ -99,6 +99,7 @@ class Directory:
         self.signing = path / "signing"
         self.leaves = path / "leaves"
         self.lock = path.with_name(path.name + ".lock")
+        self.restored = path.with_name(path.name + ".restored")
 
     def root_file(self, certificate: x509.Certificate) -> Path:
         """Where a root's key is."""
@@ -121,6 +122,12 @@ class Directory:
         """Make the directories that are not there, and check those that are."""
         for directory in (self.path, self.roots, self.signing, self.leaves):
             files.make_directory(directory)
+
+    def finish_restore(self) -> None:
+        """Give a restored identity its name, if there is one that has not got it yet."""
+        if self.restored.exists() and not self.path.exists():
+            self.restored.rename(self.path)
+            files.sync_directory(self.path.parent)
 
     def stamp(self) -> tuple[tuple[str, int, int, int, int], ...]:
         """Changes whenever a file does, its owner or its mode."""

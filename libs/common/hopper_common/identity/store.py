@@ -95,14 +95,16 @@ class IdentityStore:
         *,
         passphrase: bytes | None = None,
         leaf_lifetime: timedelta = LEAF_LIFETIME,
+        create: bool = True,
     ) -> "Identity":
         """
-        Open this Hopper's identity; where there is none, make one.
+        Open this Hopper's identity.
 
         Args:
             directory: `identity` in the data directory.
             passphrase: Opens the root's key; a key that is not sealed yet is sealed with it.
             leaf_lifetime: Of the leaves that are issued.
+            create: Whether to make an identity where there is none.
 
         Raises:
             IdentityRefused: The files are not as they must be. Names the path and the remedy.
@@ -110,7 +112,8 @@ class IdentityStore:
         make_private(directory.parent)
         where = Directory(directory)
         with files.locked(where.lock):
-            if not directory.exists():
+            where.finish_restore()
+            if create and not directory.exists():
                 _create(where, clock.now(), passphrase)
         identity = Identity(where, clock, passphrase=passphrase, leaf_lifetime=leaf_lifetime)
         identity._maintain()
@@ -225,9 +228,17 @@ class Identity:
         state = self._view.state
         return rotation.next_step(state.bundle, state.since, self._lifetime)
 
+    def listed_roots(self) -> Sequence[x509.Certificate]:
+        """All roots of the bundle, also those that are trusted no longer."""
+        return bundles.roots_of(self._view.state.bundle, bundles.LISTED)
+
     def stage_time(self, root: x509.Certificate) -> datetime:
         """When a root entered its stage."""
         return self._view.state.since[key_hash(root)]
+
+    def now(self) -> datetime:
+        """The time on this identity's clock."""
+        return self._clock.now()
 
     # Leaves.
 

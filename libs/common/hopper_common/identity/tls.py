@@ -9,7 +9,7 @@ A client's cannot be changed once a channel is open: a channel of `open_secure_c
 when the leaf or the roots have changed, and lets calls under way finish on the old one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import grpc
@@ -18,6 +18,7 @@ import structlog
 from cryptography import x509
 
 from hopper_common.identity.certificates import Leaf, to_pem
+from hopper_common.identity.following import FollowingChannel
 from hopper_common.identity.store import Identity
 from hopper_common.rpc.channel import OPTIONS
 
@@ -108,15 +109,30 @@ def channel_credentials(identity: Identity, path: str, roots_pem: bytes) -> grpc
 
 
 def open_secure_channel(
-    address: str, identity: Identity, service: str, *, path: str = ROUTER
+    address: str,
+    identity: Identity,
+    service: str,
+    *,
+    path: str = ROUTER,
+    interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
 ) -> grpc.aio.Channel:
     """
-    Open a channel to a service of this Hopper. It connects with its first call.
+    Open a channel to a service of this Hopper. It connects with its first call, and follows the identity.
 
     Args:
         service: Which one must answer: `registry`.
         path: Whose leaf is shown.
+
+    Raises:
+        IdentityRefused: There is no leaf to show.
     """
     options = (*OPTIONS, ("grpc.ssl_target_name_override", f"{service}.{identity.trust_domain}"))
-    credentials = channel_credentials(identity, path, own_roots(identity))
-    return grpc.aio.secure_channel(address, credentials, options=options)
+
+    def dial() -> grpc.aio.Channel:
+        credentials = channel_credentials(identity, path, own_roots(identity))
+        return grpc.aio.secure_channel(address, credentials, options=options, interceptors=interceptors)
+
+    def shown() -> object:
+        return identity.held_leaf(path), own_roots(identity)
+
+    return FollowingChannel(dial, lambda: identity.generation, shown)

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import grpc.aio
 
-from tests.bench import driving
+from hopper.memory.v1.episode_pb2 import Feedback
+from hopper.memory.v1.feedback_service_pb2 import SubmitFeedbackRequest
+from hopper.memory.v1.feedback_service_pb2_grpc import FeedbackServiceStub
+from hopper.router.v1.decision_pb2 import Policy
+from hopper.router.v1.routing_service_pb2 import UpdatePolicyRequest
+from hopper.router.v1.routing_service_pb2_grpc import RoutingServiceStub
+from hopper_common.rpc.channel import open_channel
+from tests.bench import driving, message
 from tests.bench.bar import Result, at_least, at_most, bar
 from tests.bench.load import Side
 from tests.bench.rawsql import RawPostgres
-from tests.bench.rig import ENGINE, Rig, Target
+from tests.bench.rig import ENGINE, Rig, Router, Target
+
+if TYPE_CHECKING:  # it is in the type stubs only
+    from hopper.memory.v1.feedback_service_pb2_grpc import FeedbackServiceAsyncStub
 
 CALLERS: Final = 64
+LESSONS: Final = 200
 
 
 @bar
@@ -169,3 +181,77 @@ async def submit_batches(rig: Rig) -> Sequence[Result]:
             note=rounds.method,
         )
     ]
+
+
+@bar
+async def submit_learned(rig: Rig) -> Sequence[Result]:
+    """B1 once more where what was learned decides: with texts that are known by then, and with new ones."""
+    async with AsyncExitStack() as stack:
+        router = await stack.enter_async_context(rig.router())
+        learned = await stack.enter_async_context(rig.router())
+        await _teach(rig, learned)
+        rounds = await rig.bench().interleaved(
+            Side(
+                "echo c64",
+                lambda seconds: driving.submit(rig.echo, CALLERS, seconds),
+                {"server": rig.echo.pid},
+            ),
+            Side("rules", lambda seconds: driving.submit(router, CALLERS, seconds), router.processes(rig)),
+            Side(
+                "learned", lambda seconds: driving.submit(learned, CALLERS, seconds), learned.processes(rig)
+            ),
+            Side(
+                "learned, new texts",
+                lambda seconds: driving.submit_new(learned, CALLERS, seconds),
+                learned.processes(rig),
+            ),
+        )
+    return [
+        at_least(0.50, 0.65).judge(
+            f"B1 SubmitTask c64 ({ENGINE}), decided by what was learned / bare echo c64",
+            rounds.ratio("learned", "echo c64"),
+            rounds.figures(),
+            note=rounds.method,
+        ),
+        Result(
+            "SubmitTask c64, decided by what was learned / by rules",
+            round(rounds.ratio("learned", "rules"), 3),
+            "x",
+        ),
+        Result(
+            "SubmitTask c64, decided by what was learned, new texts / by rules",
+            round(rounds.ratio("learned, new texts", "rules"), 3),
+            "x",
+        ),
+    ]
+
+
+async def _teach(rig: Rig, router: Router) -> None:
+    """Let what was learned decide, and let there be something: a lesson for each of some projects."""
+    policy = Policy(name=f"{message.ROOT}/policy", source="strategy: learned")
+    async with (
+        asyncio.timeout(60),
+        open_channel(router.socket) as channel,
+        open_channel(rig.memory.address) as memory,
+    ):
+        await RoutingServiceStub(channel).UpdatePolicy(UpdatePolicyRequest(policy=policy))
+        feedback = FeedbackServiceStub(memory)
+        for topic in range(LESSONS):
+            decision = (await router.tasks.SubmitTask(message.submit(topic))).decision
+            said = Feedback(author="bench", match=Feedback.MATCH_BAD, better_project=f"projects/p{topic}")
+            if decision.project == said.better_project:
+                said = Feedback(author="bench", match=Feedback.MATCH_GOOD)
+            request = SubmitFeedbackRequest(decision=decision.name, feedback=said)
+            while not await _told(feedback, request):  # noqa: ASYNC110 - nothing tells when
+                await asyncio.sleep(0.002)
+
+
+async def _told(feedback: FeedbackServiceAsyncStub, request: SubmitFeedbackRequest) -> bool:
+    """Give feedback; False: memory has not heard of the decision yet."""
+    try:
+        await feedback.SubmitFeedback(request)
+    except grpc.aio.AioRpcError as error:
+        if error.code() is not grpc.StatusCode.NOT_FOUND:
+            raise
+        return False
+    return True

@@ -32,6 +32,16 @@ async def submit(target: Target, callers: int, seconds: float) -> Load:
     return await closed_loop(lambda number: target.tasks.SubmitTask(message.submit(number)), callers, seconds)
 
 
+async def submit_new(target: Target, callers: int, seconds: float) -> Load:
+    """One task a call, and no text twice."""
+    run = time.time_ns()
+    return await closed_loop(
+        lambda number: target.tasks.SubmitTask(message.submit_new(number, f"{run:x}x{number}")),
+        callers,
+        seconds,
+    )
+
+
 async def submit_batches(target: Target, size: int, in_flight: int, seconds: float) -> Load:
     """Many tasks a call, spread over all projects."""
 

@@ -37,6 +37,14 @@ def submit(number: int) -> task_service_pb2.SubmitTaskRequest:
     return _submit(number % PROJECTS)
 
 
+def submit_new(number: int, word: str) -> task_service_pb2.SubmitTaskRequest:
+    """The same with one word more, which makes it another text."""
+    request = task_service_pb2.SubmitTaskRequest()
+    request.CopyFrom(submit(number))
+    request.spec.description += f" {word}"
+    return request
+
+
 @cache
 def _submit(topic: int) -> task_service_pb2.SubmitTaskRequest:
     return task_service_pb2.SubmitTaskRequest(parent=ROOT, spec=spec(topic))

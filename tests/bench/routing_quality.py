@@ -3,8 +3,11 @@
 
 Replays real streams of tasks, test then train, and prints the figures beside those of the reference design. The harness
 and the data are not part of this repository: they are looked for in `$HOPPER_SHARED`, else in `shared` beside the
-checkout. Four passes: as it is; with feedback 50 tasks late; with targets that are taken away; and, where tasks without
-a target are among them, with "none of them" as feedback.
+checkout.
+
+    all passes, several at a time:  as it is, with feedback 50 tasks late, with targets that are taken away, and, where
+                                    tasks without a target are among them, with "none of them" as feedback
+    then alone:                     what deciding costs; a router that learns the whole log anew, and says the same
 """
 
 from __future__ import annotations
@@ -12,10 +15,13 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import multiprocessing
 import os
 import statistics
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,6 +32,9 @@ from typing import Any, Final, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
+from hopper_testing.processes import temporary_directory
+from tests.bench import routing_quality_replicas as replicas
+from tests.bench.routing_quality_replicas import Replicas
 from tests.bench.routing_quality_routers import Router, TheModel, TheRouter, TheService
 
 SHARED: Final = Path(os.environ.get("HOPPER_SHARED", Path(__file__).parents[3] / "shared"))
@@ -35,12 +44,17 @@ STREAMS: Final = ("jira_components", "multi_project", "intents_oos", "dotnet_are
 LATE: Final = 50
 RETIRED: Final = 200
 """So many tasks after its last one, a target is taken away."""
+NOBODYS: Final = ("intents_oos",)
+"""The streams with tasks that are nobody's."""
+MANY: Final = "jira_components"
+"""The stream that times are measured on: 37 targets and long texts."""
 SHORT: Final = ("dotnet_areas",)
 """The streams that this is tried on."""
 
 Metrics = Mapping[str, Any]
 
 
+IN_PROCESS: Final = ("model", "router")
 ROUTERS: Final[Mapping[str, Callable[[], Router]]] = {
     "model": TheModel,
     "router": TheRouter,
@@ -94,6 +108,8 @@ FIGURES: Final = (
     Figure("surest 80 %", _percent("sel80"), (91.1, 98.9, 99.5, 85.5)),
     Figure("routable at 90 %", _percent("cov@90"), (84, 100, 100, 70)),
     Figure("out of scope AUROC", _percent("oos_auroc"), (None, None, 96.6, None)),
+)
+TIMES: Final = (
     Figure(
         "decide, CPU us p50", lambda m: float(m["decide_cpu_us_p50"]), (580, 350, 280, 510), low_is_good=True
     ),
@@ -112,7 +128,7 @@ NEW_TARGETS: Final = {"0": (31, 57), "1-2": (45, 65), "3-9": (59, 79), "10-29": 
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Replay, print."""
+    """Replay, print; 1 if a bar is missed."""
     options = _options(arguments)
     if not HARNESS.is_file():
         print(
@@ -120,22 +136,86 @@ def main(arguments: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return 2
-    harness = load_harness()
-    replay = Replay(harness, ROUTERS[options.through], options.limit, options.json)
+    begin = time.monotonic()
     names = [name for name in STREAMS if not options.only or name in options.only]
+    with temporary_directory() as directory:
+        passes = _replayed(options, names, directory)
+        if options.through == "grpc" and not options.quick:
+            passes.speed = _speed(names, options.limit)
+            passes.replicas = {name: replicas.measure(directory / name) for name in names}
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    passes = Passes({name: replay.run(name) for name in names})
-    console.print(_table(passes.plain))
+    in_process = options.through in IN_PROCESS
+    console.print(_table(passes.plain, (*FIGURES, *TIMES) if in_process else FIGURES))
     console.print(_new_targets(passes.plain))
-    if not options.quick:
-        passes.late = {name: replay.run(name, delay=LATE) for name in names}
-        passes.retired = {name: replay.run(name, retire=RETIRED) for name in names if name in SHORT}
+    if passes.late:
         console.print(_late(passes.plain, passes.late))
-        if "intents_oos" in names:
-            passes.told = replay.run("intents_oos", reject=True)
-            console.print(_told(passes.told))
-    console.print(_bars(passes))
-    return 0
+    if passes.told is not None:
+        console.print(_told(passes.told))
+    bars = list(_measured(passes))
+    console.print(_bars(bars, passes.plain))
+    console.print(
+        f"{sum(bar.met for bar in bars)} of {len(bars)} bars met, in {time.monotonic() - begin:.0f} s"
+    )
+    return 0 if all(bar.met for bar in bars) else 1
+
+
+def _replayed(options: argparse.Namespace, names: Sequence[str], directory: Path) -> Passes:
+    """Every pass, several at a time, the longest first."""
+    keep = options.through == "grpc" and not options.quick
+    jobs = [Job("plain", name, keep_in=directory / name if keep else None) for name in names]
+    if not options.quick:
+        jobs += [Job("late", name, {"delay": LATE}) for name in names]
+        jobs += [Job("told", name, {"reject": True}) for name in names if name in NOBODYS]
+        jobs += [Job("retired", name, {"retire": RETIRED}) for name in names if name in SHORT]
+    done: dict[str, dict[str, Metrics]] = {job.kind: {} for job in jobs}
+    context = multiprocessing.get_context("spawn")  # gRPC's threads do not survive a fork
+    with ProcessPoolExecutor(options.jobs, context) as pool:
+        running = {pool.submit(play, job, options.through, options.limit): job for job in jobs}
+        for future in as_completed(running):
+            job, metrics = running[future], future.result()
+            done[job.kind][job.name] = metrics
+            print(f"{job.name}, {job.kind}: {metrics['tasks']} tasks", file=sys.stderr, flush=True)
+            if options.json is not None:
+                with options.json.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({**metrics, "pass": job.kind}) + "\n")
+    plain, late, retired = (
+        {name: done[kind][name] for name in names if name in done.get(kind, {})}
+        for kind in ("plain", "late", "retired")
+    )
+    return Passes(plain, late, retired, next(iter(done.get("told", {}).values()), None))
+
+
+def _speed(names: Sequence[str], limit: int | None) -> Metrics | None:
+    """What deciding and learning cost in the router, in this process and with nothing beside it."""
+    return play(Job("speed", MANY), "router", limit) if MANY in names else None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """
+    One replay of a stream.
+
+    Attributes:
+        way: `delay`, `retire`, `reject`, as the harness has them.
+        keep_in: Where what the Hopper knows at the end is kept, for `routing_quality_replicas`; None: nowhere.
+    """
+
+    kind: str
+    name: str
+    way: Mapping[str, Any] = field(default_factory=dict)
+    keep_in: Path | None = None
+
+
+def play(job: Job, through: str, limit: int | None) -> Metrics:
+    """Replay a stream through a fresh router; the metrics."""
+    harness = load_harness()
+    rows, targets = harness.load(DATA, job.name)
+    rows = rows[:limit]
+    with closing(ROUTERS[through]()) as router:
+        records = harness.replay(router, rows, targets, **job.way)
+        if job.keep_in is not None and isinstance(router, TheService):
+            replicas.keep(router, rows, job.keep_in)
+    return {**harness.metrics(records), "data": job.name, **job.way}
 
 
 def _told(told: Metrics) -> str:
@@ -159,7 +239,8 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         help="see routing_quality_routers; default: grpc",
     )
     parser.add_argument("--json", type=Path, help="append every run's figures to a file, a line each")
-    parser.add_argument("--quick", action="store_true", help="one pass: no late feedback, no 'none of them'")
+    parser.add_argument("--quick", action="store_true", help="only one pass, as it is")
+    parser.add_argument("--jobs", type=int, default=3, help="how many passes at a time; default: 3")
     return parser.parse_args(arguments)
 
 
@@ -173,27 +254,6 @@ def load_harness() -> ModuleType:
     return module
 
 
-@dataclass(frozen=True, slots=True)
-class Replay:
-    """Runs streams through fresh routers."""
-
-    harness: ModuleType
-    make: Callable[[], Router]
-    limit: int | None
-    json: Path | None
-
-    def run(self, name: str, **way: Any) -> Metrics:
-        """The metrics of one stream; *way*: `delay`, `retire`, `reject`, as the harness has them."""
-        rows, targets = self.harness.load(DATA, name)
-        with closing(self.make()) as router:
-            records = self.harness.replay(router, rows[: self.limit], targets, **way)
-        metrics = {**self.harness.metrics(records), "data": name, **way}
-        if self.json is not None:
-            with self.json.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(metrics) + "\n")
-        return metrics
-
-
 @dataclass(slots=True)
 class Passes:
     """
@@ -203,12 +263,16 @@ class Passes:
         late: With feedback that comes late.
         retired: Where targets are taken away.
         told: Of the stream with tasks for nobody, when that is said of them.
+        speed: What deciding and learning cost in the router, measured alone.
+        replicas: How a router that learned it all later compares.
     """
 
     plain: Mapping[str, Metrics]
     late: Mapping[str, Metrics] = field(default_factory=dict)
     retired: Mapping[str, Metrics] = field(default_factory=dict)
     told: Metrics | None = None
+    speed: Metrics | None = None
+    replicas: Mapping[str, Replicas] = field(default_factory=dict)
 
 
 class Bar(NamedTuple):
@@ -218,6 +282,7 @@ class Bar(NamedTuple):
     reached: float
     bar: float
     low_is_good: bool = False
+    digits: int = 1
 
     @property
     def met(self) -> bool:
@@ -225,14 +290,14 @@ class Bar(NamedTuple):
         return self.reached <= self.bar if self.low_is_good else self.reached >= self.bar
 
 
-def _bars(passes: Passes) -> Table:
-    caption = "" if len(passes.plain) == len(STREAMS) else "bars are meant for all four streams"
-    table = Table(
-        "bar", "reached", "to be", "", title=f"bars, over {', '.join(passes.plain)}", caption=caption
-    )
-    for bar in _measured(passes):
+def _bars(bars: Sequence[Bar], plain: Mapping[str, Metrics]) -> Table:
+    caption = "" if len(plain) == len(STREAMS) else "bars are meant for all four streams"
+    table = Table("bar", "reached", "to be", "", title=f"bars, over {', '.join(plain)}", caption=caption)
+    for bar in bars:
         sign = "<=" if bar.low_is_good else ">="
-        table.add_row(bar.title, f"{bar.reached:.1f}", f"{sign} {bar.bar:g}", "met" if bar.met else "MISSED")
+        table.add_row(
+            bar.title, f"{bar.reached:.{bar.digits}f}", f"{sign} {bar.bar:g}", "met" if bar.met else "MISSED"
+        )
     return table
 
 
@@ -265,12 +330,40 @@ def _measured(passes: Passes) -> Iterator[Bar]:
     for bucket, rank, least in (("0", 2, 57), ("3-9", 1, 59), ("10-29", 1, 71)):
         reached = _share(plain, bucket, rank)
         yield Bar(f"7 targets with {bucket} lessons, top-{2 * rank - 1}", reached, least)
+    yield from _speeds(passes)
     everywhere = [*plain.values(), *passes.late.values(), *passes.retired.values()]
     dead = sum(int(metrics["dead_targets_proposed"]) for metrics in everywhere)
     yield Bar("9 targets proposed that were gone", dead, 0, low_is_good=True)
+    if passes.replicas:
+        yield from _alike(list(passes.replicas.values()))
     if passes.late:
         falls = [100 * (plain[name]["top1"] - metrics["top1"]) for name, metrics in passes.late.items()]
         yield Bar("11 fall with feedback 50 late, mean", statistics.fmean(falls), 2.0, low_is_good=True)
+
+
+def _speeds(passes: Passes) -> Iterator[Bar]:
+    speed = passes.speed
+    if speed is not None:
+        for title, key, most in (
+            ("decide in the router, CPU ms p50", "decide_cpu_us_p50", 1.0),
+            ("decide in the router, CPU ms p99", "decide_cpu_us_p99", 3.0),
+            ("learn, ms p50", "learn_us_p50", 0.5),
+        ):
+            yield Bar(f"8 {title}", float(speed[key]) / 1e3, most, low_is_good=True, digits=2)
+    if passes.replicas:
+        slowest = max(each.call_ms for each in passes.replicas.values())
+        yield Bar("8 whole SuggestRoute, ms p50, the slowest", slowest, 3.0, low_is_good=True, digits=2)
+
+
+def _alike(found: Sequence[Replicas]) -> Iterator[Bar]:
+    rebuilt, restarted = (
+        100 * min(shares) for shares in zip(*((r.rebuilt, r.restarted) for r in found), strict=True)
+    )
+    yield Bar("10 a router that learned the whole log agrees, %, the worst", rebuilt, 99.9, digits=2)
+    yield Bar("10 the same, started again from its snapshot", restarted, 99.9, digits=2)
+    yield Bar(
+        "10 lessons a second from the log, the slowest", min(each.rate for each in found), 300, digits=0
+    )
 
 
 def _share(runs: Mapping[str, Metrics], bucket: str, rank: int) -> float:
@@ -280,9 +373,9 @@ def _share(runs: Mapping[str, Metrics], bucket: str, rank: int) -> float:
     return 100 * right / (sum(part[0] for part in parts) or 1)
 
 
-def _table(runs: Mapping[str, Metrics]) -> Table:
+def _table(runs: Mapping[str, Metrics], figures: Sequence[Figure]) -> Table:
     table = Table("", *runs, "mean", title="measured (reference)")
-    for figure in FIGURES:
+    for figure in figures:
         values = [figure.of(metrics) for metrics in runs.values()]
         reference = [figure.reference[STREAMS.index(name)] for name in runs]
         cells = [

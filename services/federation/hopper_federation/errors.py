@@ -1,0 +1,112 @@
+"""What can go wrong between Hoppers, in this service's words. Reasons and metadata: `hopper.common.v1.ErrorReason`."""
+
+from datetime import timedelta
+
+from hopper_common.errors import (
+    AlreadyExists,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    Unavailable,
+    WrongState,
+)
+
+# Peers.
+
+
+class PeerNotFound(NotFound):
+    """There is no such peer."""
+
+    reason = "PEER_NOT_FOUND"
+
+
+class PeerExists(AlreadyExists):
+    """A peer has that name, or that install id under another name."""
+
+    reason = "PEER_EXISTS"
+
+
+class PeerWrongState(WrongState):
+    """The peer's level or state does not allow the move."""
+
+    reason = "PEER_WRONG_STATE"
+
+
+class PeerRevoked(PermissionDenied):
+    """The peer was revoked: pair again to be let in."""
+
+    reason = "PEER_REVOKED"
+
+
+class PeerUnreachable(Unavailable):
+    """The peer does not answer."""
+
+    reason = "PEER_UNREACHABLE"
+    retry_after = timedelta(seconds=5)
+
+
+class PeerImpostor(PermissionDenied):
+    """Who answers is not who was expected."""
+
+    reason = "PEER_IMPOSTOR"
+
+
+class ClockSkew(WrongState):
+    """The two clocks are too far apart: set the one that is wrong."""
+
+    reason = "CLOCK_SKEW"
+
+
+class UnsupportedVersion(WrongState):
+    """The two speak no common version: upgrade the older."""
+
+    reason = "UNSUPPORTED_VERSION"
+
+
+# Invitations.
+
+
+class InvitationNotFound(NotFound):
+    """There is no such invitation."""
+
+    reason = "INVITATION_NOT_FOUND"
+
+
+class InvitationRefused(PermissionDenied):
+    """There is no such invitation, or the proof is wrong: ask for a new one."""
+
+    reason = "INVITATION_REFUSED"
+
+
+class InvitationExpired(PermissionDenied):
+    """The invitation has run out, or was ended: ask for a new one."""
+
+    reason = "INVITATION_EXPIRED"
+
+
+class InvitationUsed(PermissionDenied):
+    """Somebody else has redeemed the invitation: tell who sent it, and ask for a new one."""
+
+    reason = "INVITATION_USED"
+
+
+# Pairing by digits.
+
+
+class PairingWrongStep(WrongState):
+    """No pairing is under way, or not at that step."""
+
+    reason = "PAIRING_WRONG_STEP"
+
+
+class PairingCommitmentBroken(PermissionDenied):
+    """What was revealed is not what was committed to: somebody may be in between."""
+
+    reason = "PAIRING_COMMITMENT_BROKEN"
+
+
+class PairingFull(ResourceExhausted):
+    """Too many pairings wait for an answer: answer some, or wait until they end."""
+
+    reason = "PAIRING_FULL"
+    retry_after = timedelta(seconds=30)

@@ -1,0 +1,1 @@
+"""The history of the federation service's tables."""

@@ -9,7 +9,7 @@ All of it happens on the event loop's thread. Listeners hear of a change at once
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Final
 
@@ -40,6 +40,7 @@ class Directory:
         self._keys: dict[str, KeyRecord] = {}
         self._token_keys: dict[str, TokenKey] = {}
         self._parents: dict[str, str] = {}
+        self._uses: dict[str, datetime] = {}
         self._listeners: list[Callable[[], None]] = []
 
     # Asked by the guard.
@@ -80,6 +81,17 @@ class Directory:
     def on_change(self, listener: Callable[[], None]) -> None:
         """Call *listener* after every change, on the event loop's thread. It must be quick, and not raise."""
         self._listeners.append(listener)
+
+    # Told by the guard.
+
+    def used(self, key_id: str, time: datetime) -> None:
+        """A key was used. Told once a minute and key, not with every call."""
+        self._uses[key_id] = time
+
+    def take_uses(self) -> Mapping[str, datetime]:
+        """When keys were last used, of those that were since this was asked last."""
+        uses, self._uses = self._uses, {}
+        return uses
 
     # Filled from the source.
 

@@ -167,6 +167,32 @@ class TokenKey:
     expires: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class Access:
+    """
+    What one method declares, as in `hopper.common.v1.MethodAccess`.
+
+    Attributes:
+        roles: The least roles of people and agents that may call.
+        services: The services of this Hopper that may call in their own name.
+        peers: The least level of another Hopper that may call; None: none may.
+        strangers: Whoever reaches the pairing port may call.
+        local: Only through the owner's own socket, whatever the role.
+        anywhere: Where the call names no place, a role anywhere is enough.
+        rate_class: None of the methods that are not ours, such as health.
+        max_request_bytes: Of the encoded message; of each one, in a stream.
+    """
+
+    roles: frozenset[Role] = frozenset()
+    services: frozenset[Service] = frozenset()
+    peers: TrustLevel | None = None
+    strangers: bool = False
+    local: bool = False
+    anywhere: bool = False
+    rate_class: RateClass | None = None
+    max_request_bytes: int = 256 * 1024
+
+
 class Tree(Protocol):
     """Which instance stands under which."""
 

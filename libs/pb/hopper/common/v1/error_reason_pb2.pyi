@@ -244,6 +244,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """PERMISSION_DENIED. Who answers is not who was paired with. Metadata: `expected`, `found`."""
     ERROR_REASON_IDENTITY_WRONG_STATE: _ErrorReason.ValueType  # 152
     """FAILED_PRECONDITION. This Hopper's identity does not allow the move. Metadata: `stage`, `verb`."""
+    ERROR_REASON_DISCOVERY_UNAVAILABLE: _ErrorReason.ValueType  # 153
+    """FAILED_PRECONDITION. This Hopper cannot look for others that way: not installed, or no such network.
+    Metadata: `missing`.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The value of `google.rpc.ErrorInfo.reason`, without the prefix `ERROR_REASON_`, under the domain `hopper.dev`.
@@ -474,4 +478,8 @@ ERROR_REASON_PEER_IMPOSTOR: ErrorReason.ValueType  # 151
 """PERMISSION_DENIED. Who answers is not who was paired with. Metadata: `expected`, `found`."""
 ERROR_REASON_IDENTITY_WRONG_STATE: ErrorReason.ValueType  # 152
 """FAILED_PRECONDITION. This Hopper's identity does not allow the move. Metadata: `stage`, `verb`."""
+ERROR_REASON_DISCOVERY_UNAVAILABLE: ErrorReason.ValueType  # 153
+"""FAILED_PRECONDITION. This Hopper cannot look for others that way: not installed, or no such network.
+Metadata: `missing`.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

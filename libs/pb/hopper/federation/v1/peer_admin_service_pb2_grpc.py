@@ -185,7 +185,7 @@ class PeerAdminServiceServicer:
         """Lists what announced itself, what the domain's records say and what is written down. Hints, unverified.
         Callers: admin, operator.
 
-        FAILED_PRECONDITION / IDENTITY_WRONG_STATE: discovery is not switched on.
+        FAILED_PRECONDITION / DISCOVERY_UNAVAILABLE: what it takes is not installed, or there is no such network.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

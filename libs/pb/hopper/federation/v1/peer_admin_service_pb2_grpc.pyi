@@ -59,7 +59,7 @@ class PeerAdminServiceStub:
     """Lists what announced itself, what the domain's records say and what is written down. Hints, unverified.
     Callers: admin, operator.
 
-    FAILED_PRECONDITION / IDENTITY_WRONG_STATE: discovery is not switched on.
+    FAILED_PRECONDITION / DISCOVERY_UNAVAILABLE: what it takes is not installed, or there is no such network.
     """
     OpenPairing: _grpc.UnaryUnaryMultiCallable[_peer_admin_service_pb2.OpenPairingRequest, _peer_admin_service_pb2.OpenPairingResponse]
     """Opens the pairing port for requests of others for some minutes. Callers: admin."""
@@ -143,7 +143,7 @@ class PeerAdminServiceAsyncStub(PeerAdminServiceStub):
     """Lists what announced itself, what the domain's records say and what is written down. Hints, unverified.
     Callers: admin, operator.
 
-    FAILED_PRECONDITION / IDENTITY_WRONG_STATE: discovery is not switched on.
+    FAILED_PRECONDITION / DISCOVERY_UNAVAILABLE: what it takes is not installed, or there is no such network.
     """
     OpenPairing: _aio.UnaryUnaryMultiCallable[_peer_admin_service_pb2.OpenPairingRequest, _peer_admin_service_pb2.OpenPairingResponse]  # type: ignore[assignment]
     """Opens the pairing port for requests of others for some minutes. Callers: admin."""
@@ -254,7 +254,7 @@ class PeerAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lists what announced itself, what the domain's records say and what is written down. Hints, unverified.
         Callers: admin, operator.
 
-        FAILED_PRECONDITION / IDENTITY_WRONG_STATE: discovery is not switched on.
+        FAILED_PRECONDITION / DISCOVERY_UNAVAILABLE: what it takes is not installed, or there is no such network.
         """
 
     @_abc_1.abstractmethod

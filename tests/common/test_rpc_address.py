@@ -156,3 +156,13 @@ async def test_nobody_behind_an_address_is_unavailable(tmp_path: Path) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await pb_grpc.ToyServiceStub(channel).Put(pb.Request(name="a"))
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_server_that_is_too_busy_to_greet_is_not_one_that_is_gone(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as busy:
+        busy.bind(str(tmp_path / "s"))
+        busy.listen()
+        async with open_channel(f"unix:{tmp_path}/s") as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await pb_grpc.ToyServiceStub(channel).Put(pb.Request(name="a"), timeout=0.4)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED

@@ -34,7 +34,8 @@ OPTIONS = (
     # grpc waits up to two minutes before it dials again; a restarted Hopper is back sooner, and retries in between
     # would all fail without dialling.
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
+    # Of all things, that is how long a server may take to greet: a busy one is not one that is gone.
+    ("grpc.min_reconnect_backoff_ms", 5_000),
     ("grpc.max_reconnect_backoff_ms", 2_000),
     # Its transparent retries know nothing of request ids and leases.
     ("grpc.enable_retries", 0),

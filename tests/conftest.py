@@ -3,8 +3,15 @@
 import signal
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from hopper_testing.postgres import which_server
+
+# The same examples every time, however slow the machine is: a run that fails can be run again.
+settings.register_profile(
+    "house", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("house")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

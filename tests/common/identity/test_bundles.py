@@ -259,7 +259,7 @@ def test_a_root_never_comes_back_from_a_later_stage() -> None:
 
 
 @given(st.binary(max_size=200))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_bytes_that_are_no_bundle_are_refused_and_nothing_else_happens(payload: bytes) -> None:
     with pytest.raises(BundleInvalid):
         verify_bundle(SignedBundle(payload=payload), now=NOW)
@@ -269,7 +269,7 @@ WHOLE = TWICE.signed.SerializeToString()
 
 
 @given(st.integers(0, 100_000), st.integers(1, 255))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_damaged_bundle_is_refused_wherever_the_damage_is(place: int, damage: int) -> None:
     content = bytearray(WHOLE)
     content[place % len(content)] ^= damage

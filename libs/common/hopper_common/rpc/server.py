@@ -2,7 +2,7 @@
 A gRPC server as every Hopper process runs it: the interceptor, health and reflection around its services.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -75,12 +75,20 @@ class HopperServer(grpc.aio.Server):
     lets unary calls finish for up to *grace* seconds. It may be called again, with less grace.
     """
 
-    def __init__(self, services: Sequence[Registered], *, unary_cap: timedelta = UNARY_CAP) -> None:
+    def __init__(
+        self,
+        services: Sequence[Registered],
+        *,
+        unary_cap: timedelta = UNARY_CAP,
+        options: Mapping[str, int] | None = None,
+        described: bool = True,
+    ) -> None:
         names = [service.full_name for service in services]
         self._health = Health(names)
-        every = [*services, *_own_services(self._health, names)]
+        every = [*services, *(_own_services(self._health, names) if described else ())]
         self._calls = CallInterceptor([service.descriptor for service in every], unary_cap=unary_cap)
-        self._server = grpc.aio.server(handlers=[_NobodyElse()], options=_OPTIONS)
+        together = {**dict(_OPTIONS), **(options or {})}
+        self._server = grpc.aio.server(handlers=[_NobodyElse()], options=list(together.items()))
         for service in every:
             service.add(service.servicer, self)
 
@@ -131,7 +139,13 @@ def _own_services(health: Health, names: Sequence[str]) -> list[Registered]:
     ]
 
 
-def build_server(services: Sequence[Registered], *, unary_cap: timedelta = UNARY_CAP) -> HopperServer:
+def build_server(
+    services: Sequence[Registered],
+    *,
+    unary_cap: timedelta = UNARY_CAP,
+    options: Mapping[str, int] | None = None,
+    described: bool = True,
+) -> HopperServer:
     """
     Build a server, not bound and not started, in the running event loop.
 
@@ -139,10 +153,12 @@ def build_server(services: Sequence[Registered], *, unary_cap: timedelta = UNARY
 
     Args:
         unary_cap: How long a unary call may take that comes without a deadline.
+        options: gRPC's own, beside or instead of those that all servers have.
+        described: Whether health and reflection are offered: not to other machines.
 
     Raises:
         UndeclaredMethods: A method does not say who may call it, or its rate class.
         ValueError: A field declares a limit that does not fit its type.
     """
     require_declared(service.descriptor for service in services)
-    return HopperServer(services, unary_cap=unary_cap)
+    return HopperServer(services, unary_cap=unary_cap, options=options, described=described)

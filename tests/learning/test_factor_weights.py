@@ -56,7 +56,7 @@ def test_what_decides_how_it_goes_gains_weight_and_what_does_not_keeps_its_own()
 def test_what_does_harm_loses_its_weight_and_is_never_turned_round() -> None:
     weights = fresh()
     teach(weights, decisions(3000, by_workload=-3.0))
-    assert 0.0 <= weight(weights) < 0.01
+    assert 0.0 <= weight(weights) < 0.02
 
 
 def test_that_who_is_chosen_has_more_of_it_gains_it_nothing() -> None:
@@ -80,15 +80,15 @@ def test_a_change_of_the_world_is_followed() -> None:
 def test_one_lesson_is_a_small_step() -> None:
     weights = fresh()
     weights.learn(Advantage({"workload": 1e9, "cost": -1e9}, math.inf), well=False)
-    assert abs(weight(weights) - 0.03) <= 0.01 * 0.3 + 1e-3
-    assert abs(weight(weights, "cost") - 0.05) <= 0.01 * 0.2 + 1e-3
+    assert abs(weight(weights) - 0.03) <= 0.02 * 0.3
+    assert abs(weight(weights, "cost") - 0.05) <= 0.02 * 0.2
 
 
 def test_one_source_moves_a_weight_only_so_far_however_often_it_speaks() -> None:
     weights = fresh()
     for _ in range(20_000):
         weights.learn(Advantage({"workload": -0.5}, 0.0), well=False, source="mallory")
-    assert 0.05 < weight(weights) <= 0.03 + MOST_OF_A_SOURCE * 0.3 + 1e-3
+    assert 0.05 < weight(weights) <= 0.03 + (MOST_OF_A_SOURCE + 0.01) * 0.3
 
 
 def test_who_lies_is_outweighed_by_many_who_do_not() -> None:

@@ -181,6 +181,7 @@ async def test_a_lesson_is_learned_as_it_was_taught(memory: RunningMemory) -> No
             source="bob",
             weight=1.0,
             create_time=memory.clock.now(),
+            sent_to="projects/web",
         )
 
 

@@ -20,13 +20,24 @@ from hopper_router.convert import (
     spec_to_bytes,
     spec_to_proto,
 )
-from hopper_router.model import Basis, Candidate, Decision, Exclusion, Factor, Outcome, TaskSpec
+from hopper_router.model import Basis, Candidate, Decision, Exclusion, Factor, Outcome, TaskSpec, WeightOrigin
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=40) | st.just("x" * 200)
 FLOATS = st.floats(allow_nan=False) | st.sampled_from([0.0, -0.0, 1.0])
 NAMES = st.lists(TEXTS, max_size=4).map(tuple)
 VERSIONS = st.integers(0, 2**62)
-FACTORS = st.builds(Factor, TEXTS, FLOATS, FLOATS, NAMES)
+ORIGINS = st.one_of(
+    st.tuples(st.just(WeightOrigin.LEARNED), st.integers(0, 2**40)),
+    st.tuples(st.sampled_from((WeightOrigin.SHIPPED, WeightOrigin.POLICY)), st.just(0)),
+)
+FACTORS = st.builds(
+    lambda name, value, weight, evidence, origin: Factor(name, value, weight, evidence, *origin),
+    TEXTS,
+    FLOATS,
+    FLOATS,
+    NAMES,
+    ORIGINS,
+)
 DECISIONS = st.builds(
     Decision,
     st.sampled_from(Outcome),
@@ -68,7 +79,14 @@ def by_protobuf(decision: Decision) -> pb.Decision:
                 score=candidate.score,
                 confidence=candidate.confidence,
                 factors=[
-                    pb.Factor(name=f.name, value=f.value, weight=f.weight, evidence=f.evidence)
+                    pb.Factor(
+                        name=f.name,
+                        value=f.value,
+                        weight=f.weight,
+                        evidence=f.evidence,
+                        weight_origin=pb.WeightOrigin.Value(f"WEIGHT_ORIGIN_{f.origin.value}"),
+                        weight_lessons=f.lessons,
+                    )
                     for f in candidate.factors
                 ],
             )

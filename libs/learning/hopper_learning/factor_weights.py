@@ -36,7 +36,8 @@ _FAR: Final = 5.0
 _MOST_APART: Final = 4.0
 _SOURCES_KEPT: Final = 1024
 _HOLD: Final = ("usual", "ahead")
-_DIGITS: Final = 3
+_STEP: Final = 0.02
+_DIGITS: Final = 4
 
 
 class Range(NamedTuple):
@@ -86,9 +87,9 @@ class FactorWeights:
 
     @property
     def weights(self) -> Mapping[str, Weight]:
-        """What to decide by: rounded, so that it stays the same over many lessons."""
+        """What to decide by, in steps, so that it stays the same over some lessons; of the lessons, the first digit."""
         return {
-            name: Weight(round(value * self._ranges[name].most, _DIGITS), self._lessons[name])
+            name: Weight(_stepped(value, self._ranges[name]), _first_digit(self._lessons[name]))
             for name, value in self._values.items()
         }
 
@@ -178,6 +179,17 @@ class FactorWeights:
     @staticmethod
     def _known(mine: Mapping[str, float], theirs: Mapping[str, float]) -> dict[str, float]:
         return {name: float(theirs.get(name, value)) for name, value in mine.items()}
+
+
+def _stepped(value: float, range_: Range) -> float:
+    """A weight, by so many whole steps greater or less than the shipped one."""
+    steps = round((value - range_.shipped / range_.most) / _STEP)
+    return round(min(max(range_.shipped + steps * _STEP * range_.most, 0.0), range_.most), _DIGITS)
+
+
+def _first_digit(count: int) -> int:
+    scale = int(10 ** (len(str(count)) - 1))
+    return count // scale * scale
 
 
 def _ahead(advantage: Advantage) -> float:

@@ -302,6 +302,10 @@ class Model:
 
     # --- learning
 
+    def trust(self, source: str) -> float:
+        """How far lessons of *source* are believed by now, 0 to 1."""
+        return self._sources.trust(source)
+
     def learn(self, text: Text, target: str | None, *, source: str = "", weight: float = 1.0) -> None:
         """
         Learn that *text* belonged to *target*, or to none of the targets.

@@ -54,9 +54,10 @@ from hopper_router.model import (
     TaskState,
     Wait,
     WaitReason,
+    WeightOrigin,
     Word,
 )
-from hopper_router.wire import OUTCOME_NUMBERS, decision_wire
+from hopper_router.wire import ORIGIN_NUMBERS, OUTCOME_NUMBERS, decision_wire
 
 BASIC: Final = pb.TASK_VIEW_BASIC
 FULL: Final = pb.TASK_VIEW_FULL
@@ -469,9 +470,9 @@ def _put_input(out: pb.InputRequest, request: InputRequest) -> None:
     setattr(out, "from", request.from_)
     out.answer = request.answer
     out.answered_by = request.answered_by
-
     if request.answer_by is not None:
         _put_time(out.answer_by, request.answer_by)
+
 
 def hold_from_proto(hold: pb.Hold) -> Hold:
     """Who holds a task back, and why."""
@@ -561,10 +562,10 @@ def _opinion_from_proto(opinion: decision_pb2.Opinion) -> Opinion:
         output_tokens=opinion.output_tokens,
         money=opinion.money_micros,
         elapsed=from_proto(opinion.elapsed),
-    )
         stated=opinion.stated_confidence,
         tags=tuple(opinion.suggested_tags),
         effort=duration_field(opinion, "suggested_effort"),
+    )
 
 
 def decision_to_proto(decision: Decision) -> decision_pb2.Decision:
@@ -609,7 +610,17 @@ def _put_candidate(out: decision_pb2.Candidate, candidate: Candidate) -> None:
 
 def _factor_from_proto(factor: decision_pb2.Factor) -> Factor:
     evidence = factor.evidence
-    return Factor(factor.name, factor.value, factor.weight, tuple(evidence) if evidence else ())
+    return Factor(
+        factor.name,
+        factor.value,
+        factor.weight,
+        tuple(evidence) if evidence else (),
+        _ORIGINS.get(factor.weight_origin, WeightOrigin.SHIPPED),
+        factor.weight_lessons,
+    )
+
+
+_ORIGINS: Final = {number: origin for origin, number in ORIGIN_NUMBERS.items()}
 
 
 def _put_factors(out: decision_pb2.Candidate, factors: Iterable[Factor]) -> None:
@@ -621,6 +632,9 @@ def _put_factors(out: decision_pb2.Candidate, factors: Iterable[Factor]) -> None
         made.weight = factor.weight
         if factor.evidence:
             made.evidence.extend(factor.evidence)
+        if factor.origin is not WeightOrigin.SHIPPED:
+            made.weight_origin = ORIGIN_NUMBERS[factor.origin]
+            made.weight_lessons = factor.lessons
 
 
 def _exclusion_from_proto(exclusion: decision_pb2.Exclusion) -> Exclusion:

@@ -30,7 +30,8 @@ from typing import Final, NamedTuple
 
 from hopper_router.filters import id_of
 from hopper_router.model import Candidate, Decision, Factor, Outcome, TaskSpec
-from hopper_router.scoring import BUSY, LEAST_EVIDENCE, MAX_EVIDENCE, SHARPNESS
+from hopper_router.scoring import BUSY, LEAST_EVIDENCE, MAX_EVIDENCE
+from hopper_router.weighing import SHARPNESS
 
 MOST: Final = 12
 MOST_WEIGHT: Final = 10.0

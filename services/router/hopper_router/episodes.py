@@ -32,7 +32,7 @@ import structlog
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from hopper.memory.v1.episode_pb2 import Episode, EpisodeOutcome
+from hopper.memory.v1.episode_pb2 import Episode, EpisodeFactor, EpisodeOutcome
 from hopper.memory.v1.episodic_service_pb2 import RecordEpisodesRequest
 from hopper.memory.v1.episodic_service_pb2_grpc import EpisodicMemoryServiceStub
 from hopper.router.v1.decision_pb2 import Decision
@@ -54,6 +54,7 @@ from hopper_router.model import TaskState
 from hopper_router.recall import decision_of, is_short
 from hopper_router.transitions import TABLE
 from hopper_router.transitions import Event as Transition
+from hopper_router.weighing import weighed
 
 _log = structlog.get_logger(__name__)
 
@@ -174,8 +175,12 @@ def episode(record: DecisionRecord) -> Episode:
         decide_time=decision.create_time,
     )
     add = said.candidates.add
-    for candidate in decision.candidates[:_MOST_CANDIDATES]:
+    candidates = decision.candidates[:_MOST_CANDIDATES]
+    for candidate in candidates:
         add(project=candidate.project, confidence=_share(candidate.confidence))
+    for message, (_, rest, factors) in zip(said.candidates, weighed(candidates), strict=False):
+        message.rest = rest
+        message.factors.extend(EpisodeFactor(name=name, value=value) for name, value in factors)
     return said
 
 

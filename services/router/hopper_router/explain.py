@@ -156,6 +156,7 @@ def _recomputed(unit: Unit, task: Task, project: str) -> svc.WhyNot:
         load=unit.load.by_project,
         refused=placing.refused(unit, task),
         strategies=world.strategies(task.instance),
+        now=unit.now,
     )
     if candidate is None:
         return _excluded(project, ruled_out, detail, recomputed=True)

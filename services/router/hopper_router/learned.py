@@ -14,7 +14,7 @@ import json
 import threading
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import structlog
@@ -30,11 +30,13 @@ from hopper_learning import (
     UnknownTarget,
     WordLlamaEncoder,
 )
+from hopper_learning.factor_weights import Weight
 from hopper_router.candidates import BoolArray, Candidates, FloatArray, IntArray
 from hopper_router.filters import Sieve, id_of
 from hopper_router.kept import Kept
 from hopper_router.model import Lesson, Project, TaskSpec, Truth
 from hopper_router.scoring import LEAST, STRATEGIES, LearnedStrategy, Shares, Strategy
+from hopper_router.weighing import advantage, fresh_weights, went_well
 
 _log = structlog.get_logger("hopper.router")
 
@@ -125,6 +127,11 @@ class Learned:
         with self._lock:
             return self._mind(instance).shares(task, candidates, sieve, may_change=not self._saving)
 
+    def weights(self, instance: str) -> Mapping[str, Weight]:
+        """See `scoring.Mind`."""
+        with self._lock:
+            return self._mind(instance).weights
+
     def explain(self, instance: str, task: TaskSpec, project: str) -> Explanation | None:
         """Why a project gets its share of a task, as it is known now; None: nothing is known of it."""
         if not self._awake:
@@ -165,11 +172,14 @@ class Learned:
     # ------------------------------------------------------------ keeping
 
     def snapshot(self) -> bytes:
-        """All models: the length of a list of names and lengths, that list, and their own snapshots one by one."""
+        """All models: the length of a list; that list of names, lengths and weights; their own snapshots one by one."""
         with self._quiet():
-            parts = {instance: mind.model.snapshot() for instance, mind in sorted(self._minds.items())}
-        head = json.dumps([[instance, len(part)] for instance, part in parts.items()]).encode()
-        return b"".join([len(head).to_bytes(_LENGTH_BYTES), head, *parts.values()])
+            parts = [
+                (instance, mind.model.snapshot(), mind.factors.state())
+                for instance, mind in sorted(self._minds.items())
+            ]
+        head = json.dumps([[instance, len(part), factors] for instance, part, factors in parts]).encode()
+        return b"".join([len(head).to_bytes(_LENGTH_BYTES), head, *(part for _, part, _ in parts)])
 
     @contextmanager
     def _quiet(self) -> Iterator[None]:
@@ -185,9 +195,12 @@ class Learned:
         """See `lessons.Learner`."""
         minds: dict[str, _Mind] = {}
         try:
-            for instance, part in _parts(snapshot):
-                minds[instance] = _Mind(Model(self._encoder))
-                minds[instance].model.restore(part)
+            for instance, part, factors in _parts(snapshot):
+                minds[instance] = mind = _Mind(Model(self._encoder))
+                mind.model.restore(part)
+                if factors:
+                    mind.factors.restore(factors)
+                    mind.weights = mind.factors.weights
         except (LearningError, ValueError, KeyError, TypeError) as error:
             _log.warning("what was learned is learned anew", position=position, reason=type(error).__name__)
             return False
@@ -206,6 +219,9 @@ class _Asked:
     def shares(self, task: TaskSpec, candidates: Candidates, sieve: Sieve) -> Shares | None:
         return self._learned.shares(self._instance, task, candidates, sieve)
 
+    def weights(self) -> Mapping[str, Weight]:
+        return self._learned.weights(self._instance)
+
 
 class _Mind:
     """
@@ -216,6 +232,8 @@ class _Mind:
 
     def __init__(self, model: Model) -> None:
         self.model = model
+        self.factors = fresh_weights()
+        self.weights = self.factors.weights
         self._candidates: Candidates | None = None
         self._strangers = 0
         self._columns: IntArray = _NOWHERE
@@ -266,6 +284,9 @@ class _Mind:
 
     def learn(self, lesson: Lesson) -> None:
         """Learn one lesson."""
+        self._weigh_anew(lesson)
+        if lesson.truth is Truth.FAILED:
+            return
         self._answers.clear()
         text = _text(lesson.title, lesson.description, lesson.tags)
         if lesson.truth is Truth.NONE:
@@ -277,8 +298,17 @@ class _Mind:
             # The registry may tell more of it later. If it is gone, it is never asked about.
             self.model.add(Target(lesson.project, id_of(lesson.project)))
             self._strangers += 1
-        teach = self.model.learn if lesson.truth is Truth.RIGHT else self.model.learn_not
+        teach = self.model.learn_not if lesson.truth is Truth.WRONG else self.model.learn
         teach(text, lesson.project, source=lesson.source, weight=lesson.weight)
+
+    def _weigh_anew(self, lesson: Lesson) -> None:
+        """Learn how much the factors should have counted."""
+        well, ahead = went_well(lesson), advantage(lesson)
+        if well is None or ahead is None:
+            return
+        weight = lesson.weight * self.model.trust(lesson.source)
+        self.factors.learn(ahead, well=well, source=lesson.source, weight=weight)
+        self.weights = self.factors.weights
 
 
 _NOWHERE: Final = np.zeros(0, np.intp)
@@ -323,9 +353,10 @@ def _target(project: Project) -> Target:
     )
 
 
-def _parts(snapshot: bytes) -> Iterator[tuple[str, bytes]]:
+def _parts(snapshot: bytes) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
+    """Names, models and weights; snapshots of before weights were learned have none."""
     begin = _LENGTH_BYTES + int.from_bytes(snapshot[:_LENGTH_BYTES])
-    for instance, length in json.loads(snapshot[_LENGTH_BYTES:begin]):
+    for instance, length, *factors in json.loads(snapshot[_LENGTH_BYTES:begin]):
         part = snapshot[begin : begin + length]
         begin += length
-        yield instance, part
+        yield instance, part, factors[0] if factors else {}

@@ -27,6 +27,7 @@ import grpc.aio
 import structlog
 
 from hopper.memory.v1 import learning_service_pb2 as pb
+from hopper.memory.v1.episode_pb2 import EpisodeCandidate
 from hopper.memory.v1.learning_service_pb2_grpc import LearningServiceStub
 from hopper_common.database import Signal
 from hopper_common.errors import NotFound, ResumeTooOld
@@ -34,7 +35,7 @@ from hopper_common.rpc.errors import from_rpc_error
 from hopper_common.timestamps import from_proto
 from hopper_router import model_file
 from hopper_router.backoff import Backoff
-from hopper_router.model import Lesson, Truth
+from hopper_router.model import Lesson, Truth, Weighed
 
 _log = structlog.get_logger(__name__)
 
@@ -380,4 +381,11 @@ def _lesson(message: pb.Lesson) -> Lesson:
         source=message.source,
         weight=message.weight,
         create_time=from_proto(message.create_time),
+        sent_to=message.sent_to,
+        candidates=tuple([_weighed(candidate) for candidate in message.candidates]),
     )
+
+
+def _weighed(message: EpisodeCandidate) -> Weighed:
+    factors = tuple([(factor.name, factor.value) for factor in message.factors])
+    return Weighed(message.project, message.rest, factors)

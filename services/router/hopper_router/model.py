@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 from hopper_router.fairness import lane
 
@@ -384,6 +384,14 @@ class Outcome(enum.Enum):
     QUEUED = "QUEUED"
 
 
+class WeightOrigin(enum.Enum):
+    """Where the weight of a factor comes from."""
+
+    SHIPPED = "UNSPECIFIED"
+    POLICY = "POLICY"
+    LEARNED = "LEARNED"
+
+
 @dataclass(slots=True, unsafe_hash=True)
 class Factor:
     """One part of a score: `value * weight`. Never changed; freezing it would double what making one costs."""
@@ -392,8 +400,15 @@ class Factor:
     value: float
     weight: float
     evidence: tuple[str, ...] = ()
+    origin: WeightOrigin = WeightOrigin.SHIPPED
+    lessons: int = 0
+    """How many lessons the weight was learned from."""
     wire: bytes = field(default=b"", init=False, compare=False, repr=False)
     """What `convert` made of it, if it did: many decisions share the same one."""
+
+    def of(self, value: float, evidence: tuple[str, ...] = ()) -> Factor:
+        """The same factor of somebody else."""
+        return Factor(self.name, value, self.weight, evidence, self.origin, self.lessons)
 
 
 @dataclass(slots=True, unsafe_hash=True)
@@ -449,9 +464,11 @@ class Opinion:
 
     Attributes:
         stage: `rules`, `learned`, `llm`, `sage` or `person`.
+        confidence: Of those who are asked: what their own account, `stated`, has proved to be worth.
         threshold: How sure it had to be.
         reason: For people; with ASKED the question, and then `answer` is what the requester said.
         money: In millionths.
+        tags: What it suggests, besides a place, as `effort`.
     """
 
     stage: str
@@ -464,11 +481,12 @@ class Opinion:
     model: str = ""
     input_tokens: int = 0
     output_tokens: int = 0
-        confidence: Of those who are asked: what their own account, `stated`, has proved to be worth.
     money: int = 0
     elapsed: timedelta = timedelta(0)
+    stated: float = 0.0
+    tags: tuple[str, ...] = ()
+    effort: timedelta | None = None
 
-        tags: What it suggests, besides a place, as `effort`.
 
 @dataclass(slots=True, unsafe_hash=True)
 class Decision:
@@ -483,9 +501,6 @@ class Decision:
     confidence: float = 0.0
     strategy: str = ""
     reasoning: str = ""
-    stated: float = 0.0
-    tags: tuple[str, ...] = ()
-    effort: timedelta | None = None
     candidates: tuple[Candidate, ...] = ()
     exclusions: tuple[Exclusion, ...] = ()
     eligible_count: int = 0
@@ -558,6 +573,24 @@ class Truth(enum.Enum):
     """It did not."""
     NONE = "NONE"
     """It belonged to nobody."""
+    LATE = "LATE"
+    """It was done there, later than promised."""
+    FAILED = "FAILED"
+    """It failed there, which says nothing of where it belonged."""
+
+
+class Weighed(NamedTuple):
+    """
+    What a candidate had when it was decided.
+
+    Attributes:
+        rest: Its score without these factors.
+        factors: Those whose weights are learned, with how much it had of each.
+    """
+
+    project: str
+    rest: float
+    factors: tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -572,6 +605,8 @@ class Lesson:
         project: Whom the truth is about; "" with NONE.
         source: Who says so: an author of feedback, a worker, `anonymous` or `router`.
         weight: How much it counts, 0 to 1; feedback counts 1.
+        sent_to: Where the decision sent the task; "": nowhere.
+        candidates: What the decision weighed, where there is something to learn of it.
     """
 
     position: int
@@ -585,5 +620,5 @@ class Lesson:
     source: str
     weight: float
     create_time: datetime
-        sent_to: Where the decision sent the task; "": nowhere.
-        candidates: What the decision weighed, where there is something to learn of it.
+    sent_to: str = ""
+    candidates: tuple[Weighed, ...] = ()

@@ -147,6 +147,7 @@ def choose(
         basis=basis(unit, in_force.name, in_force.version),
         strategies=world.strategies(task.instance),
         said=said,
+        now=unit.now,
     )
 
 
@@ -240,10 +241,10 @@ def _ask(unit: Unit, task: Task, decision: Decision, step: Step | None) -> None:
             question = InputRequest(opinion.reason, from_=task.spec.requester)
         case _:
             return
-    unit.log(task, transitions.ask_where(task, question, unit.now), Event.ASK)
     within = _policy(unit, task).answer_within
     if within is not None:
         question = replace(question, answer_by=unit.now + within)
+    unit.log(task, transitions.ask_where(task, question, unit.now), Event.ASK)
 
 
 def _put(unit: Unit, task: Task, decision: Decision) -> None:
@@ -347,7 +348,6 @@ def advise(unit: Unit, name: str, decision: str, said: Sequence[Opinion]) -> boo
     return True
 
 
-def answer_where(unit: Unit, task: Task, text: str, by: str) -> Task:
 def _with_suggestions(unit: Unit, task: Task, said: Sequence[Opinion], stages: Sequence[Stage]) -> Task:
     """A task with what was suggested of what its requester left open, as far as the policy still asks for that."""
     wanted = {suggestion for stage in stages for suggestion in stage.suggest}
@@ -362,6 +362,7 @@ def _with_suggestions(unit: Unit, task: Task, said: Sequence[Opinion], stages: S
     return unit.log(task, transitions.update(task, spec, unit.now), Event.UPDATE)
 
 
+def answer_where(unit: Unit, task: Task, text: str, by: str) -> Task:
     """
     Take the answer to the question where a task goes, or to what an adviser had asked about it.
 
@@ -382,7 +383,6 @@ def _with_suggestions(unit: Unit, task: Task, said: Sequence[Opinion], stages: S
     return unit.task(task.name)
 
 
-def _persons_opinion(unit: Unit, task: Task, said: Sequence[Opinion], text: str, by: str) -> Opinion:
 def go_on_unanswered(unit: Unit, task: Task) -> None:
     """Nobody has answered in time where a task goes, or what its requester means: ask the next, or go on without."""
     decision = unit.store.decisions([task.decision])[task.decision]
@@ -395,6 +395,7 @@ def go_on_unanswered(unit: Unit, task: Task) -> None:
     settle(unit)
 
 
+def _persons_opinion(unit: Unit, task: Task, said: Sequence[Opinion], text: str, by: str) -> Opinion:
     opinion = asking.chosen(text, unit.world.directory.projects)
     if opinion is None:
         problem = f"must be the id of a registered project, or {asking.NOBODY}"

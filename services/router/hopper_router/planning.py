@@ -36,15 +36,15 @@ def plan(world: World, where: Instance | None, spec: TaskSpec, clock: Clock, now
         return None
     started = clock.monotonic()
     spec = planned(spec, where)
-    decision = _decide(world, where, spec)
+    decision = _decide(world, where, spec, now)
     if decision is None:
         return None
     return _placed(world, where, spec, decision, now, timedelta(seconds=clock.monotonic() - started))
 
 
-def _decide(world: World, where: Instance, spec: TaskSpec) -> Decision | None:
+def _decide(world: World, where: Instance, spec: TaskSpec, now: datetime) -> Decision | None:
     if where.scope is Scope.GLOBAL:
-        decision = _choose(world, where, spec)
+        decision = _choose(world, where, spec, now)
         stands_for = world.directory.instance_of_project.get(decision.project, where.name)
         return decision if decision.outcome is Outcome.ROUTED and stands_for == where.name else None
     if where.scope is Scope.FEDERATED:
@@ -63,7 +63,7 @@ def _decide(world: World, where: Instance, spec: TaskSpec) -> Decision | None:
     )
 
 
-def _choose(world: World, where: Instance, spec: TaskSpec) -> Decision:
+def _choose(world: World, where: Instance, spec: TaskSpec, now: datetime) -> Decision:
     directory = world.directory
     in_force = world.policies.in_force(where.name, directory)
     return routing.decide(
@@ -76,6 +76,7 @@ def _choose(world: World, where: Instance, spec: TaskSpec) -> Decision:
             directory.projects_version, directory.instances_version, in_force.name, in_force.version
         ),
         strategies=world.strategies(where.name),
+        now=now,
     )
 
 

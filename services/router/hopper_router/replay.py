@@ -25,6 +25,7 @@ from hopper_router.load import Load
 from hopper_router.model import Basis, Decision, Lesson, Task, TaskState, Truth
 from hopper_router.offpolicy import Estimate, Log
 from hopper_router.rules import Policy
+from hopper_router.weighing import weighed
 
 _OF_FEEDBACK: Final = 1.0
 _OF_AN_END: Final = 0.5
@@ -152,6 +153,7 @@ class Rehearsal:
             basis=Basis(),
             strategies=self._learner.strategies(decision.instance),
             said=decision.opinions,
+            now=decision.create_time,
         )
         if self.learns:
             self._learner.apply(_lessons(number, recorded, verdict_of(recorded, verdicts)))
@@ -167,8 +169,8 @@ def _lessons(number: int, recorded: Recorded, verdict: Verdict) -> list[Lesson]:
         truth, project, weight = Truth.RIGHT, verdict.project, _OF_FEEDBACK
     elif verdict.right is False and sent:
         truth, project, weight = Truth.WRONG, sent, _OF_FEEDBACK
-    elif verdict.right is None and verdict.well and sent:
-        truth, project, weight = Truth.RIGHT, sent, _OF_AN_END
+    elif verdict.right is None and verdict.well is not None and sent:
+        truth, project, weight = Truth.RIGHT if verdict.well else Truth.FAILED, sent, _OF_AN_END
     else:
         return []
     spec, decision = recorded.task.spec, recorded.decision
@@ -176,7 +178,7 @@ def _lessons(number: int, recorded: Recorded, verdict: Verdict) -> list[Lesson]:
     return [
         Lesson(
             number, decision.instance, decision.name, spec.title, spec.description, spec.tags, truth, project,
-            "replay", weight, when,
+            "replay", weight, when, sent, tuple(weighed(decision.candidates)),
         )
     ]  # fmt: skip
 

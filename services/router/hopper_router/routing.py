@@ -42,6 +42,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -49,7 +50,7 @@ import numpy as np
 from hopper_router.candidates import Candidates, HashArray, stable_hash
 from hopper_router.cascade import Await, Consult, Decided, Exhausted, Stage, Use, following
 from hopper_router.filters import Sieve, detail_of, id_of, sieve
-from hopper_router.load import Load, LoadColumn, column_of
+from hopper_router.load import Load, column_of
 from hopper_router.model import (
     Basis,
     Candidate,
@@ -100,7 +101,7 @@ class WhyNot(NamedTuple):
 # ---------------------------------------------------------------- deciding
 
 
-def decide(
+def decide(  # noqa: PLR0913 -- all that a decision is a function of
     task: TaskSpec,
     candidates: Candidates,
     policy: Policy,
@@ -110,6 +111,7 @@ def decide(
     basis: Basis,
     strategies: Mapping[str, Strategy] | None = None,
     said: Sequence[Opinion] = (),
+    now: datetime | None = None,
 ) -> Decision:
     """
     Decide where *task* goes.
@@ -124,6 +126,7 @@ def decide(
         refused: Projects ruled out from outside, by name, with the name of the filter, e.g. `instance-not-running`.
         basis: Recorded as it is.
         strategies: Ways to judge by the name policies call them. Default: the built-in ones.
+        now: What deadlines are measured from; None: they do not count.
 
     Returns:
         The decision, without a name, a task, an instance and times.
@@ -141,7 +144,8 @@ def decide(
                 exclusions=left.exclusions,
                 basis=basis,
             )
-        field = _field(task, candidates, policy, column, left, strategies or STRATEGIES)
+        question = Question(task, Text.of(task.title, task.description), candidates, policy, column, now)
+        field = _field(question, left, strategies or STRATEGIES)
         opinions = _still_valid(field, said)
         choice = _choose(field, opinions)
         return Decision(
@@ -167,6 +171,7 @@ def why_not(
     load: Mapping[str, int],
     refused: Mapping[str, str],
     strategies: Mapping[str, Strategy] | None = None,
+    now: datetime | None = None,
 ) -> WhyNot:
     """Say why *project* (a name) would not get *task*, also where a decision's record does not reach."""
     row = candidates.rows.get(project)
@@ -180,21 +185,14 @@ def why_not(
             return WhyNot(
                 name, detail_of(name, task, candidates.projects[row], int(column.open[row])), None, 0
             )
-        field = _field(task, candidates, policy, column, left, strategies or STRATEGIES)
+        question = Question(task, Text.of(task.title, task.description), candidates, policy, column, now)
+        field = _field(question, left, strategies or STRATEGIES)
         position = int(np.searchsorted(left.eligible, row))
         return WhyNot("", "", field.candidate(position), field.rank(position))
 
 
-def _field(
-    task: TaskSpec,
-    candidates: Candidates,
-    policy: Policy,
-    load: LoadColumn,
-    left: Sieve,
-    strategies: Mapping[str, Strategy],
-) -> _Field:
-    text = Text.of(task.title, task.description)
-    question = Question(task, text, candidates, policy, load)
+def _field(question: Question, left: Sieve, strategies: Mapping[str, Strategy]) -> _Field:
+    policy = question.policy
     if not policy.stages:
         return _Field(question, left, strategies[policy.strategy].judge(question, left))
     return _judged(question, left, strategies)

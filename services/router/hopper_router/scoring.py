@@ -1,5 +1,5 @@
 """
-How good the projects that can take a task are for it: the nine factors of `routing`, weighed.
+How good the projects that can take a task are for it: the factors of `routing`, weighed.
 
 What does not depend on the task's text is worked out once and kept:
 
@@ -17,24 +17,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cached_property
 from types import MappingProxyType
 from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 
+from hopper_learning.factor_weights import Weight
 from hopper_router.candidates import BoolArray, Candidates, FloatArray, IntArray, Overlap
 from hopper_router.filters import Sieve
 from hopper_router.kept import Kept
 from hopper_router.load import LoadColumn
-from hopper_router.model import Factor, TaskSpec
-from hopper_router.rules import FACTORS, Policy, Rule
+from hopper_router.model import Factor, TaskSpec, WeightOrigin
+from hopper_router.rules import FACTORS, Policy, Rule, Weights
+from hopper_router.weighing import SHARPNESS
 from hopper_router.words import Text
 
 MAX_EVIDENCE: Final = 10
-SHARPNESS: Final = 0.15
-"""A lead of this much in the score makes a candidate e times as likely."""
 LEAST_EVIDENCE: Final = 0.05
 BUSY: Final = 10
 """Fewer open tasks than this are not a full house, where nobody has more."""
@@ -57,6 +57,8 @@ class Question(NamedTuple):
     candidates: Candidates
     policy: Policy
     load: LoadColumn
+    now: datetime | None = None
+    """Without it, deadlines do not count."""
 
 
 class Verdict(NamedTuple):
@@ -90,11 +92,15 @@ class RulesStrategy:
     """Judges by the policy's rules and by what projects say about themselves."""
 
     def judge(self, question: Question, sieve: Sieve) -> Verdict:
-        """Weigh the nine factors."""
+        """Weigh all factors."""
         sheet = _Sheet(question, sieve)
         evidence, standing = sheet.evidence(), sheet.standing
         informed = evidence.item(evidence.argmax()) >= LEAST_EVIDENCE
-        if sheet.touching > _SPARSE * evidence.size:
+        if sheet.in_time is not None:
+            circumstances = sheet.circumstances
+            scores = _rounded(np.add(evidence, circumstances, evidence))
+            masses = _masses(scores, circumstances.item(circumstances.argmax()), scores.size)
+        elif sheet.touching > _SPARSE * evidence.size:
             scores = _rounded(np.add(evidence, standing.total, evidence))
             masses = _masses(scores, standing.best, scores.size)
         else:
@@ -155,33 +161,34 @@ class Mind(Protocol):
     def shares(self, task: TaskSpec, candidates: Candidates, sieve: Sieve) -> Shares | None:
         """What was learned says of a task; None: nothing yet."""
 
+    def weights(self) -> Mapping[str, Weight]:
+        """The weights of the factors in `weighing.RANGES`, by now."""
+
 
 class LearnedStrategy:
     """
     Judges by what was learned, where nothing else is to be said: the logarithm of each share is one factor more.
 
-    Rules stand in front: one of weight 1 decides, whatever was learned; of less weight, it is one opinion more. Boosts
-    keep their weight. Tags, capabilities and words are what was learned *from*: they have no weight of their own.
-    Circumstances order those who are about equally likely, and no others.
+    Rules stand in front: one of weight 1 decides, whatever was learned; of less weight, it is one opinion more. Words
+    are what was learned *from*: they have no weight of their own. The weights of the other factors are learned too,
+    from how decisions go, beginning with those of `weighing.RANGES`; a weight that the policy says counts as it says.
     """
 
     def __init__(self, mind: Mind) -> None:
         self._mind = mind
-        self._calm: Kept[int, tuple[Policy, Policy]] = Kept(64)
+        self._beside: Kept[tuple[int, tuple[Weight, ...]], _Beside] = Kept(64)
 
     def judge(self, question: Question, sieve: Sieve) -> Verdict:
         """Weigh what was learned, rules, boosts and circumstances."""
         shares = self._mind.shares(question.task, question.candidates, sieve)
         if shares is None:
             return STRATEGIES["rules"].judge(question, sieve)._replace(judge="rules")
-        policy = question.policy
-        _, calm = self._calm.get(
-            id(policy), lambda: (policy, _calmed(policy))
-        )  # with the policy, to keep its id
-        sheet = _Sheet(question._replace(policy=calm), sieve)
+        policy, weights = question.policy, self._mind.weights()
+        beside = self._beside.get((id(policy), tuple(weights.values())), lambda: _beside(policy, weights))
+        sheet = _Sheet(question._replace(policy=beside.policy), sieve, beside.origins)
         evidence = sheet.evidence()
         informed = evidence.max() >= LEAST_EVIDENCE or shares.most >= _TELLING / shares.of.size
-        scores = _rounded(evidence + sheet.standing.total + LEARNED_WEIGHT * shares.factor)
+        scores = _rounded(evidence + sheet.circumstances + LEARNED_WEIGHT * shares.factor)
         masses = np.exp((scores - scores.max()) / SHARPNESS)
         mass = float(masses.sum()) / max(1.0 - shares.none, _LEAST_SHARE)
 
@@ -203,24 +210,47 @@ _TELLING: Final = 1.2
 """A share of so much more than everybody's says something."""
 _AHEAD: Final = 3.0
 """A rule of weight 1 outweighs the least share."""
-_CALM: Final = 0.1
 
 
-def _calmed(policy: Policy) -> Policy:
-    """The policy with the weights that its factors have beside what was learned."""
-    weights = policy.weights
-    beside = replace(
-        weights,
-        rules=_AHEAD * weights.rules,
-        tags=0.0,
-        capability=0.0,
-        text=0.0,
-        workload=_CALM * weights.workload,
-        velocity=_CALM * weights.velocity,
-        cost=_CALM * weights.cost,
-        sla=_CALM * weights.sla,
-    )
-    return replace(policy, weights=beside)
+class Origin(NamedTuple):
+    """Where a weight comes from, and how many lessons it was learned from."""
+
+    weight: WeightOrigin = WeightOrigin.SHIPPED
+    lessons: int = 0
+
+
+_SHIPPED: Final = Weights()
+_SAID: Final = Origin(WeightOrigin.POLICY)
+
+
+def _origins(weights: Weights) -> dict[str, Origin]:
+    """Of the weights that a policy says; one that is as shipped need not have been said."""
+    return {name: _SAID for name in FACTORS if getattr(weights, name) != getattr(_SHIPPED, name)}
+
+
+class _Beside(NamedTuple):
+    """
+    A policy with the weights that its factors have beside what was learned.
+
+    Attributes:
+        asked: The policy itself: kept alive, because it is found by its id.
+        origins: Of those that are not shipped.
+    """
+
+    asked: Policy
+    policy: Policy
+    origins: Mapping[str, Origin]
+
+
+def _beside(policy: Policy, learned: Mapping[str, Weight]) -> _Beside:
+    said = _origins(policy.weights)
+    free = {name: weight for name, weight in learned.items() if name not in said}
+    values = {name: weight.value for name, weight in free.items()}
+    weights = replace(policy.weights, rules=_AHEAD * policy.weights.rules, text=0.0, **values)
+    origins = {
+        name: Origin(WeightOrigin.LEARNED, weight.lessons) for name, weight in free.items() if weight.lessons
+    }
+    return _Beside(policy, policy.weighing(weights), {**said, **origins})
 
 
 def _rounded(scores: FloatArray) -> FloatArray:
@@ -274,6 +304,7 @@ class Lines(NamedTuple):
     cost: Factor
     sla: Factor
     boost: Factor
+    deadline: Factor
 
 
 class Plan:
@@ -286,7 +317,7 @@ class Plan:
         nothing: The lines of the factors that are 0.
     """
 
-    def __init__(self, policy: Policy, candidates: Candidates) -> None:
+    def __init__(self, policy: Policy, candidates: Candidates, origins: Mapping[str, Origin]) -> None:
         self.policy = policy  # kept alive: plans are found by its id
         self.candidates = candidates
         rules = policy.rules
@@ -296,15 +327,28 @@ class Plan:
         self.strengths: FloatArray = np.array([rule.weight for rule in rules], dtype=np.float64)
         ranks = np.array([rule.priority for rule in rules], dtype=np.intp)
         self.ranks: IntArray | None = ranks if len({rule.priority for rule in rules}) > 1 else None
-        self.nothing = Lines(*(Factor(name, 0.0, getattr(policy.weights, name)) for name in FACTORS))
+        self.nothing = Lines(
+            *(
+                Factor(name, 0.0, getattr(policy.weights, name), (), *origins.get(name, Origin()))
+                for name in FACTORS
+            )
+        )
         self._paces: Kept[float, Pace] = Kept(64)
         self._able: Kept[Sieve, BoolArray] = Kept(64)
         self._workloads: dict[tuple[float, float, float], Factor] = {}
 
     @classmethod
-    def of(cls, policy: Policy, candidates: Candidates) -> Plan:
-        """The plan, kept with the candidates."""
-        plan: Plan = candidates.plans.get(id(policy), lambda: cls(policy, candidates))
+    def of(cls, policy: Policy, candidates: Candidates, origins: Mapping[str, Origin] | None = None) -> Plan:
+        """
+        The plan, kept with the candidates.
+
+        Args:
+            origins: Of the policy's weights; default: what differs from what is shipped is the policy's.
+        """
+        plan: Plan = candidates.plans.get(
+            id(policy),
+            lambda: cls(policy, candidates, _origins(policy.weights) if origins is None else origins),
+        )
         return plan
 
     def pace(self, urgency: float) -> Pace:
@@ -318,7 +362,7 @@ class Plan:
             if len(self._workloads) >= _MOST_WORKLOADS:
                 self._workloads.clear()
             value, count, limit = circumstance
-            line = Factor("workload", value, self.policy.weights.workload, (_open_tasks(count, limit),))
+            line = self.nothing.workload.of(value, (_open_tasks(count, limit),))
             self._workloads[circumstance] = line
         return line
 
@@ -345,15 +389,15 @@ class Pace:
         """The factors velocity, cost and sla of a project: the same objects for every task."""
         found = self._lines.get(row)
         if found is None:
-            candidates, weights = self.plan.candidates, self.plan.policy.weights
+            candidates, nothing = self.plan.candidates, self.plan.nothing
             project = candidates.projects[row]
             speed = (f"{project.velocity:g} a day",) if project.velocity > 0 else ()
             price = (f"{project.cost:g} a task",) if project.cost > 0 else ()
             within = (f"within {_duration(project.sla)}",) if project.sla else ()
             found = self._lines[row] = (
-                Factor("velocity", self.velocity.item(row), weights.velocity, speed),
-                Factor("cost", candidates.thrift.item(row), weights.cost, price),
-                Factor("sla", candidates.promise.item(row), weights.sla, within),
+                nothing.velocity.of(self.velocity.item(row), speed),
+                nothing.cost.of(candidates.thrift.item(row), price),
+                nothing.sla.of(candidates.promise.item(row), within),
             )
         return found
 
@@ -458,14 +502,60 @@ class Standing:
 # ---------------------------------------------------------------- one task
 
 
+class InTime(NamedTuple):
+    """
+    Who of the eligible can do a task in time.
+
+    Attributes:
+        share: 1 for who can, 0 for who would need twice the time there is.
+        days: How long each would take, with what it has to do before; NaN: nobody knows.
+        left: The days there are.
+    """
+
+    share: FloatArray
+    days: FloatArray
+    left: float
+
+    @classmethod
+    def of(cls, question: Question, sieve: Sieve, left: float) -> InTime | None:
+        """None: there is no time left for anybody, or it is not known how long anybody takes."""
+        candidates, effort = question.candidates, question.task.estimated_effort
+        pace: FloatArray = candidates.kept.get("days", lambda: _days_a_task(candidates))
+        days = pace[sieve.eligible] * question.load.open[sieve.eligible]
+        if effort is not None and question.task.clocks.finish_by:
+            days = days + effort / _DAY
+        known = days[~np.isnan(days)]
+        if left <= 0.0 or not known.size:
+            return None
+        # Saying nothing is neither a virtue nor a fault.
+        share = np.clip(2.0 - np.where(np.isnan(days), np.median(known), days) / left, 0.0, 1.0)
+        return cls(share, days, left)
+
+    def said(self, at: int) -> str:
+        """How long one of them takes, and how long it may, for people."""
+        takes = "nobody knows how long it takes"
+        if not math.isnan(self.days.item(at)):
+            takes = f"takes {_duration(timedelta(days=self.days.item(at)))}"
+        return f"{takes}, due in {_duration(timedelta(days=self.left))}"
+
+
+_DAY: Final = timedelta(days=1)
+
+
+def _days_a_task(candidates: Candidates) -> FloatArray:
+    """How many days each project takes for a task; NaN where that is not known."""
+    velocity = np.array([project.velocity or math.nan for project in candidates.projects], dtype=np.float64)
+    return 1.0 / velocity
+
+
 class _Sheet:
     """The factors of one task; what is 0 for all is None."""
 
-    def __init__(self, question: Question, sieve: Sieve) -> None:
+    def __init__(self, question: Question, sieve: Sieve, origins: Mapping[str, Origin] | None = None) -> None:
         task, candidates = question.task, question.candidates
         self.question = question
         self.sieve = sieve
-        self.plan = Plan.of(question.policy, candidates)
+        self.plan = Plan.of(question.policy, candidates, origins)
         self.pace = self.plan.pace(urgency(task))
         self.standing = Standing.of(question.load, sieve, self.pace)
         self.rules: IntArray | None = self._rules_that_count()
@@ -476,6 +566,17 @@ class _Sheet:
         self.tags = candidates.tags.keys() & self.folded.values()
         self.boosts = sorted(candidates.boosted.keys() & self.folded.values()) if candidates.boosted else []
         self.required = len(set(task.required_capabilities)) if task.required_capabilities else 0
+        due = task.clocks.finish_by or task.clocks.start_by
+        self.in_time: InTime | None = None
+        if due is not None and question.now is not None:
+            self.in_time = InTime.of(question, sieve, (due - question.now) / _DAY)
+
+    @property
+    def circumstances(self) -> FloatArray:
+        """The weighted sum of what orders those who are equally right."""
+        if self.in_time is None:
+            return self.standing.total
+        return self.standing.total + self.plan.nothing.deadline.weight * self.in_time.share
 
     def _rules_that_count(self) -> IntArray | None:
         """Those that fired for an eligible project, of the greatest priority among them; None: there are none."""
@@ -528,7 +629,17 @@ class _Sheet:
     # What the scores are made of.
 
     def factors(self, positions: Sequence[int]) -> list[tuple[Factor, ...]]:
-        """All nine of some of the eligible; those that are not this task's own are shared objects."""
+        """All of some of the eligible; those that are not this task's own are shared objects."""
+        if self.in_time is None:
+            return self._timeless(positions)
+        nothing = self.plan.nothing.deadline
+        return [
+            (*lines, nothing.of(self.in_time.share.item(at), (self.in_time.said(at),)))
+            for at, lines in zip(positions, self._timeless(positions), strict=True)
+        ]
+
+    def _timeless(self, positions: Sequence[int]) -> list[tuple[Factor, ...]]:
+        """The nine that every task has."""
         eligible, nothing = self.sieve.eligible, self.plan.nothing
         rows = [eligible.item(at) for at in positions]
         tags = self.question.candidates.folded_tags
@@ -554,26 +665,23 @@ class _Sheet:
         for rule in rules[wanted[plan.rows[rules]]].tolist():
             fired[plan.rows.item(rule)].append(plan.policy.rules[rule])
         return [
-            Factor("rules", sum([rule.weight for rule in own]), nothing.weight, _first([r.name for r in own]))
-            if own
-            else nothing
+            nothing.of(sum([rule.weight for rule in own]), _first([r.name for r in own])) if own else nothing
             for own in map(fired.__getitem__, rows)
         ]
 
     def _text(self, row: int, overlap: Overlap) -> Factor:
         question, nothing = self.question, self.plan.nothing.text
         shared = question.candidates.text.shared_words(row, overlap, question.text, MAX_EVIDENCE)
-        return Factor("text", overlap.share.item(row), nothing.weight, shared) if shared else nothing
+        return nothing.of(overlap.share.item(row), shared) if shared else nothing
 
     def _tags(self, row: int) -> Factor:
         shared = self.tags & self.question.candidates.folded_tags[row]
-        weight = self.plan.nothing.tags.weight
-        return Factor("tags", len(shared) / len(self.tags), weight, self._tags_among(shared))
+        return self.plan.nothing.tags.of(len(shared) / len(self.tags), self._tags_among(shared))
 
     def _capability(self, row: int) -> Factor:
         value = self.required / self.question.candidates.capability_counts.item(row)
         names = _first(dict.fromkeys(self.question.task.required_capabilities))
-        return Factor("capability", value, self.plan.nothing.capability.weight, names)
+        return self.plan.nothing.capability.of(value, names)
 
     def _boost(self, row: int) -> Factor:
         candidates, nothing = self.question.candidates, self.plan.nothing.boost
@@ -581,7 +689,7 @@ class _Sheet:
         for tag in self.boosts:
             value += float(candidates.boosts[tag][candidates.boosted[tag] == row].sum())
         held = {tag.casefold() for tag in candidates.projects[row].boosts}
-        return Factor("boost", value, nothing.weight, self._tags_among(held))
+        return nothing.of(value, self._tags_among(held))
 
     def _tags_among(self, held: Collection[str]) -> tuple[str, ...]:
         """The task's tags that are among those, in any case."""
@@ -598,4 +706,4 @@ def _open_tasks(count: float, limit: float) -> str:
 
 def _duration(length: timedelta) -> str:
     hours = length.total_seconds() / 3600
-    return f"{hours:g} h" if hours < 72 else f"{hours / 24:g} days"
+    return f"{hours:.3g} h" if hours < 72 else f"{hours / 24:.3g} days"

@@ -184,6 +184,7 @@ class _Asked(NamedTuple):
             refused=self.refused,
             basis=Basis(),
             strategies=world.strategies(self.decision.instance),
+            now=self.decision.create_time,
         )
         return Row(
             self.decision.name, self.decision.instance, self.policy.strategy, made.project, made.confidence

@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Final
 
 from hopper.router.v1 import decision_pb2
-from hopper_router.model import Basis, Candidate, Decision, Exclusion, Factor, Opinion, Outcome
+from hopper_router.model import Basis, Candidate, Decision, Exclusion, Factor, Opinion, Outcome, WeightOrigin
 from hopper_router.wire_fields import (
     duration_body,
     float_field,
@@ -30,6 +30,10 @@ from hopper_router.wire_fields import (
 
 OUTCOME_NUMBERS: Final = {
     outcome: decision_pb2.Decision.Outcome.Value(f"OUTCOME_{outcome.name}") for outcome in Outcome
+}
+
+ORIGIN_NUMBERS: Final = {
+    origin: decision_pb2.WeightOrigin.Value(f"WEIGHT_ORIGIN_{origin.value}") for origin in WeightOrigin
 }
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -74,17 +78,17 @@ def _opinion(opinion: Opinion) -> bytes:
         input_tokens=opinion.input_tokens,
         output_tokens=opinion.output_tokens,
         money_micros=opinion.money,
+        stated_confidence=opinion.stated,
+        suggested_tags=opinion.tags,
     )
     if opinion.elapsed:
         message.elapsed.FromTimedelta(opinion.elapsed)
+    if opinion.effort is not None:
+        message.suggested_effort.FromTimedelta(opinion.effort)
     return message.SerializeToString()
-        stated_confidence=opinion.stated,
-        suggested_tags=opinion.tags,
 
 
 def _outcome(outcome: Outcome) -> bytes:
-    if opinion.effort is not None:
-        message.suggested_effort.FromTimedelta(opinion.effort)
     return number_field(b"\x20", OUTCOME_NUMBERS[outcome])
 
 
@@ -112,6 +116,9 @@ def _candidate(candidate: Candidate) -> bytes:
 def _factor(factor: Factor) -> bytes:
     numbers = _floats(factor.value, factor.weight)
     parts = [name_field(b"\x0a", factor.name), numbers, *[_evidence(text) for text in factor.evidence]]
+    if factor.origin is not WeightOrigin.SHIPPED:
+        parts.append(number_field(b"\x28", ORIGIN_NUMBERS[factor.origin]))
+        parts.append(number_field(b"\x30", factor.lessons))
     factor.wire = wire = message_field(b"\x22", b"".join(parts))
     return wire
 

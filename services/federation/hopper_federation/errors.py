@@ -110,3 +110,12 @@ class PairingFull(ResourceExhausted):
 
     reason = "PAIRING_FULL"
     retry_after = timedelta(seconds=30)
+
+
+# Looking for others.
+
+
+class DiscoveryUnavailable(WrongState):
+    """This Hopper cannot look for others that way."""
+
+    reason = "DISCOVERY_UNAVAILABLE"

@@ -31,6 +31,25 @@ def test_near_in_meaning_is_near_in_direction() -> None:
     assert bread @ dough > bread @ engine + 0.1
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Scrollable panels: InputStreamReader refactorisation, once more",
+        "\u2581begun b\u2581 \u2581 middle\u2581of plain",
+        "<s> </s> a<unk>b <s>x plain < >",
+        "日本語 テスト 🙂 e\u0301 \u200b plain",
+        "\x00 \ufffd \x1c plain",
+        "w" * 100 + " " + "w" * 100 + "x plain",
+    ],
+)
+def test_words_looked_up_together_are_as_each_alone(text: str) -> None:
+    together, alone = WordLlamaEncoder(), WordLlamaEncoder()
+    for word in text.split():
+        alone.encode(word)
+    assert together.encode(text).any()
+    np.testing.assert_array_equal(together.encode(text), alone.encode(text))
+
+
 def test_a_missing_package_is_said_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing(name: str) -> importlib.machinery.ModuleSpec | None:
         return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -23,6 +24,10 @@ _WEIGHTS: Final = "weights/l2_supercat_256.safetensors"
 _TOKENIZER: Final = "tokenizers/l2_supercat_tokenizer_config.json"
 _KNOWN_WORDS: Final = 1 << 16
 _WORD_CHARACTERS: Final = 40
+_BEGIN: Final = "\u2581"
+"""What the first token of a word begins with, and no other."""
+_ALONE: Final = frozenset((_BEGIN, "<"))
+"""Who has one of these may look like several words: it is one, or begins a token like `<s>`."""
 
 Vector = NDArray[np.float32]
 
@@ -46,8 +51,8 @@ class WordLlamaEncoder:
     """
     The mean of the text's token vectors (32,000 of 256, 16 MB in the wheel, 32 MB here).
 
-    Tokens are looked for word by word and remembered by word, which is some twenty times quicker than tokenizing the
-    whole text and differs only in how runs of spaces count.
+    Tokens are remembered by word, which is some twenty times quicker than tokenizing the whole text and differs only in
+    how runs of spaces count. All words of a text that are not known yet are tokenized together.
 
     Raises:
         EncoderMissing: The extra `learned` is not installed, or is of another version.
@@ -59,26 +64,46 @@ class WordLlamaEncoder:
         folder = _package()
         self._table = _table(folder / _WEIGHTS)
         self._tokenizer = _tokenizer(folder / _TOKENIZER)
+        self._begins = frozenset(
+            token for name, token in self._tokenizer.get_vocab().items() if name.startswith(_BEGIN)
+        )
         self._known: dict[str, list[int]] = {}
 
     def encode(self, text: str) -> Vector:
         """A unit vector of `WIDTH` floats, or zeros for text without a word."""
+        words = text.split()
+        known: Mapping[str, Sequence[int]] = self._known
+        if not known.keys() >= set(words):
+            known = self._look_up(words)
         tokens: list[int] = []
-        known = self._known
-        for word in text.split():
-            found = known.get(word)
-            tokens += self._tokens(word) if found is None else found
+        for word in words:
+            tokens += known[word]
         if not tokens:
             return np.zeros(WIDTH, np.float32)
         total = self._table.take(tokens, axis=0).sum(axis=0)
         length = np.sqrt((total * total).sum())
         return np.asarray(total / length if length > 0 else total, np.float32)
 
-    def _tokens(self, word: str) -> list[int]:
-        if len(self._known) >= _KNOWN_WORDS:
-            self._known.clear()
-        found: list[int] = self._tokenizer.encode(word[:_WORD_CHARACTERS], add_special_tokens=False).ids
-        self._known[word] = found
+    def _look_up(self, words: Sequence[str]) -> Mapping[str, Sequence[int]]:
+        """The tokens of all these words, and of others. Several threads may do that at once."""
+        known = self._known
+        new = [word for word in dict.fromkeys(words) if word not in known]
+        if len(known) + len(new) > _KNOWN_WORDS:
+            known = self._known = {}
+            new = list(dict.fromkeys(words))
+        together = [word for word in new if _ALONE.isdisjoint(word)]
+        parts: list[list[int]] = []
+        for token in self._tokens(" ".join([word[:_WORD_CHARACTERS] for word in together])):
+            if token in self._begins or not parts:
+                parts.append([])
+            parts[-1].append(token)
+        if len(parts) == len(together):
+            known.update(zip(together, parts, strict=True))
+        known.update((word, self._tokens(word[:_WORD_CHARACTERS])) for word in new if word not in known)
+        return known
+
+    def _tokens(self, text: str) -> list[int]:
+        found: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return found
 
 

@@ -106,9 +106,10 @@ def words(text: str) -> tuple[list[str], list[str]]:
         text = unicodedata.normalize("NFKC", text)
     whole: list[str] = []
     parts: list[str] = []
-    for first, *rest in filter(None, map(_spelled, _WORD.findall(text))):
-        whole.append(first)
-        parts += rest
+    for spelled in filter(None, map(_spelled, _WORD.findall(text))):
+        whole.append(spelled[0])
+        if len(spelled) > 1:
+            parts += spelled[1:]
     return whole, parts
 
 

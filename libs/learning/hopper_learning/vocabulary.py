@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,11 +57,11 @@ class Vocabulary:
     def find(self, words: Sequence[str]) -> tuple[list[int], list[Mark]]:
         """The rows and marks of those of *words* that are known, in order."""
         found = list(map(self.rows.get, words))
-        rows = [row for row in found if row is not None]
-        if len(rows) == len(words):
-            return rows, []
-        marked = (self.marks.get(word) for word, row in zip(words, found, strict=True) if row is None)
-        return rows, [mark for mark in marked if mark is not None]
+        if None not in found:
+            return cast("list[int]", found), []
+        # Who has a row has no mark.
+        marks = [mark for mark in map(self.marks.get, words) if mark is not None]
+        return [row for row in found if row is not None], marks
 
     def idf(self, rows: list[int]) -> Floats:
         """How telling each row's word is: the logarithm of lessons over lessons with the word."""

@@ -26,6 +26,7 @@ class Ridge:
         self.inverse: Doubles = np.eye(width) / _RIDGE
         self.sums: Doubles = np.zeros((width, 8))
         self._change: Doubles = np.empty((width, width))  # made once: half a megabyte is dear to ask for
+        self._last: tuple[Floats, Doubles] | None = None  # a lesson follows the scores of the same vector
 
     def widen(self, columns: int) -> None:
         """Make room for *columns* targets."""
@@ -41,11 +42,17 @@ class Ridge:
         """Add a lesson; a negative weight takes one back."""
         direction = self._direction(vector)
         scale = weight / max(1.0 + weight * float((direction * vector).sum()), _SMALLEST)
-        self.inverse -= np.multiply.outer(direction * scale, direction, out=self._change)
+        self.inverse -= np.einsum("i,j->ij", direction * scale, direction, out=self._change)
+        self._last = None
         self.sums[:, column] += weight * vector
 
     def _direction(self, vector: Floats) -> Doubles:
-        return np.asarray(np.einsum("ij,j->i", self.inverse, vector.astype(np.float64)), np.float64)
+        last = self._last
+        if last is not None and np.array_equal(last[0], vector):
+            return last[1]
+        direction = np.asarray(np.einsum("ij,j->i", self.inverse, vector.astype(np.float64)), np.float64)
+        self._last = vector, direction
+        return direction
 
     def drop(self, column: int) -> None:
         """Forget a target."""
@@ -59,3 +66,4 @@ class Ridge:
         """Go on from *state*."""
         self.inverse = state["inverse"]
         self.sums = state["sums"]
+        self._last = None

@@ -65,29 +65,29 @@ async def open_audit(context: "HostContext") -> AsyncIterator[Audit]:
     chain = context.settings.process
     if dialect_of(where) != "sqlite":
         chain = _own_chain(context.data_dir / f"audit_{chain}.chain", chain)
-    async with open_log(where, chain, context.clock) as audit:
-        yield audit
+    database = await Database.open(where, metadata=METADATA, migrations=MIGRATIONS, service=NAME)
+    try:
+        async with open_chain(database, chain, context.clock) as audit:
+            yield audit
+    finally:
+        await database.close()
 
 
 @asynccontextmanager
-async def open_log(where: str, chain: str, clock: Clock) -> AsyncIterator[Audit]:
-    """Open one chain of a database."""
-    database = await Database.open(where, metadata=METADATA, migrations=MIGRATIONS, service=NAME)
+async def open_chain(database: Database, chain: str, clock: Clock) -> AsyncIterator[Audit]:
+    """Open one chain of an open database, which stays open."""
+    store = AuditStore(database, chain)
+    sink = AuditSink(store, clock, head=await store.head())
+    await sink.open()
+    registered = Registered.of(
+        audit_service_pb2.DESCRIPTOR.services_by_name["AuditService"],
+        AuditServicer(store, sink),
+        audit_service_pb2_grpc.add_AuditServiceServicer_to_server,
+    )
     try:
-        store = AuditStore(database, chain)
-        sink = AuditSink(store, clock, head=await store.head())
-        await sink.open()
-        registered = Registered.of(
-            audit_service_pb2.DESCRIPTOR.services_by_name["AuditService"],
-            AuditServicer(store, sink),
-            audit_service_pb2_grpc.add_AuditServiceServicer_to_server,
-        )
-        try:
-            yield Audit(sink, registered, [sink.keep])
-        finally:
-            await sink.close()
+        yield Audit(sink, registered, [sink.keep])
     finally:
-        await database.close()
+        await sink.close()
 
 
 def _own_chain(path: Path, process: str) -> str:

@@ -104,7 +104,7 @@ def cleaned(decision: Decision) -> Decision:
 _LONGEST_RULE: Final = 200
 _NOT_PLAIN: Final = re.compile(r"[^ -~]")
 _ID: Final = r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?"
-_WORKER: Final = r"workers/[A-Za-z0-9][A-Za-z0-9._@+-]{0,62}"
+_WORKER: Final = r"workers/(?!hop_)[A-Za-z0-9][A-Za-z0-9._@+-]{0,62}"  # as free as a key, which begins so
 _NAMED: Final = rf"(?:[a-z][a-z-]{{0,30}}/{_ID}|{_WORKER})"
 _RESOURCE: Final = re.compile(rf"(?://{_ID}/)?{_NAMED}(?:/{_NAMED}){{0,2}}")
 _SPIFFE: Final = rf"spiffe://{_ID}(?:/[A-Za-z0-9._-]{{1,63}}){{0,4}}"

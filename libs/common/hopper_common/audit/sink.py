@@ -241,6 +241,7 @@ class AuditSink:
         return _Entry(decision, self._clock.now())
 
     def _lose(self) -> None:
+        self._everything = True
         if self._lost is None:
             rule = "found no room while the log could not be written; these calls were refused"
             self._lost = self._own(LOST, rule)
@@ -281,7 +282,8 @@ class AuditSink:
         """Write all that is left, and end."""
         if self._closed:
             return
-        self._closed = self._everything = True
+        self._closed = True
+        self._spill()
         self._entries.append(self._own(CLOSED, "the process has stopped"))
         await self._flush()
         for _, waiter in self._waiters:
@@ -339,9 +341,6 @@ class AuditSink:
             self._spill()
         entries, self._entries = self._entries, []
         self._refused.clear()
-        if self._lost is not None:
-            entries.append(self._lost)
-            self._lost = None
         self._everything = False
         self._due = self._counted_until if self._counted else math.inf
         happened = [entry.happened() for entry in entries]
@@ -350,6 +349,9 @@ class AuditSink:
     def _spill(self) -> None:
         self._entries += self._counted.values()
         self._counted.clear()
+        if self._lost is not None:
+            self._entries.append(self._lost)
+            self._lost = None
 
     def _own(self, method: str, rule: str) -> _Entry:
         """What this process did by itself."""
@@ -438,6 +440,8 @@ class _Checkpoints:
         return self._monotonic() >= self.due or head.sequence >= self._noted + CHECKPOINT_RECORDS
 
     def note(self, head: Head) -> None:
-        """Write one."""
+        """Write one, unless it is written."""
+        if head.sequence == self._noted:
+            return
         log.info("audit checkpoint", chain=self._chain, anchor=str(head))
         self._noted, self._since, self.due = head.sequence, self._monotonic(), math.inf

@@ -78,12 +78,11 @@ class Vocabulary:
         here = Mark(column, weight)
         here = self._shared.setdefault(here, here)
         promoted: list[tuple[int, Mark]] = []
-        seen: list[int] = []
-        for word in words:
-            row = self.rows.get(word)
-            if row is not None:
-                seen.append(row)
-                continue
+        words = list(words)
+        found = list(map(self.rows.get, words))
+        seen = [row for row in found if row is not None]
+        new = [word for word, row in zip(words, found, strict=True) if row is None]
+        for word in new:
             mark = self.marks.pop(word, None)
             if mark is None:
                 self.marks[word] = here

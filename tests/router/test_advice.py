@@ -3,10 +3,10 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, timedelta
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -23,12 +23,15 @@ from hopper_common.errors import NotFound
 from hopper_router.advice import Adviser, Precedent
 from hopper_router.advice_client import OpenSages
 from hopper_router.advice_store import Said, SqlBudgetStore
+from hopper_router.app import Advice
+from hopper_router.decomposing import Decomposer
 from hopper_router.errors import RegistryUnknown
 from hopper_router.llm.budget import Budget, Spent
 from hopper_router.llm.endpoint import Endpoint, HttpAdvisor
 from hopper_router.llm.guarded import GuardedAdvisor
 from hopper_router.llm.openai import OpenAI
 from hopper_router.model import Scope, Task
+from hopper_router.queue_order import QueueOrder
 from hopper_router.replay import Verdict
 from hopper_router.sage.errors import SageUnavailable
 from hopper_router.sage_outcomes import SageOutcomes
@@ -54,15 +57,23 @@ class EpisodeNotFound(NotFound):
 
 
 class EpisodesOfTest:
-    """`advice.Memory` that remembers what the test says."""
+    """
+    `advice.Memory` that remembers what the test says.
+
+    Attributes:
+        before: What happens while somebody is asked.
+    """
 
     def __init__(self) -> None:
         self.precedents: list[Precedent] = []
         self.told: list[Said] = []
         self.known: dict[str, Verdict] = {}
         self.unknown: set[str] = set()
+        self.before: Callable[[], Awaitable[None]] | None = None
 
     async def similar(self, task: Task) -> Sequence[Precedent]:
+        if self.before is not None:
+            await self.before()
         return self.precedents
 
     async def verdicts(self, decisions: Sequence[str]) -> Mapping[str, Verdict]:
@@ -82,6 +93,7 @@ class World:
     server: Server
     adviser: Adviser
     memory: EpisodesOfTest
+    advice: Advice
 
     def says(self, project: str = API, confidence: float = 0.9, reason: str = "because") -> None:
         """The model answers so from now on."""
@@ -141,7 +153,9 @@ async def advising(
         memory = EpisodesOfTest()
         sage_budget = Budget(SqlBudgetStore(router.db, "sage"), clock)
         adviser = Adviser(router.engine, memory, sages, sage_budget, clock, model if configured else None)
-        yield World(router, server, adviser, memory)
+        order = QueueOrder(router.engine, sages, sage_budget)
+        decomposer = Decomposer(router.engine, model if configured else None)
+        yield World(router, server, adviser, memory, Advice(sages, adviser, order, decomposer))
 
 
 @pytest.fixture
@@ -550,6 +564,59 @@ async def test_what_memory_does_not_know_yet_is_told_later(world: World) -> None
     world.memory.unknown = set()
     await world.adviser.tell_memory()
     assert {said.decision for said in world.memory.told} == {first.decision, second.decision}
+
+
+@pytest.mark.parametrize(
+    ("more", "state", "project"),
+    [
+        ("", State.STATE_QUEUED, OPS),
+        ("on_unsure: reject", State.STATE_REJECTED, ""),
+        ("on_unsure: reject\nif_unanswered: route", State.STATE_QUEUED, OPS),
+        ("if_unanswered: reject", State.STATE_REJECTED, ""),
+    ],
+    ids=["best guess", "as on_unsure says", "a guess all the same", "refused"],
+)
+async def test_a_question_that_nobody_answers_in_time_ends(
+    world: World, more: str, state: Any, project: str
+) -> None:
+    await world.policy(f"{PERSON}default_project: ops\nanswer_within: 4h\n{more}")
+    task = await world.router.submit("something is odd")
+    assert task.input.answer_by.ToDatetime(UTC) == NOW + timedelta(hours=4)
+    await world.router.pass_time(timedelta(hours=3, minutes=59))
+    assert (await world.router.get(task)).state == State.STATE_INPUT_REQUIRED
+    await world.router.pass_time(timedelta(minutes=1))
+    over = await world.router.get(task)
+    assert (over.state, over.project) == (state, project)
+    heard = (await world.decision(over)).opinions
+    assert (heard[-1].stage, heard[-1].word) == ("person", Word.WORD_FAILED)
+    assert "nobody has answered in time" in (await world.decision(over)).reasoning
+    await world.router.pass_time(timedelta(days=1))
+    assert (await world.router.get(task)).state == state
+
+
+async def test_a_question_that_is_answered_in_time_has_no_end(world: World) -> None:
+    await world.policy(f"{PERSON}answer_within: 4h")
+    task = await world.router.submit("something is odd")
+    await world.answer(task, "web")
+    await world.router.pass_time(timedelta(hours=5))
+    assert (await world.router.get(task)).project == WEB
+
+
+async def test_a_requester_who_does_not_say_what_is_meant_holds_nothing_up(world: World) -> None:
+    with temporary_directory() as directory:
+        async with serving_bare(directory, AsksBack()) as address:
+            source = (
+                sage_policy(address)
+                .replace("strategy: sage", "strategy: hybrid")
+                .replace("}]", "}, {use: person}]")
+            )
+            await world.policy(f"{source}answer_within: 1h\n")
+            task = await world.advise(await world.router.submit("the shop is odd", requester="bob"))
+            assert task.input.question == "which shop?"
+            await world.router.pass_time(timedelta(hours=1))
+    asked = await world.router.get(task)  # the next in the row: a person, with an hour of their own
+    assert asked.input.question.startswith("Where does this task go?")
+    assert asked.input.answer_by.ToDatetime(UTC) == NOW + timedelta(hours=2)
 
 
 async def test_the_llm_is_asked_before_a_person(world: World) -> None:

@@ -385,23 +385,29 @@ def _open_points(spec: TaskSpec, stage: Stage) -> Iterator[llm.Ask]:
         yield llm.Ask.EFFORT
 
 
+def asked_of(task: Task) -> sage.Asked:
+    """A task as a Sage may see it."""
+    spec = task.spec
+    return sage.Asked(
+        name=task.name,
+        title=spec.title,
+        description=spec.description,
+        tags=spec.tags,
+        required_capabilities=spec.required_capabilities,
+        requester=spec.requester,
+        priority=spec.priority,
+        finish_by=spec.clocks.finish_by,
+        estimated_effort=spec.estimated_effort,
+        create_time=task.create_time,
+    )
+
+
 def _sage_question(file: _File, precedents: Sequence[Precedent]) -> sage.Question:
-    task, spec = file.task, file.task.spec
+    task = file.task
     return sage.Question(
         decision=file.decision.name,
         instance=task.instance,
-        task=sage.Asked(
-            name=task.name,
-            title=spec.title,
-            description=spec.description,
-            tags=spec.tags,
-            required_capabilities=spec.required_capabilities,
-            requester=spec.requester,
-            priority=spec.priority,
-            finish_by=spec.clocks.finish_by,
-            estimated_effort=spec.estimated_effort,
-            create_time=task.create_time,
-        ),
+        task=asked_of(task),
         candidates=[
             sage.Candidate(
                 project.name,

@@ -48,6 +48,7 @@ from hopper_router.llm.guarded import GuardedAdvisor
 from hopper_router.llm.opening import open_advisor
 from hopper_router.llm.settings import LlmSettings
 from hopper_router.measures import RouterMeasures
+from hopper_router.queue_order import QueueOrder
 from hopper_router.queue_servicer import QueueServicer
 from hopper_router.registry_client import RegistryClient
 from hopper_router.retention import Retention
@@ -122,6 +123,7 @@ async def open_router(context: HostContext) -> AsyncIterator[Running]:
                 lambda: db.lead("scheduler", scheduler.schedule_forever),
                 lambda: db.lead("shadow", shadow.run),
                 lambda: db.lead("advise", advice.adviser.run),
+                lambda: db.lead("queue-order", advice.order.run),
                 lambda: db.lead("sage-outcomes", SageOutcomes(engine, advice.sages).run),
                 engine.queues.run,
                 engine.lookout.run,  # for each router its own, as it is in memory
@@ -143,6 +145,7 @@ class Advice(NamedTuple):
 
     sages: OpenSages
     adviser: Adviser
+    order: QueueOrder
     decomposer: Decomposer
 
 
@@ -160,7 +163,8 @@ async def _open_advice(
     sage_budget = Budget(SqlBudgetStore(engine.db, "sage"), clock)
     adviser = Adviser(engine, MemoryClient(memory), sages, sage_budget, clock, model)
     try:
-        yield Advice(sages, adviser, Decomposer(engine, model))
+        order = QueueOrder(engine, sages, sage_budget)
+        yield Advice(sages, adviser, order, Decomposer(engine, model))
     finally:
         await sages.close()
         if client is not None:

@@ -21,8 +21,8 @@ from hopper_router.replay import Verdict
 
 OF_FEEDBACK: Final = 1.0
 OF_AN_END: Final = 0.5
-SLOPE_SPREAD: Final = 0.5
-SHIFT_SPREAD: Final = 1.0
+SLOPE_SPREAD: Final = 0.25
+SHIFT_SPREAD: Final = 0.5
 LEAST_SLOPE: Final = 0.05
 """Surer is never taken for less sure."""
 _EDGE: Final = 0.005

@@ -76,13 +76,10 @@ class Policies:
         return {stage.address for stage in stages if stage.use is Use.SAGE}
 
     @property
-    def have_queues_ordered(self) -> set[str]:
-        """The instances with a policy of their own by which a Sage orders what waits."""
-        return {
-            instance
-            for instance, own in self._by_instance.items()
-            if any(stage.prioritize for stage in own.policy.stages)
-        }
+    def order_queues(self) -> bool:
+        """Whether there is a policy by which a Sage orders what waits."""
+        stages = (stage for own in self._by_instance.values() for stage in own.policy.stages)
+        return any(stage.prioritize for stage in stages)
 
     def in_force(self, instance: str, directory: Directory) -> InForce:
         """The policy that decides for an instance."""

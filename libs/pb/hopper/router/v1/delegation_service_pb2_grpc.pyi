@@ -50,8 +50,8 @@ class DelegationServiceStub:
     them to DelegateTask. Costs what asking the LLM costs, within the budget of the policy's stage `llm`, which has to
     name `subtasks` among what it may suggest. Callers: member, agent.
 
-    FAILED_PRECONDITION / LLM_NOT_CONFIGURED, TASK_WRONG_STATE: it is over, or somebody has it. DELEGATION_LOOP: it is a
-    part of a part already, three deep. RESOURCE_EXHAUSTED / BUDGET_EXHAUSTED. UNAVAILABLE / LLM_UNAVAILABLE,
+    FAILED_PRECONDITION / LLM_NOT_CONFIGURED, TASK_WRONG_STATE: it is over, or handed over. DELEGATION_LOOP: it is a
+    part of a part of a part already. RESOURCE_EXHAUSTED / BUDGET_EXHAUSTED. UNAVAILABLE / LLM_UNAVAILABLE,
     LLM_ANSWER_INVALID: what it proposes is no plan, e.g. parts that wait for each other.
     """
     AcceptDelegation: _grpc.UnaryUnaryMultiCallable[_delegation_service_pb2.AcceptDelegationRequest, _delegation_service_pb2.AcceptDelegationResponse]
@@ -94,8 +94,8 @@ class DelegationServiceAsyncStub(DelegationServiceStub):
     them to DelegateTask. Costs what asking the LLM costs, within the budget of the policy's stage `llm`, which has to
     name `subtasks` among what it may suggest. Callers: member, agent.
 
-    FAILED_PRECONDITION / LLM_NOT_CONFIGURED, TASK_WRONG_STATE: it is over, or somebody has it. DELEGATION_LOOP: it is a
-    part of a part already, three deep. RESOURCE_EXHAUSTED / BUDGET_EXHAUSTED. UNAVAILABLE / LLM_UNAVAILABLE,
+    FAILED_PRECONDITION / LLM_NOT_CONFIGURED, TASK_WRONG_STATE: it is over, or handed over. DELEGATION_LOOP: it is a
+    part of a part of a part already. RESOURCE_EXHAUSTED / BUDGET_EXHAUSTED. UNAVAILABLE / LLM_UNAVAILABLE,
     LLM_ANSWER_INVALID: what it proposes is no plan, e.g. parts that wait for each other.
     """
     AcceptDelegation: _aio.UnaryUnaryMultiCallable[_delegation_service_pb2.AcceptDelegationRequest, _delegation_service_pb2.AcceptDelegationResponse]  # type: ignore[assignment]
@@ -147,8 +147,8 @@ class DelegationServiceServicer(metaclass=_abc_1.ABCMeta):
         them to DelegateTask. Costs what asking the LLM costs, within the budget of the policy's stage `llm`, which has to
         name `subtasks` among what it may suggest. Callers: member, agent.
 
-        FAILED_PRECONDITION / LLM_NOT_CONFIGURED, TASK_WRONG_STATE: it is over, or somebody has it. DELEGATION_LOOP: it is a
-        part of a part already, three deep. RESOURCE_EXHAUSTED / BUDGET_EXHAUSTED. UNAVAILABLE / LLM_UNAVAILABLE,
+        FAILED_PRECONDITION / LLM_NOT_CONFIGURED, TASK_WRONG_STATE: it is over, or handed over. DELEGATION_LOOP: it is a
+        part of a part of a part already. RESOURCE_EXHAUSTED / BUDGET_EXHAUSTED. UNAVAILABLE / LLM_UNAVAILABLE,
         LLM_ANSWER_INVALID: what it proposes is no plan, e.g. parts that wait for each other.
         """
 

@@ -38,6 +38,18 @@ class PeerRevoked(PermissionDenied):
     reason = "PEER_REVOKED"
 
 
+class PeerUnknown(PermissionDenied):
+    """No such peer, or it is not paired: pair first."""
+
+    reason = "PEER_UNKNOWN"
+
+
+class TrustLevelTooLow(PermissionDenied):
+    """The peer is not trusted far enough."""
+
+    reason = "TRUST_LEVEL_TOO_LOW"
+
+
 class PeerUnreachable(Unavailable):
     """The peer does not answer."""
 

@@ -2,12 +2,14 @@
 
 from datetime import timedelta
 
+import pytest
+
 from hopper.memory.v1.episode_pb2 import Episode, EpisodeOutcome
 from hopper.router.v1 import task_pb2 as pb
 from hopper.router.v1.delegation_pb2 import Delegation
 from hopper_router.episode_source import StoredEpisodes
 from hopper_router.episodes import TOPICS, DecisionRecord, episode, outcome, rerouted
-from hopper_router.model import Decision
+from hopper_router.model import Decision, Project
 from hopper_router.recall import decision_of, is_short
 from hopper_router.store_sql import EVENTS, Store
 from tests.router.harness import MINUTE, SECOND, Router
@@ -110,6 +112,27 @@ async def test_an_end_is_told_with_its_times(router: Router) -> None:
     assert said.finish_time == (await router.get(task)).finish_time
     assert said.queue_duration.ToTimedelta() == timedelta(seconds=3)
     assert said.run_duration.ToTimedelta() == timedelta(seconds=5)
+
+
+@pytest.mark.parametrize(
+    ("promised", "within", "late"),
+    [(None, None, False), (5, None, True), (9, None, False), (None, 5, True), (60, 5, True), (60, 60, False)],
+)
+async def test_what_was_done_later_than_promised_was_late(
+    router: Router, *, promised: int | None, within: int | None, late: bool
+) -> None:
+    web = router.registry.project("web", "html")
+    clocks = pb.Clocks()
+    if within is not None:
+        clocks.finish_by.FromDatetime(router.clock.now() + timedelta(seconds=within))
+    task = await router.submit(required_capabilities=["html"], clocks=clocks)
+    await router.complete(await router.claim_one(web))
+    project = Project("projects/web", sla=timedelta(seconds=promised) if promised else None)
+    source = StoredEpisodes(router.db, lambda: {project.name: project})
+    (ended,) = (await source.ended([task.name])).values()
+    said = outcome(ended._replace(finish_time=ended.finish_time + 8_000_000))
+    assert said is not None
+    assert said.failure_reason == ("LATE" if late else "")
 
 
 async def test_only_a_failed_end_has_a_reason(router: Router) -> None:

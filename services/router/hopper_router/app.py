@@ -87,7 +87,7 @@ async def open_router(context: HostContext) -> AsyncIterator[Running]:
         engine = await Engine.open(db, registry, clock, learned)
         lessons = LessonWatch(memory_channel, learned, file=context.data_dir / "learned.model")
         learned.catch_up = lessons.wait_caught_up
-        episodes = EpisodeSender(memory_channel, StoredEpisodes(db))
+        episodes = EpisodeSender(memory_channel, StoredEpisodes(db, lambda: registry.current.projects))
         advice = await stack.enter_async_context(
             _open_advice(engine, memory_channel, clock, context.settings.sage_address or "")
         )

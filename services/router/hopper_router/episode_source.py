@@ -7,7 +7,8 @@ A decision and a spec are handed on as the bytes they are stored as.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+from datetime import timedelta
 from typing import Any, Final
 
 from sqlalchemy import Connection, TextClause, text
@@ -15,16 +16,22 @@ from sqlalchemy import Connection, TextClause, text
 from hopper_common.database import Database
 from hopper_common.eventlog import Event
 from hopper_router.episodes import TOPICS, DecisionRecord, EndedTask
-from hopper_router.model import TaskState
+from hopper_router.model import Project, TaskState
 from hopper_router.rows import live_from_json
 from hopper_router.store_sql import EPISODES_SENT, EVENTS, Store, task_id
 
 
 class StoredEpisodes:
-    """`episodes.EpisodeSource` over the router's database."""
+    """
+    `episodes.EpisodeSource` over the router's database.
 
-    def __init__(self, db: Database) -> None:
+    Args:
+        projects: The registered projects, by name, by now: what they promise. Default: nobody promises anything.
+    """
+
+    def __init__(self, db: Database, projects: Callable[[], Mapping[str, Project]] = dict) -> None:
         self._db = db
+        self._projects = projects
 
     async def load_cursor(self) -> int:
         """How far memory has been told."""
@@ -46,7 +53,8 @@ class StoredEpisodes:
 
     async def ended(self, tasks: Collection[str]) -> Mapping[str, EndedTask]:
         """Tasks as they are now."""
-        return await self._db.read(lambda conn: _ended(conn, tasks))
+        projects = self._projects()
+        return await self._db.read(lambda conn: _ended(conn, tasks, projects))
 
 
 def _records(conn: Connection, names: Collection[str], first: Collection[str]) -> dict[str, DecisionRecord]:
@@ -73,11 +81,28 @@ def _decisions(
     return {id_: f"decisions/{decision}" for id_, decision in _rows(conn, statement, names) if decision}
 
 
-def _ended(conn: Connection, names: Collection[str]) -> dict[str, EndedTask]:
-    return {
-        name: EndedTask(_STATES[state], decision, end, attempts, _reason(live), *times_and_worker)
-        for name, state, decision, end, attempts, live, *times_and_worker in _rows(conn, _ENDED, names)
-    }
+def _ended(conn: Connection, names: Collection[str], projects: Mapping[str, Project]) -> dict[str, EndedTask]:
+    ended: dict[str, EndedTask] = {}
+    for name, state, decision, end, attempts, live, worker, *times, project, finish_by in _rows(
+        conn, _ENDED, names
+    ):
+        claimed, queued, started = times
+        due = _due(finish_by, queued, projects.get(project))
+        ended[name] = EndedTask(
+            _STATES[state], decision, end, attempts, _reason(live), worker, claimed, queued, started, due
+        )
+    return ended
+
+
+def _due(finish_by: int | None, queued: int | None, project: Project | None) -> int | None:
+    """When a task was to be done: by its deadline, and within what its project promises."""
+    promised = None
+    if queued is not None and project is not None and project.sla is not None:
+        promised = queued + project.sla // _MICROSECOND
+    return min((due for due in (finish_by, promised) if due is not None), default=None)
+
+
+_MICROSECOND: Final = timedelta(microseconds=1)
 
 
 def _reason(live: str) -> str:
@@ -123,6 +148,7 @@ _REPLACED: Final = _by_id(f"SELECT id, {_last_before('made')} FROM routing_decis
 _PARENTS: Final = _by_id(f"SELECT id, {_last_before('handed')} FROM task_delegations handed")
 _ENDED: Final = _by_id(
     "SELECT instance || '/tasks/' || id, state, decision, coalesce(finish_time, update_time), attempt, "
-    "CASE WHEN state IN ('FAILED', 'REJECTED') THEN live ELSE '' END, worker, claim_time, queue_time, first_start "
+    "CASE WHEN state IN ('FAILED', 'REJECTED') THEN live ELSE '' END, worker, claim_time, queue_time, first_start, "
+    "project, finish_by "
     "FROM tasks"
 )

@@ -104,6 +104,7 @@ class EndedTask(NamedTuple):
         decision: The one in force; "": there is none.
         worker: Who had it last; "": nobody.
         claim_time: Since when that worker had it.
+        due: When it was to be done, by its own deadline or what the project promises; None: nobody said.
     """
 
     state: TaskState
@@ -115,6 +116,12 @@ class EndedTask(NamedTuple):
     claim_time: int | None
     queue_time: int | None
     first_start: int | None
+    due: int | None = None
+
+    @property
+    def late(self) -> bool:
+        """Whether it was done, but later than promised."""
+        return self.state is TaskState.SUCCEEDED and self.due is not None and self.finish_time > self.due
 
 
 class EpisodeSource(Protocol):
@@ -206,7 +213,7 @@ def outcome(task: EndedTask) -> EpisodeOutcome | None:
         decision=task.decision,
         outcome=_OUTCOMES[task.state],
         attempts=task.attempts,
-        failure_reason=task.failure_reason,
+        failure_reason=_LATE if task.late else task.failure_reason,
         worker=task.worker,
     )
     _put(said.finish_time, task.finish_time)
@@ -218,6 +225,7 @@ def outcome(task: EndedTask) -> EpisodeOutcome | None:
     return said
 
 
+_LATE: Final = "LATE"
 _OUTCOMES: Final = {
     state: Episode.Outcome.Value(f"OUTCOME_{state.name}") for state in TaskState if state.final
 }

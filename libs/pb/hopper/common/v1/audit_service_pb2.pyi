@@ -42,7 +42,7 @@ class AuditRecord(_message.Message):
     sequence: _builtins.int
     """1, 2, 3 and so on without a gap."""
     principal: _builtins.str
-    """Who called: `owner`, `principals/{principal}`, a SPIFFE id, or `stranger`."""
+    """Who called: `owner`, `principals/{principal}`, a SPIFFE id, or `stranger`; `process` for what it did by itself."""
     acting_for: _builtins.str
     """For whom, where an agent acts for a person: `principals/{principal}`."""
     credential: _builtins.str

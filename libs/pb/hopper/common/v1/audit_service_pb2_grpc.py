@@ -30,7 +30,13 @@ class AuditServiceStub:
 
     Recorded is every decision about a call that changes something (rate classes write, work and admin, and all of the
     pairing port), allowed or refused, and every refusal of any other. Equal decisions on the hot path (class work) within
-    a second are one record with a count. No request's content is recorded, only what it named.
+    a second are one record with a count, and so are equal refusals that come at once. No request's content is recorded,
+    only what it named.
+
+    The process adds what it did by itself, as methods of `/hopper.common.v1.AuditLog/`: `Opened` and `Closed` (a log that
+    was opened without having been closed was killed, and may lack the calls allowed in its last second), `Lost` (how many
+    decisions found no room while the log could not be written; their calls were refused) and `Diverged` (somebody else
+    changed the log while it was open).
     """
 
     def __init__(self, channel):
@@ -61,7 +67,13 @@ class AuditServiceServicer:
 
     Recorded is every decision about a call that changes something (rate classes write, work and admin, and all of the
     pairing port), allowed or refused, and every refusal of any other. Equal decisions on the hot path (class work) within
-    a second are one record with a count. No request's content is recorded, only what it named.
+    a second are one record with a count, and so are equal refusals that come at once. No request's content is recorded,
+    only what it named.
+
+    The process adds what it did by itself, as methods of `/hopper.common.v1.AuditLog/`: `Opened` and `Closed` (a log that
+    was opened without having been closed was killed, and may lack the calls allowed in its last second), `Lost` (how many
+    decisions found no room while the log could not be written; their calls were refused) and `Diverged` (somebody else
+    changed the log while it was open).
     """
 
     def ListAuditRecords(self, request, context):
@@ -118,7 +130,13 @@ class AuditService:
 
     Recorded is every decision about a call that changes something (rate classes write, work and admin, and all of the
     pairing port), allowed or refused, and every refusal of any other. Equal decisions on the hot path (class work) within
-    a second are one record with a count. No request's content is recorded, only what it named.
+    a second are one record with a count, and so are equal refusals that come at once. No request's content is recorded,
+    only what it named.
+
+    The process adds what it did by itself, as methods of `/hopper.common.v1.AuditLog/`: `Opened` and `Closed` (a log that
+    was opened without having been closed was killed, and may lack the calls allowed in its last second), `Lost` (how many
+    decisions found no room while the log could not be written; their calls were refused) and `Diverged` (somebody else
+    changed the log while it was open).
     """
 
     @staticmethod

@@ -31,7 +31,13 @@ class AuditServiceStub:
 
     Recorded is every decision about a call that changes something (rate classes write, work and admin, and all of the
     pairing port), allowed or refused, and every refusal of any other. Equal decisions on the hot path (class work) within
-    a second are one record with a count. No request's content is recorded, only what it named.
+    a second are one record with a count, and so are equal refusals that come at once. No request's content is recorded,
+    only what it named.
+
+    The process adds what it did by itself, as methods of `/hopper.common.v1.AuditLog/`: `Opened` and `Closed` (a log that
+    was opened without having been closed was killed, and may lack the calls allowed in its last second), `Lost` (how many
+    decisions found no room while the log could not be written; their calls were refused) and `Diverged` (somebody else
+    changed the log while it was open).
     """
 
     @_typing.overload
@@ -54,7 +60,13 @@ class AuditServiceAsyncStub(AuditServiceStub):
 
     Recorded is every decision about a call that changes something (rate classes write, work and admin, and all of the
     pairing port), allowed or refused, and every refusal of any other. Equal decisions on the hot path (class work) within
-    a second are one record with a count. No request's content is recorded, only what it named.
+    a second are one record with a count, and so are equal refusals that come at once. No request's content is recorded,
+    only what it named.
+
+    The process adds what it did by itself, as methods of `/hopper.common.v1.AuditLog/`: `Opened` and `Closed` (a log that
+    was opened without having been closed was killed, and may lack the calls allowed in its last second), `Lost` (how many
+    decisions found no room while the log could not be written; their calls were refused) and `Diverged` (somebody else
+    changed the log while it was open).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -73,7 +85,13 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Recorded is every decision about a call that changes something (rate classes write, work and admin, and all of the
     pairing port), allowed or refused, and every refusal of any other. Equal decisions on the hot path (class work) within
-    a second are one record with a count. No request's content is recorded, only what it named.
+    a second are one record with a count, and so are equal refusals that come at once. No request's content is recorded,
+    only what it named.
+
+    The process adds what it did by itself, as methods of `/hopper.common.v1.AuditLog/`: `Opened` and `Closed` (a log that
+    was opened without having been closed was killed, and may lack the calls allowed in its last second), `Lost` (how many
+    decisions found no room while the log could not be written; their calls were refused) and `Diverged` (somebody else
+    changed the log while it was open).
     """
 
     @_abc_1.abstractmethod

@@ -5,7 +5,7 @@ from google.protobuf.duration_pb2 import Duration
 from rich.console import Console, RenderableType
 
 from hopper.memory.v1.episode_pb2 import Episode, Feedback
-from hopper.router.v1.decision_pb2 import Candidate, Decision, Exclusion, Factor, Opinion
+from hopper.router.v1.decision_pb2 import Candidate, Decision, Exclusion, Factor, Opinion, WeightOrigin
 from hopper.router.v1.task_pb2 import Claim, Task, TaskSpec, Wait
 from hopper.router.v1.task_service_pb2 import LearnedOpinion, LearnedReason, LearnedWord
 from hopper_cli.render import (
@@ -15,6 +15,7 @@ from hopper_cli.render import (
     exclusion_table,
     factor_table,
     how_it_went,
+    lead_table,
     opinion_table,
     stage_table,
     state_word,
@@ -121,6 +122,56 @@ def test_factors_that_say_nothing_are_left_out() -> None:
     assert lines[0].split() == ["rules", "2.00", "0.50", "+1.000", "█" * 20, "a-rule"]
     assert lines[1].split() == ["boost", "-0.50", "1.00", "-0.500", "█" * 10]
     assert len(lines) == 2
+
+
+def test_a_weight_says_where_it_comes_from() -> None:
+    """Shipped ones say nothing; learned ones how many lessons they are of."""
+    origins = [
+        (0.015, WeightOrigin.WEIGHT_ORIGIN_UNSPECIFIED, 0),
+        (0.3, WeightOrigin.WEIGHT_ORIGIN_POLICY, 0),
+        (0.042, WeightOrigin.WEIGHT_ORIGIN_LEARNED, 7),
+        (0.0, WeightOrigin.WEIGHT_ORIGIN_LEARNED, 200),
+    ]
+    factors = [
+        Factor(name="f", value=1, weight=weight, evidence=["x"], weight_origin=origin, weight_lessons=count)
+        for weight, origin, count in origins
+    ]
+    lines = [line.split() for line in shown(factor_table(Candidate(factors=factors))).splitlines()[1:]]
+    assert lines[0][2:4] == ["0.015", "+0.015"]
+    assert lines[1][2:5] == ["0.30", "policy", "+0.300"]
+    assert lines[2][2:6] == ["0.042", "learned,", "7", "+0.042"]
+    assert lines[3][2:6] == ["0.00", "learned,", "200+", "+0.000"]
+
+
+def test_what_put_one_before_another_adds_up() -> None:
+    """The greatest difference first; what makes none is left out."""
+    first = Candidate(
+        project="projects/web",
+        score=1.4,
+        factors=[
+            Factor(name="semantic", value=0.5, weight=2.0),
+            Factor(name="learned", value=0.25, weight=2.0),
+            Factor(name="workload", value=0.5, weight=-0.2),
+            Factor(name="cost", value=1.0, weight=0.0),
+        ],
+    )
+    second = Candidate(
+        project="projects/ops",
+        score=0.9,
+        factors=[
+            Factor(name="semantic", value=0.55, weight=2.0),
+            Factor(name="learned", value=-0.1, weight=2.0),
+            Factor(name="workload", value=0.0, weight=-0.2),
+        ],
+    )
+    lines = [line.split() for line in shown(lead_table(first, second)).splitlines()]
+    assert lines == [
+        ["FACTOR", "WEB", "OPS", "LEAD"],
+        ["learned", "+0.500", "-0.200", "+0.700", "█" * 20],
+        ["semantic", "+1.000", "+1.100", "-0.100", "██▉"],
+        ["workload", "-0.100", "+0.000", "-0.100", "██▉"],
+        ["together", "+1.400", "+0.900", "+0.500"],
+    ]
 
 
 def test_exclusions_name_filter_and_projects() -> None:

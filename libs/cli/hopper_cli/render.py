@@ -9,7 +9,7 @@ from rich.text import Text
 
 from hopper.memory.v1.episode_pb2 import Episode, Feedback
 from hopper.memory.v1.episodic_service_pb2 import SimilarEpisode
-from hopper.router.v1.decision_pb2 import Candidate, Decision, Opinion
+from hopper.router.v1.decision_pb2 import Candidate, Decision, Factor, Opinion, WeightOrigin
 from hopper.router.v1.delegation_pb2 import Delegation
 from hopper.router.v1.schedule_pb2 import Schedule, ScheduleRun
 from hopper.router.v1.task_pb2 import Attempt, Task, TaskSpec, Wait
@@ -245,7 +245,7 @@ def candidate_table(candidates: Sequence[Candidate]) -> Table:
 
 def factor_table(candidate: Candidate) -> Table:
     """What a candidate's score is made of. Factors that say nothing are left out."""
-    table = grid("factor", "#value", "#weight", "#part", "", "because")
+    table = grid("factor", "#value", "#weight", "from", "#part", "", "because")
     largest = max((abs(each.value * each.weight) for each in candidate.factors), default=0.0) or 1.0
     for factor in candidate.factors:
         part = factor.value * factor.weight
@@ -254,12 +254,58 @@ def factor_table(candidate: Candidate) -> Table:
         table.add_row(
             factor.name,
             f"{factor.value:.2f}",
-            f"{factor.weight:.2f}",
+            _weight(factor.weight),
+            weight_origin(factor),
             f"{part:+.3f}",
             Text(bar(abs(part) / largest), style="red" if part < 0 else "green"),
             Text(one_line(", ".join(factor.evidence)), style="dim"),
         )
     return table
+
+
+def _weight(weight: float) -> str:
+    """With as many digits as it takes: small ones differ in the third."""
+    return f"{weight:.2f}" if abs(weight) >= _SMALL or not weight else f"{weight:.3g}"
+
+
+_SMALL: Final = 0.1
+
+
+def weight_origin(factor: Factor) -> str:
+    """Where the weight of a factor comes from; empty: it is the shipped one."""
+    match factor.weight_origin:
+        case WeightOrigin.WEIGHT_ORIGIN_POLICY:
+            return "policy"
+        case WeightOrigin.WEIGHT_ORIGIN_LEARNED:
+            count = factor.weight_lessons
+            return f"learned, {count}{'+' if count >= 10 else ''}"
+        case _:
+            return ""
+
+
+def lead_table(first: Candidate, second: Candidate) -> Table:
+    """What put one candidate before another, greatest first; factors that made no difference are left out."""
+    theirs = {factor.name: factor.value * factor.weight for factor in second.factors}
+    parts = [(each.name, each.value * each.weight, theirs.get(each.name, 0.0)) for each in first.factors]
+    telling = [(name, mine, other) for name, mine, other in parts if abs(mine - other) > _NOTHING]
+    largest = max((abs(mine - other) for _, mine, other in telling), default=0.0) or 1.0
+    table = grid("factor", f"#{bare(first.project)}", f"#{bare(second.project)}", "#lead", "")
+    for name, mine, other in sorted(telling, key=lambda part: -abs(part[1] - part[2])):
+        lead = mine - other
+        table.add_row(
+            name,
+            f"{mine:+.3f}",
+            f"{other:+.3f}",
+            f"{lead:+.3f}",
+            Text(bar(abs(lead) / largest), style="red" if lead < 0 else "green"),
+        )
+    table.add_row(
+        "together", f"{first.score:+.3f}", f"{second.score:+.3f}", f"{first.score - second.score:+.3f}"
+    )
+    return table
+
+
+_NOTHING: Final = 5e-4
 
 
 def exclusion_table(decision: Decision) -> Table:

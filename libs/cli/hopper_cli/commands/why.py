@@ -143,7 +143,7 @@ def _why_not(cli: Cli, why_not: "WhyNot") -> None:
 
 def _decision(cli: Cli, decision: "Decision") -> None:
     from hopper_cli.names import bare
-    from hopper_cli.render import candidate_table, exclusion_table, factor_table, stage_table
+    from hopper_cli.render import candidate_table, exclusion_table, factor_table, lead_table, stage_table
 
     if decision.opinions:
         _heading(cli, "Who was asked")
@@ -151,7 +151,11 @@ def _decision(cli: Cli, decision: "Decision") -> None:
     if len(decision.candidates) > 1:
         _heading(cli, f"Candidates ({decision.eligible_count} eligible)")
         cli.out.say(candidate_table(decision.candidates[:5]))
-    for candidate in decision.candidates[:2]:
+    two = decision.candidates[:2]
+    if len(two) > 1 and two[0].factors and two[1].factors:
+        _heading(cli, f"What put {bare(two[0].project)} before {bare(two[1].project)}")
+        cli.out.say(lead_table(*two))
+    for candidate in two:
         if candidate.factors:
             _heading(cli, f"What speaks for {bare(candidate.project)}")
             cli.out.say(factor_table(candidate))

@@ -50,8 +50,7 @@ class StoredTree:
         while found is not None and found.spec.parent:
             above.append(found.spec.parent)
             found = self._store.instance(found.spec.parent)
-        # What is not known stands under the root too: who manages that hears that it is missing, nobody else does.
-        return above if above or instance == ROOT else [ROOT]
+        return above
 
 
 # Principals.
@@ -68,12 +67,22 @@ def create(store: AccessStore, caller: Caller, name: str, spec: PrincipalSpec) -
         InstanceNotFound, ProjectNotFound: There is no such place.
     """
     check_spec(spec)
-    check_manages(caller, _places(spec.bindings), StoredTree(store))
+    check_grants(store, caller, spec.bindings)
     if store.principal(name):
         raise PrincipalExists(f"the id of {name} is taken: choose another", principal=name)
     _check_person(store, spec)
     _check_places(store, spec.bindings)
     return _add(store, name, spec)
+
+
+def check_grants(store: AccessStore, caller: Caller, bindings: Iterable[Binding]) -> None:
+    """
+    Refuse a caller who may not give these roles to somebody new.
+
+    Raises:
+        PermissionDenied: The caller is not an admin of every place in them; without any, of the root.
+    """
+    check_manages(caller, _places(bindings), StoredTree(store))
 
 
 def _add(store: AccessStore, name: str, spec: PrincipalSpec) -> Principal:
@@ -95,7 +104,7 @@ def get(store: AccessStore, name: str) -> Principal:
     return principal
 
 
-def check_changes(store: AccessStore, caller: Caller, name: str, bindings: Sequence[Binding] = ()) -> None:
+def check_changes(store: AccessStore, caller: Caller, name: str, bindings: Iterable[Binding] = ()) -> None:
     """
     Refuse a caller who may not change a principal. One that does not exist may be changed by an admin of the root.
 

@@ -10,13 +10,11 @@ nobody, whoever they act for.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Final
 
+from hopper_common.auth.decide import covers, lets_in
 from hopper_common.auth.model import ROOT, Binding, Kind, Role, Tree
 from hopper_common.auth.model import Principal as Caller
 from hopper_common.errors import PermissionDenied
-
-_ADMINS: Final = frozenset({Role.OWNER, Role.ADMIN})
 
 
 def check_manages(caller: Caller, places: Iterable[str], tree: Tree) -> None:
@@ -72,10 +70,11 @@ def _is_own(caller: Caller, key: str) -> bool:
 def _is_admin(caller: Caller, place: str, tree: Tree) -> bool:
     if caller.kind is not Kind.PERSON:
         return False
-    above = {place, *tree.ancestors(place)} if place.startswith("instances/") else {place, ROOT}
-    granted = _has_admin(caller.bindings, above)
-    return granted and (caller.scopes is None or _has_admin(caller.scopes, above))
+    granted = _has_admin(caller.bindings, place, tree)
+    return granted and (caller.scopes is None or _has_admin(caller.scopes, place, tree))
 
 
-def _has_admin(bindings: Iterable[Binding], above: set[str]) -> bool:
-    return any(binding.role in _ADMINS and binding.resource in above for binding in bindings)
+def _has_admin(bindings: Iterable[Binding], place: str, tree: Tree) -> bool:
+    return any(
+        lets_in(binding.role, (Role.ADMIN,)) and covers(binding.resource, place, tree) for binding in bindings
+    )

@@ -7,10 +7,9 @@ Who may call, and the limits of every field, have been checked before a method i
 
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc.aio
-from google.protobuf.message import Message
 
 from hopper.common.v1.watch_pb2 import SnapshotComplete
 from hopper.registry.v1 import instance_pb2 as ipb
@@ -22,10 +21,10 @@ from hopper.registry.v1.project_service_pb2_grpc import ProjectServiceServicer
 from hopper_common import fieldmask
 from hopper_common.errors import FieldViolation, InvalidArgument
 from hopper_common.eventlog import Event
-from hopper_common.pagination import PageTokens, page_size
+from hopper_common.pagination import PageTokens
 from hopper_common.rpc.limits import check_limits
 from hopper_common.timestamps import to_proto
-from hopper_registry import instances, projects
+from hopper_registry import access, instances, projects
 from hopper_registry.convert import (
     instance_spec_from_proto,
     instance_spec_to_proto,
@@ -38,6 +37,7 @@ from hopper_registry.convert import (
     worker_to_proto,
 )
 from hopper_registry.model import Instance, InstanceSpec, ProjectSpec
+from hopper_registry.paging import page_of, place_of
 from hopper_registry.store_sql import (
     INSTANCE_CHANGED,
     PROJECT_CHANGED,
@@ -45,9 +45,6 @@ from hopper_registry.store_sql import (
     Registry,
     SqlStore,
 )
-
-# A page ends early rather than outgrow the 4 MiB that foreign clients accept in one message.
-MOST_PAGE_BYTES = 3 * 1024 * 1024
 
 MUTABLE_OF_PROJECT = (
     "display_name",
@@ -67,7 +64,6 @@ MUTABLE_OF_PROJECT = (
 MUTABLE_OF_INSTANCE = ("display_name", "project", "config")
 
 _Context = grpc.aio.ServicerContext[Any, Any]
-R = TypeVar("R", ppb.Project, ppb.Worker, ipb.Instance)
 
 
 class ProjectServicer(ProjectServiceServicer):
@@ -95,13 +91,13 @@ class ProjectServicer(ProjectServiceServicer):
     async def ListProjects(
         self, request: psvc.ListProjectsRequest, context: _Context
     ) -> psvc.ListProjectsResponse:
-        after, size = _place(self._tokens, request)
+        after, size = place_of(self._tokens, request)
         found = await self._registry.read(
             lambda store: store.projects(
                 after=after, limit=size + 1, capability=request.capability, tag=request.tag
             )
         )
-        page, token = _page(map(project_to_proto, found), size, self._tokens, request)
+        page, token = page_of(map(project_to_proto, found), size, self._tokens, request)
         return psvc.ListProjectsResponse(projects=page, next_page_token=token)
 
     async def UpdateProject(
@@ -122,6 +118,7 @@ class ProjectServicer(ProjectServiceServicer):
     ) -> psvc.UnregisterProjectResponse:
         def effect(store: SqlStore) -> psvc.UnregisterProjectResponse:
             projects.unregister(store, request.name, request.etag)
+            access.unbind(store, request.name)
             return psvc.UnregisterProjectResponse()
 
         return await self._registry.answer(request, psvc.UnregisterProjectResponse, effect)
@@ -136,11 +133,11 @@ class ProjectServicer(ProjectServiceServicer):
     async def ListWorkers(
         self, request: psvc.ListWorkersRequest, context: _Context
     ) -> psvc.ListWorkersResponse:
-        after, size = _place(self._tokens, request)
+        after, size = place_of(self._tokens, request)
         found = await self._registry.read(
             lambda store: projects.workers(store, request.project, after=after, limit=size + 1)
         )
-        page, token = _page(map(worker_to_proto, found), size, self._tokens, request)
+        page, token = page_of(map(worker_to_proto, found), size, self._tokens, request)
         return psvc.ListWorkersResponse(workers=page, next_page_token=token)
 
     async def WatchProjects(
@@ -188,11 +185,11 @@ class InstanceServicer(InstanceServiceServicer):
     async def ListInstances(
         self, request: isvc.ListInstancesRequest, context: _Context
     ) -> isvc.ListInstancesResponse:
-        after, size = _place(self._tokens, request)
+        after, size = place_of(self._tokens, request)
         found = await self._registry.read(
             lambda store: store.instances(after=after, limit=size + 1, parent=request.parent)
         )
-        page, token = _page(map(instance_to_proto, found), size, self._tokens, request)
+        page, token = page_of(map(instance_to_proto, found), size, self._tokens, request)
         return isvc.ListInstancesResponse(instances=page, next_page_token=token)
 
     async def UpdateInstance(
@@ -336,7 +333,7 @@ def _violations_of_failure(request: isvc.ReportInstanceRequest) -> Iterable[Fiel
         yield FieldViolation("run", "goes with STOPPED only")
 
 
-# Trees and pages.
+# Trees.
 
 
 def _tree(nodes: Sequence[Instance]) -> isvc.TreeNode:
@@ -346,26 +343,3 @@ def _tree(nodes: Sequence[Instance]) -> isvc.TreeNode:
     for node in nodes[1:]:
         placed[node.name] = placed[node.spec.parent].children.add(instance=instance_to_proto(node))
     return top
-
-
-def _place(tokens: PageTokens, request: Any) -> tuple[str, int]:
-    """The name that the page begins after, and how many entries it has at most."""
-    after: str = tokens.decode(request.page_token, request).get("after", "")
-    return after, page_size(request.page_size)
-
-
-def _page(entries: Iterable[R], size: int, tokens: PageTokens, request: Message) -> tuple[list[R], str]:
-    """
-    The entries that fit, and the token of the next page if there are more.
-
-    Args:
-        entries: From where the page begins, at least one more than *size* if there are as many.
-    """
-    page: list[R] = []
-    taken = 0
-    for entry in entries:
-        taken += entry.ByteSize()
-        if page and (len(page) == size or taken > MOST_PAGE_BYTES):
-            return page, tokens.encode({"after": page[-1].name}, request)
-        page.append(entry)
-    return page, ""

@@ -6,8 +6,10 @@ servicers see it: it runs work in transactions, answers repeated requests with t
 the log.
 """
 
+import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
@@ -39,6 +41,7 @@ INSTANCE_CHANGED = "instance"
 KEEP_EVENTS = 10_000
 KEEP_EVENTS_FOR = timedelta(hours=1)
 KEEP_REQUESTS_FOR = timedelta(days=1)
+LOOK_AT_ONCE = 500
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
@@ -249,12 +252,16 @@ class Registry:
 
     Args:
         db: Open, with the tables of `hopper_registry.tables`. Whoever opened it closes it.
+
+    Attributes:
+        after_change: Called after every `change` and `answer`, before the caller hears of it.
     """
 
     def __init__(self, db: Database, clock: Clock) -> None:
         self._db = db
         self._clock = clock
         self._requests = Requests(REQUESTS, clock)
+        self.after_change: Callable[[], Awaitable[None]] | None = None
 
     async def read(self, work: Callable[[SqlStore], T]) -> T:
         """Run *work* on one snapshot."""
@@ -264,10 +271,30 @@ class Registry:
         """Run *work* in one transaction; return its result once that is durable."""
         return await self._db.write(lambda conn: work(self._store(conn)))
 
-    async def answer(self, request: Message, response: type[M], effect: Callable[[SqlStore], M]) -> M:
+    async def change(self, work: Callable[[SqlStore], T]) -> T:
+        """`write`, for changes that this process itself has to know of before they are answered."""
+        result = await self.write(work)
+        await self._changed()
+        return result
+
+    async def _changed(self) -> None:
+        if self.after_change is not None:
+            await self.after_change()
+
+    async def answer(
+        self,
+        request: Message,
+        response: type[M],
+        effect: Callable[[SqlStore], M],
+        *,
+        check: Callable[[SqlStore], None] | None = None,
+    ) -> M:
         """
         Answer a mutation: carry it out in one transaction, or give the first answer again to a request that was
         carried out.
+
+        Args:
+            check: Raises for callers who may not have an answer, not even one that was given to somebody else.
 
         Raises:
             IdempotencyConflict: The request's id was used for another request.
@@ -275,9 +302,14 @@ class Registry:
         method = request.DESCRIPTOR.name.removesuffix("Request")
 
         def work(conn: Connection) -> M:
-            return self._requests.once(conn, method, request, response, lambda: effect(self._store(conn)))
+            store = self._store(conn)
+            if check is not None:
+                check(store)
+            return self._requests.once(conn, method, request, response, lambda: effect(store))
 
-        return await self._db.write(work)
+        result = await self._db.write(work)
+        await self._changed()
+        return result
 
     def _store(self, conn: Connection) -> SqlStore:
         return SqlStore(conn, self._clock.now())
@@ -285,6 +317,35 @@ class Registry:
     def changes(self, *, after: int, topics: Collection[str]) -> AsyncGenerator[list[Event], None]:
         """Every change after a version, for ever. See `hopper_common.eventlog.EventLog.tail`."""
         return LOG.tail(self._db, after=after, topics=topics)
+
+    async def look(self, *, after: int, topics: Collection[str]) -> tuple[list[Event], int, bool]:
+        """
+        The changes after a version as the store has them now.
+
+        Returns:
+            Some of them, in order; the version they lead to; and whether there may be more behind it.
+
+        Raises:
+            ResumeTooOld: They are not kept.
+        """
+
+        def work(conn: Connection) -> tuple[list[Event], int, bool]:
+            events = LOG.read(conn, after=after, limit=LOOK_AT_ONCE, topics=topics)
+            more = len(events) == LOOK_AT_ONCE
+            return events, events[-1].version if more else LOG.head(conn), more
+
+        return await self._db.read(work)
+
+    @property
+    def commits(self) -> int:
+        """How many there have been, for `committed_after`."""
+        return self._db.committed.count
+
+    async def committed_after(self, commits: int, *, most: timedelta) -> None:
+        """Wait for one more commit, by anybody who shares the database, or until that long has passed."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(most.total_seconds()):
+                await self._db.committed.wait(after=commits)
 
     async def forget(self) -> None:
         """

@@ -510,4 +510,68 @@ async def test_positions_are_never_given_twice(database: FaultyDatabase, store: 
     await store.record([decided(1), decided(2)], [outcome(1)])
     await database.write(lambda conn: conn.execute(sa.delete(LESSONS)))
     await store.record([], [outcome(2)])
-    assert [at.position for at in await lessons(database)] == [2]
+    assert await kept(database) == [2]
+
+
+# What is forgotten.
+
+
+DAY = timedelta(days=1)
+
+
+async def kept(database: FaultyDatabase) -> list[int]:
+    return await database.read(lambda conn: list(conn.scalars(sa.select(LESSONS.c.position))))
+
+
+async def saved_until(models: SqlModelStore, *positions: int, format_: str = "f/1") -> None:
+    for position in positions:
+        await save(models, position, b"x", model_format=format_)
+
+
+async def test_old_lessons_are_forgotten_once_every_kept_model_has_them(
+    database: FaultyDatabase, models: SqlModelStore
+) -> None:
+    clock = ManualClock(START + 10 * DAY)
+    keeping = SqlModelStore(database, clock, keep_lessons=30 * DAY)
+    await saved_until(keeping, 10, 20, 30)
+    assert await kept(database) == list(range(1, 101))  # they are young
+    clock.advance(30 * DAY)
+    await saved_until(keeping, 40)
+    assert await kept(database) == list(range(21, 101))  # 20, 30 and 40 are kept
+    with pytest.raises(ResumeTooOld) as refused:
+        await anext(SqlLessonStore(database).tail(after=19))
+    assert dict(refused.value.metadata) == {"oldest": "21", "asked": "19"}
+    async with aclosing(SqlLessonStore(database).tail(after=20)) as batches:
+        assert [lesson.position for lesson in (await anext(batches)).lessons] == list(range(21, 101))
+
+
+async def test_the_last_lesson_stays_so_that_nobody_seems_to_be_ahead(
+    database: FaultyDatabase, models: SqlModelStore
+) -> None:
+    clock = ManualClock(START + 100 * DAY)
+    keeping = SqlModelStore(database, clock, keep_lessons=DAY)
+    await saved_until(keeping, 98, 99, 100)
+    assert await kept(database) == [99, 100]
+    async with aclosing(SqlLessonStore(database).tail(after=100)) as batches:
+        assert await anext(batches) == Taught([], 100)
+
+
+async def test_nothing_is_forgotten_that_an_older_router_may_need(
+    database: FaultyDatabase, models: SqlModelStore
+) -> None:
+    clock = ManualClock(START + 100 * DAY)
+    keeping = SqlModelStore(database, clock, keep_lessons=30 * DAY)
+    await saved_until(keeping, 5, 6, format_="old/1")  # fewer than are kept: it may have to begin anew
+    await saved_until(keeping, 50, 60, 70)
+    assert len(await kept(database)) == 100
+    await saved_until(keeping, 7, format_="old/1")
+    assert await kept(database) == list(range(6, 101))
+    clock.advance(31 * DAY)  # nobody has saved one of the old format since
+    await saved_until(keeping, 80)
+    assert await kept(database) == list(range(61, 101))
+
+
+async def test_without_a_limit_all_are_kept(database: FaultyDatabase, models: SqlModelStore) -> None:
+    clock = ManualClock(START + 10_000 * DAY)
+    await saved_until(SqlModelStore(database, clock), 70, 80, 90)
+    assert len(await kept(database)) == 100

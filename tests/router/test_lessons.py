@@ -517,3 +517,36 @@ async def test_a_damaged_file_is_no_file(memory: RunningMemory, tmp_path: Path, 
         await learned(watch, 2)
     assert learner.positions == [1, 2]
     assert learner.restored == []
+
+
+async def test_what_memory_does_not_keep_any_more_is_in_the_snapshots(memory: RunningMemory) -> None:
+    await three_snapshots(memory)
+    memory.clock.advance(timedelta(days=366))
+    first = Notebook()
+    async with learning(memory.directory, first, snapshot_every=1) as watch:
+        await caught_up(watch)
+        await teach(memory, 4, 5)
+        await until_saved(memory, 5)
+    newcomer, older = Notebook(), Notebook()
+    older.refuse = frozenset({3, 5})
+    for learner in (newcomer, older):
+        async with learning(memory.directory, learner) as watch:
+            await learned(watch, 5)
+        assert learner.lessons == first.lessons
+    assert (newcomer.restored, older.restored) == ([5], [2])
+
+
+async def test_who_can_read_no_snapshot_learns_what_is_left(memory: RunningMemory) -> None:
+    await three_snapshots(memory)
+    memory.clock.advance(timedelta(days=366))
+    async with learning(memory.directory, Notebook(), snapshot_every=1) as watch:
+        await caught_up(watch)
+        await teach(memory, 4)
+        await until_saved(memory, 4)
+    learner = Notebook()
+    learner.refuse = frozenset({2, 3, 4})
+    with capture_logs() as logs:
+        async with learning(memory.directory, learner) as watch:
+            await learned(watch, 4)
+    assert learner.positions == [3, 4]
+    assert [entry["before"] for entry in logs if entry["log_level"] == "error"] == [3]

@@ -72,7 +72,10 @@ async def _open(context: HostContext) -> AsyncIterator[Running]:
     database = await Database.open(where, metadata=METADATA, migrations=MIGRATIONS, service=NAME)
     try:
         store = SqlEpisodeStore(database, context.clock)
-        lessons, models = SqlLessonStore(database), SqlModelStore(database, context.clock)
+        lessons, models = (
+            SqlLessonStore(database),
+            SqlModelStore(database, context.clock, keep_lessons=settings.keep_lessons),
+        )
         working = InProcessWorkingMemory(context.clock, most=settings.contexts)
         yield Running(registered(store, lessons, models, working, context.clock))
     finally:

@@ -5,6 +5,9 @@ Lessons and models in SQL.
 learned up to one has missed nothing before it. Those who follow wait for the next commit that wrote some, which is
 told with a notification, so that the many that wrote none cost them nothing.
 
+Old ones are thrown away when a model is kept: those that every model there is has learned, and that are older than the
+operator wants them kept. Whoever asks for one that is gone is told to begin with a model.
+
 **Models** come in parts of a megabyte, and each is written as it comes: the writer is nobody's for long. The parts
 are nobody's either until the last has come and the checksum is right; then one row makes them a model. What an upload
 that broke off has left is thrown away with the next.
@@ -12,7 +15,7 @@ that broke off has left is thrown away with the next.
 
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -31,6 +34,7 @@ from hopper_memory.tables import EPISODES, LESSONS, MODEL_PARTS, MODELS
 
 MOST_LESSONS: Final = 500  # of one read
 MODELS_KEPT: Final = 3
+MOST_FORGOTTEN: Final = 20_000  # lessons, with one model: a transaction should not last
 MOST_MODEL_BYTES: Final = 256 * 1024 * 1024
 
 _TAUGHT: Final = "lessons"  # the notification
@@ -39,11 +43,20 @@ _E = EPISODES.c
 _L = LESSONS.c
 _M = MODELS.c
 _P = MODEL_PARTS.c
+_LEARNED: Final = text(
+    """
+    SELECT min(models) AS fewest, min(oldest) AS position FROM (
+        SELECT count(*) AS models, min(position) AS oldest FROM models
+        GROUP BY format HAVING max(create_time) >= :since
+    )
+    """
+)
 
 
 # Lessons.
 
 _HEAD = select(func.max(_L.position))
+_OLDEST = select(func.min(_L.position))
 _NEXT = (
     select(
         LESSONS, *(_E.instance, _E.title, _E.description, _E.tags, _E.project.label("sent_to"), _E.candidates)
@@ -115,6 +128,13 @@ def _after(conn: Connection, position: int) -> Taught:
             oldest="1",
             asked=str(position),
         )
+    oldest = conn.scalar(_OLDEST) or 1
+    if position < oldest - 1:
+        raise ResumeTooOld(
+            "the lessons after that are not kept any more: forget everything, and begin with a snapshot",
+            oldest=str(oldest),
+            asked=str(position),
+        )
     rows = conn.execute(_NEXT.where(_L.position > position)) if position < head else ()
     return Taught([_lesson(row) for row in rows], head)
 
@@ -150,9 +170,18 @@ class SqlModelStore:
 
     Args:
         most_bytes: Of one model.
+        keep_lessons: How long lessons are kept that models have learned; 0: for ever.
     """
 
-    def __init__(self, database: Database, clock: Clock, *, most_bytes: int = MOST_MODEL_BYTES) -> None:
+    def __init__(
+        self,
+        database: Database,
+        clock: Clock,
+        *,
+        most_bytes: int = MOST_MODEL_BYTES,
+        keep_lessons: timedelta = timedelta(0),
+    ) -> None:
+        self._keep_lessons = keep_lessons
         self._database = database
         self._clock = clock
         self._most_bytes = most_bytes
@@ -219,6 +248,8 @@ class SqlModelStore:
         }
         conn.execute(insert(MODELS), row)
         _keep_the_newest(conn, model.format)
+        if self._keep_lessons:
+            _throw_away_lessons(conn, before=self._clock.now() - self._keep_lessons)
         return model.position
 
 
@@ -240,6 +271,30 @@ def _keep_the_newest(conn: Connection, model_format: str) -> None:
     newest = select(_M.position).where(ours).order_by(_M.position.desc()).limit(MODELS_KEPT)
     old = delete(MODELS).where(ours, _M.position.not_in(newest)).returning(_M.upload)
     conn.execute(delete(MODEL_PARTS).where(_P.upload.in_(conn.scalars(old).all())))
+
+
+def _throw_away_lessons(conn: Connection, before: datetime) -> None:
+    """
+    Forget lessons of before then that every kept model has learned, some at a time.
+
+    A format that nobody has saved since then is nobody's any more, and waits for none. One with fewer models than are
+    kept may yet have to go back to the first lesson.
+    """
+    learned = conn.execute(_LEARNED, {"since": to_micros(before)}).one()
+    if learned.fewest is None or learned.fewest < MODELS_KEPT:
+        return
+    # The last always stays: by it, positions are known not to lie ahead.
+    covered = min(learned.position, _head(conn) - 1)
+    old = select(_L.position).where(_L.position <= covered, _L.create_time < to_micros(before))
+    newest = conn.scalar(
+        select(func.max(old.order_by(_L.position).limit(MOST_FORGOTTEN).subquery().c.position))
+    )
+    # From the first on, without a gap, though the clock may have been stepped back in between.
+    kept = conn.scalar(
+        select(func.min(_L.position)).where(_L.position <= covered, _L.create_time >= to_micros(before))
+    )
+    if newest is not None:
+        conn.execute(delete(LESSONS).where(_L.position <= newest, _L.position < (kept or newest + 1)))
 
 
 def _throw_away_all_but(conn: Connection, underway: Sequence[str]) -> None:

@@ -9,8 +9,8 @@ Learns what memory says that outcomes and feedback teach, in its order, for ever
 
 The order is memory's, so that every router that has learned up to a position knows the same. When memory is away,
 what is known is known; the stream is opened again where it broke, and whoever starts meanwhile begins with the file.
-When memory was restored from a backup and knows nothing of the last position, everything is forgotten and learned
-anew.
+When memory was restored from a backup and knows nothing of the last position, or does not keep the lessons after it any
+more, everything is forgotten and learned anew: from its newest snapshot on, or from the oldest lesson that it has.
 
 Whatever comes in has the right of way: lessons are learned in chunks of a few milliseconds, with pauses between
 them while the event loop has other things to do. A snapshot is made in a thread, and nothing is learned meanwhile.
@@ -164,11 +164,16 @@ class LessonWatch:
         except grpc.aio.AioRpcError as error:
             failure = from_rpc_error(error)
             if isinstance(failure, ResumeTooOld):
-                self._start_over()
+                self._start_over(int(failure.metadata["oldest"]))
             return failure.reason
         return "STREAM_ENDED"
 
-    def _start_over(self) -> None:
+    def _start_over(self, oldest: int) -> None:
+        if not self.position and oldest > 1:
+            # There is no snapshot that can be read here, and what came before is not kept.
+            _log.error("what was taught before is lost, learning what there is", before=oldest)
+            self.position = oldest - 1
+            return
         _log.error("memory does not know what was learned, learning anew", position=self.position)
         self._learner.forget()
         self.position, self._saved, self._begun = 0, 0, False

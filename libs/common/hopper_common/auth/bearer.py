@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from hopper_common.auth import api_keys, tokens
+from hopper_common.auth.decide import Session
 from hopper_common.auth.directory import Directory
 from hopper_common.auth.model import KeyRecord, Kind, Principal, PrincipalRecord
 from hopper_common.auth.tokens import Claims
@@ -31,7 +32,7 @@ _MINUTE: Final = timedelta(minutes=1)
 
 
 @dataclass(slots=True)
-class Proof:
+class Proof(Session):
     """
     A key or a token that was checked, and who it is of while the directory stays as it is.
 
@@ -40,7 +41,6 @@ class Proof:
         claims: Of a token.
     """
 
-    principal: Principal
     expires: datetime
     key: str
     claims: Claims | None
@@ -181,9 +181,8 @@ class Bearers:
             expires = key.expires
         else:
             raise AssertionError("a proof is a key or a token")
-        return Proof(
-            principal, expires, key_id, claims, self._directory.generation, self._clock.now() - _MINUTE
-        )
+        unused = self._clock.now() - _MINUTE
+        return Proof(principal, {}, expires, key_id, claims, self._directory.generation, unused)
 
     def _live_key(self, key_id: str) -> KeyRecord:
         key = self._directory.key(key_id)

@@ -14,17 +14,18 @@ place for is about the root.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from hopper_common.auth.model import ROOT, Access, Binding, Kind, Principal, Role, Tree, TrustLevel
 
 PERMISSION_DENIED: Final = "PERMISSION_DENIED"
-LEVEL_TOO_LOW: Final = "TRUST_LEVEL_TOO_LOW"
 
 _LINE: Final = frozenset({Role.OWNER, Role.ADMIN, Role.OPERATOR, Role.MEMBER, Role.VIEWER})
 _LEVELS: Final = frozenset({TrustLevel.UNTRUSTED, TrustLevel.KNOWN, TrustLevel.TRUSTED, TrustLevel.VERIFIED})
 _PRINCIPALS: Final = "principals/"
 _SEPARATORS: Final = ".@-"
+_MOST_VERDICTS: Final = 2_000
 
 
 class Verdict(NamedTuple):
@@ -39,6 +40,29 @@ class Verdict(NamedTuple):
     allowed: bool
     rule: str
     reason: str = ""
+
+
+@dataclass(slots=True)
+class Session:
+    """
+    A principal, proved, with the verdicts on it that still hold: by method and places.
+
+    Callers come again and again with the same few questions. Who has proved the principal makes a new one whenever
+    anything has changed that a verdict goes by.
+    """
+
+    principal: Principal
+    verdicts: dict[tuple[str, tuple[str, ...] | None], Verdict]
+
+    def decide(self, method: str, access: Access, places: tuple[str, ...] | None, tree: Tree) -> Verdict:
+        """As `decide`, of which it keeps the answers."""
+        key = (method, places)
+        verdict = self.verdicts.get(key)
+        if verdict is None:
+            if len(self.verdicts) >= _MOST_VERDICTS:
+                self.verdicts.clear()
+            verdict = self.verdicts[key] = decide(self.principal, access, places, tree)
+        return verdict
 
 
 def decide(principal: Principal, access: Access, places: Sequence[str] | None, tree: Tree) -> Verdict:
@@ -110,8 +134,8 @@ def owns_worker(principal: Principal, worker: str, known: Callable[[str], bool])
     return principal.kind is Kind.OWNER
 
 
-def _no(rule: str, reason: str = PERMISSION_DENIED) -> Verdict:
-    return Verdict(False, rule, reason)
+def _no(rule: str) -> Verdict:
+    return Verdict(False, rule, PERMISSION_DENIED)
 
 
 def _service(principal: Principal, access: Access) -> Verdict:
@@ -126,10 +150,10 @@ def _peer(principal: Principal, access: Access) -> Verdict:
     if asked is None:
         return _no("not for peers")
     if held is None:
-        return _no("the peer has no level", LEVEL_TOO_LOW)
+        return _no("the peer has no level")
     if held is asked or (held in _LEVELS and asked in _LEVELS and held > asked):
         return Verdict(True, f"peer is {held.name.lower()}, the method asks for {asked.name.lower()}")
-    return _no(f"peer is {held.name.lower()}, the method asks for {asked.name.lower()}", LEVEL_TOO_LOW)
+    return _no(f"peer is {held.name.lower()}, the method asks for {asked.name.lower()}")
 
 
 def _person_or_agent(

@@ -6,13 +6,13 @@ A server refuses to start with a method that declares no rate class or nobody wh
 loud.
 """
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 from hopper.common.v1 import options_pb2
-from hopper.common.v1.options_pb2 import RateClass, Role, Service, TrustLevel
+from hopper.common.v1.options_pb2 import MethodAccess
+from hopper_common.auth.model import Access, RateClass, Role, Service, TrustLevel
 from hopper_common.startup import StartupError
 
 DEFAULT_MAX_REQUEST_KIB = 256
@@ -33,41 +33,23 @@ class UndeclaredMethods(StartupError):
     exit_code = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Access:
-    """
-    What one method declares.
-
-    Attributes:
-        roles: The least roles of people and agents that may call.
-        services: The services of this Hopper that may call in their own name.
-        peers: The least level of another Hopper that may call; unspecified: none may.
-        strangers: Whoever reaches the pairing port may call.
-        local: Only through the owner's own socket, whatever the role.
-        max_request_bytes: Of the encoded message; of each one, in a stream.
-    """
-
-    roles: Collection[Role.ValueType]
-    services: Collection[Service.ValueType]
-    peers: TrustLevel.ValueType
-    strangers: bool
-    local: bool
-    rate_class: RateClass.ValueType
-    max_request_bytes: int
-
-
 def access_of(method: MethodDescriptor) -> Access:
     """Read what a method declares."""
-    declared = method.GetOptions().Extensions[options_pb2.access]
+    declared = _declared(method)
     return Access(
-        roles=frozenset(declared.roles),
-        services=frozenset(declared.services),
-        peers=declared.peers,
+        roles=frozenset(Role(role) for role in declared.roles if role),
+        services=frozenset(Service(service) for service in declared.services if service),
+        peers=TrustLevel(declared.peers) if declared.peers else None,
         strangers=declared.strangers,
         local=declared.local,
-        rate_class=declared.rate_class,
+        anywhere=declared.anywhere,
+        rate_class=RateClass(declared.rate_class) if declared.rate_class else None,
         max_request_bytes=(declared.max_request_kib or DEFAULT_MAX_REQUEST_KIB) * 1024,
     )
+
+
+def _declared(method: MethodDescriptor) -> MethodAccess:
+    return method.GetOptions().Extensions[options_pb2.access]
 
 
 def require_declared(services: Iterable[ServiceDescriptor]) -> None:
@@ -82,18 +64,18 @@ def require_declared(services: Iterable[ServiceDescriptor]) -> None:
         for service in services
         if service.full_name not in EXEMPT
         for method in service.methods
-        if (lacks := _lacks(access_of(method)))
+        if (lacks := _lacks(_declared(method)))
     ]
     if lacking:
         raise UndeclaredMethods(f"set the option hopper.common.v1.access: {'; '.join(lacking)}")
 
 
-def _lacks(access: Access) -> list[str]:
+def _lacks(declared: MethodAccess) -> list[str]:
     lacks = []
-    if access.rate_class == RateClass.RATE_CLASS_UNSPECIFIED:
+    if not declared.rate_class:
         lacks.append("a rate class")
-    if not (access.roles or access.services or access.peers or access.strangers):
+    if not (declared.roles or declared.services or declared.peers or declared.strangers):
         lacks.append("anybody who may call")
-    if Role.ROLE_UNSPECIFIED in access.roles or Service.SERVICE_UNSPECIFIED in access.services:
+    if 0 in declared.roles or 0 in declared.services:
         lacks.append("a name for a role or service left unspecified")
     return lacks

@@ -5,7 +5,8 @@ What surrounds every call, whatever its shape, from the outside in:
 that id is the *incident* the caller is told, and finds the trace in the log. Most calls neither fail nor log, so
 the id is made when somebody looks at it. 2. The request is parsed here,
 not by grpc, so that broken bytes get a typed answer like everything else. 3. The request is checked against
-its limits (`hopper_common.rpc.limits`). 4. The handler runs; a unary call that came without a deadline gets
+its limits (`hopper_common.rpc.limits`), and the guard (`hopper_common.rpc.guard`), which has let the call in before it
+was read, judges what it names. 4. The handler runs; a unary call that came without a deadline gets
 one. 5. What it raises is answered through the one table (`hopper_common.rpc.errors`). What nobody foresaw
 is logged, and answered with its incident id and nothing else: exceptions quote data.
 
@@ -35,10 +36,20 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
 
-from hopper_common.errors import HopperError, Internal, MalformedRequest, RequestTooLarge, ShuttingDown
-from hopper_common.rpc.access import Access, access_of
+from hopper_common.auth.model import Access
+from hopper_common.errors import (
+    HopperError,
+    Internal,
+    MalformedRequest,
+    PermissionDenied,
+    RequestTooLarge,
+    ShuttingDown,
+)
+from hopper_common.rpc.access import access_of
 from hopper_common.rpc.errors import DeadlineExceeded, MethodNotOffered, code_of, to_status
+from hopper_common.rpc.guard import UNNOTICED, Door, Guard, NoGuard, Refusal, Visit
 from hopper_common.rpc.limits import compile_limits
+from hopper_common.rpc.named import Named, compile_names
 
 log = structlog.get_logger(__name__)
 
@@ -46,7 +57,7 @@ UNARY_CAP = timedelta(seconds=60)
 
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in its stubs only
 _Context = grpc.aio.ServicerContext[Any, Any]
-_Work = Callable[[], Awaitable[Any]]
+_Work = Callable[[Visit], Awaitable[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +70,9 @@ class Method:
     access: Access
     request_type: type[Message]
     check: Callable[[Message], None]
+    names: Callable[[Message], Named]
+    streams_in: bool
+    streams_out: bool
     outlives_drain: bool
 
     @classmethod
@@ -70,13 +84,16 @@ class Method:
             ValueError: A field of its request declares a limit that does not fit its type.
         """
         service = descriptor.containing_service
-        request = descriptor.input_type
+        request, access = descriptor.input_type, access_of(descriptor)
         return cls(
             path=f"/{service.full_name}/{descriptor.name}",
             service=service.full_name,
-            access=access_of(descriptor),
+            access=access,
             request_type=GetMessageClass(request),
             check=compile_limits(request),
+            names=compile_names(request, access),
+            streams_in=descriptor.client_streaming,
+            streams_out=descriptor.server_streaming,
             outlives_drain=service.full_name == health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
         )
 
@@ -173,10 +190,28 @@ class CallInterceptor:
         self._cap = _Cap(unary_cap.total_seconds())
         self._streams: dict[asyncio.Task[Any], _OpenStream] = {}
         self._draining = False
+        self._ended: dict[asyncio.Task[Any], HopperError] = {}
 
-    def surround(self, service: str, handlers: Mapping[str, _Handler]) -> dict[str, _Handler]:
-        """The handlers of a service by method name, as they are to be registered."""
-        return {name: self._wrap(handler, f"/{service}/{name}") for name, handler in handlers.items()}
+    def surround(
+        self, service: str, handlers: Mapping[str, _Handler], guard: Guard | None = None
+    ) -> dict[str, _Handler]:
+        """
+        The handlers of a service by method name, as they are to be registered.
+
+        Args:
+            guard: Who may come in. Default: everybody.
+        """
+        return {
+            name: self._wrap(handler, f"/{service}/{name}", guard or NoGuard())
+            for name, handler in handlers.items()
+        }
+
+    def end(self, task: asyncio.Task[Any], error: HopperError) -> None:
+        """End one call under way, with that answer."""
+        self._ended[task] = error
+        stream = self._streams.get(task)
+        if stream is None or not stream.writing:  # else it ends by itself when that is written
+            task.cancel()
 
     def drain(self) -> None:
         """
@@ -192,58 +227,71 @@ class CallInterceptor:
 
     # The four shapes.
 
-    def _wrap(self, handler: _Handler, path: str) -> _Handler:
+    def _wrap(self, handler: _Handler, path: str, guard: Guard) -> _Handler:
         behaviour, method = _behaviour(handler), self._methods.get(path)
         written = inspect.iscoroutinefunction(behaviour) or inspect.isasyncgenfunction(behaviour)
         if method is None or not written:  # the generated base class: nobody has written this method
             return not_offered(path)
+        entry = _Entry(method, guard, guard.door(method, self.end))
         if handler.response_streaming:
             make = grpc.stream_stream_rpc_method_handler
             if not handler.request_streaming:
                 make = grpc.unary_stream_rpc_method_handler
-            surrounded = self._streaming(behaviour, method, streams_in=handler.request_streaming)
+            surrounded = self._streaming(behaviour, entry)
         else:
             make = grpc.stream_unary_rpc_method_handler
             if not handler.request_streaming:
                 make = grpc.unary_unary_rpc_method_handler
-            surrounded = self._single(behaviour, method, streams_in=handler.request_streaming)
+            surrounded = self._single(behaviour, entry)
         # No deserializer: the wrapped behaviour is handed the raw bytes.
         return make(surrounded, response_serializer=_serializer(handler))
 
-    def _single(self, behaviour: Callable[..., Any], method: Method, *, streams_in: bool) -> Any:
+    def _single(self, behaviour: Callable[..., Any], entry: "_Entry") -> Any:
         """The shapes with one response."""
+        method, guard, door = entry.method, entry.guard, entry.door
         parse = method.parse
 
         async def unary_unary(raw: bytes, context: _Context) -> Any:
             call = _Call(method)
+            visit: Visit = UNNOTICED
             try:
                 self._refuse_when_draining(method)
+                visit = door(context)
                 request = parse(raw)
+                ticket = visit.about(request)
+                if ticket:
+                    await guard.recorded(ticket)
                 if cast("float | None", context.time_remaining()) is None:
                     return await self._cap.keep(behaviour(request, context), method)
                 # grpc cancels the call when the client's own deadline passes
                 return await behaviour(request, context)
             except BaseException as error:
-                await self._settle(error, call, context)
+                await self._settle(error, call, context, entry, visit)
                 raise
             finally:
+                self._leave(visit)
                 call.finish()
 
         async def stream_unary(raws: AsyncIterator[bytes], context: _Context) -> Any:
-            async def work() -> Any:
-                return await behaviour(_parsed(raws, method), context)
+            async def work(visit: Visit) -> Any:
+                return await behaviour(entry.parsed(raws, visit), context)
 
             with self._open_stream(method):
-                return await self._surround(work, context, method)
+                return await self._surround(work, context, entry)
 
-        return stream_unary if streams_in else unary_unary
+        return stream_unary if method.streams_in else unary_unary
 
-    def _streaming(self, behaviour: Callable[..., Any], method: Method, *, streams_in: bool) -> Any:
+    def _streaming(self, behaviour: Callable[..., Any], entry: "_Entry") -> Any:
         """The shapes with a stream of responses."""
+        method = entry.method
 
         async def respond(incoming: Any, context: _Context) -> None:
-            async def work() -> None:
-                request = _parsed(incoming, method) if streams_in else method.parse(incoming)
+            async def work(visit: Visit) -> None:
+                request: Any
+                if method.streams_in:
+                    request = entry.parsed(incoming, visit)
+                else:
+                    request = await entry.judged(method.parse(incoming), visit)
                 if inspect.iscoroutinefunction(behaviour):
                     await behaviour(request, context)
                     return
@@ -253,9 +301,11 @@ class CallInterceptor:
                         await context.write(response)
                         stream.writing = False
                         self._refuse_when_draining(method)
+                        if self._ended:
+                            self._refuse_when_ended()
 
             with self._open_stream(method) as stream:
-                await self._surround(work, context, method)
+                await self._surround(work, context, entry)
 
         return respond
 
@@ -274,40 +324,102 @@ class CallInterceptor:
         if self._draining and not method.outlives_drain:
             raise ShuttingDown(service=method.service)
 
+    def _refuse_when_ended(self) -> None:
+        error = self._ended.pop(cast("asyncio.Task[Any]", asyncio.current_task()), None)
+        if error is not None:
+            raise error
+
     # Around the handler.
 
-    async def _surround(self, work: _Work, context: _Context, method: Method) -> Any:
-        call = _Call(method)
+    async def _surround(self, work: _Work, context: _Context, entry: "_Entry") -> Any:
+        call = _Call(entry.method)
+        visit: Visit = UNNOTICED
         try:
-            self._refuse_when_draining(method)
-            # Who may call is decided here, before anything is parsed: `method.access` says who, the
-            # interceptor that learns identities will say who calls. Until then the host only listens to
-            # this machine.
-            return await work()
+            self._refuse_when_draining(entry.method)
+            visit = entry.door(context)
+            return await work(visit)
         except BaseException as error:
-            await self._settle(error, call, context)
+            await self._settle(error, call, context, entry, visit)
             raise
         finally:
+            self._leave(visit)
             call.finish()
 
-    async def _settle(self, error: BaseException, call: "_Call", context: _Context) -> None:
+    def _leave(self, visit: Visit) -> None:
+        visit.leave()
+        if self._ended:  # a handler may have kept its end to itself
+            self._ended.pop(cast("asyncio.Task[Any]", asyncio.current_task()), None)
+
+    async def _settle(
+        self, error: BaseException, call: "_Call", context: _Context, entry: "_Entry", visit: Visit
+    ) -> None:
         """Answer what a call raised; returns where that is the caller's to raise again."""
         if isinstance(error, grpc.aio.AbortError):
             call.code = "ABORT"  # the handler has answered by itself
         elif isinstance(error, asyncio.CancelledError):
             call.code = "CANCELLED"
-            task = cast("asyncio.Task[Any]", asyncio.current_task())
-            stream = self._streams.get(task)
-            if self._draining and stream is not None and not stream.writing:
-                call.code = "UNAVAILABLE"
-                task.uncancel()
-                await context.abort_with_status(to_status(ShuttingDown(service=call.method.service)))
+            answer = self._reason_to_end(call.method)
+            if answer is not None:
+                call.code = code_of(answer).name
+                await context.abort_with_status(to_status(answer))
         elif isinstance(error, grpc.aio.BaseError):
             call.code = "BROKEN"  # the connection: there is nobody to answer
         elif isinstance(error, Exception):
-            answer = _foreseen(error) or _unforeseen(error, str(call.id))
+            answer = _foreseen(await entry.refused(error, visit)) or _unforeseen(error, str(call.id))
             call.code = code_of(answer).name
             await context.abort_with_status(to_status(answer))
+
+    def _reason_to_end(self, method: Method) -> HopperError | None:
+        """What the call that runs here is to be answered, if it was this server that has cancelled it."""
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        stream, error = self._streams.get(task), self._ended.pop(task, None)
+        if error is None and self._draining and stream is not None and not stream.writing:
+            error = ShuttingDown(service=method.service)
+        if error is not None:
+            task.uncancel()
+        return error
+
+
+class _Entry:
+    """How calls of one method come in."""
+
+    __slots__ = ("door", "guard", "method")
+
+    def __init__(self, method: Method, guard: Guard, door: Door) -> None:
+        self.method = method
+        self.guard = guard
+        self.door = door
+
+    async def judged(self, request: Message, visit: Visit) -> Message:
+        """The request, if what it names is for the caller."""
+        ticket = visit.about(request)
+        if ticket:
+            await self.guard.recorded(ticket)
+        return request
+
+    async def parsed(self, raws: AsyncIterator[bytes], visit: Visit) -> AsyncIterator[Message]:
+        """The requests of a stream, no faster than they may come."""
+        first = True
+        async for raw in raws:
+            if not first:
+                await _wait_for_turn(visit)
+            first = False
+            yield await self.judged(self.method.parse(raw), visit)
+
+    async def refused(self, error: Exception, visit: Visit) -> Exception:
+        """What to answer for a refusal, of the guard or of the handler, once it is written down; other errors as is."""
+        if isinstance(error, Refusal):
+            ticket, answer = error.ticket, error.error
+        elif isinstance(error, PermissionDenied):
+            ticket, answer = visit.denied(error), error
+        else:
+            return error
+        if ticket:
+            try:
+                await self.guard.recorded(ticket)
+            except HopperError as unwritten:
+                return unwritten
+        return answer
 
 
 class _CallId:
@@ -377,9 +489,11 @@ def _behaviour(handler: _Handler) -> Callable[..., Any]:
     return cast("Callable[..., Any]", next(shape for shape in shapes if shape is not None))
 
 
-async def _parsed(raws: AsyncIterator[bytes], method: Method) -> AsyncIterator[Message]:
-    async for raw in raws:
-        yield method.parse(raw)
+async def _wait_for_turn(visit: Visit) -> None:
+    wait = visit.another()
+    while wait:
+        await asyncio.sleep(wait)
+        wait = visit.another()
 
 
 def not_offered(path: str) -> _Handler:

@@ -1,8 +1,12 @@
 """
 A gRPC server as every Hopper process runs it: the interceptor, health and reflection around its services.
+
+One may listen for several kinds of callers: each kind has a door of its own, with the guard that knows how such callers
+prove who they are. Which door a call has come through is so by construction, and no call has to be asked for it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -15,6 +19,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_g
 
 from hopper_common.rpc.access import require_declared
 from hopper_common.rpc.channel import MAX_MESSAGE_BYTES
+from hopper_common.rpc.guard import Guard
 from hopper_common.rpc.health import Health
 from hopper_common.rpc.interceptor import UNARY_CAP, CallInterceptor, not_offered
 from hopper_common.rpc.symbols import Symbols
@@ -66,37 +71,38 @@ class Registered:
         return self.descriptor.full_name
 
 
-class HopperServer(grpc.aio.Server):
-    """
-    A `grpc.aio.Server` that keeps its health: SERVING once started, NOT_SERVING from the first moment of a
-    stop.
+# Behind such doors there may be anybody. A connection that is older goes on under what was agreed on long ago.
+_REMOTE_OPTIONS = (
+    ("grpc.max_connection_age_ms", 3_600_000),
+    ("grpc.max_connection_age_grace_ms", 60_000),
+    ("grpc.max_metadata_size", 16 * 1024),
+    ("grpc.server_handshake_timeout_ms", 5_000),
+)
 
-    `stop(grace)` tells health watchers, ends all other streams with SHUTTING_DOWN, takes no new calls, and
-    lets unary calls finish for up to *grace* seconds. It may be called again, with less grace.
-    """
+
+class Door(grpc.aio.Server):
+    """Where callers of one kind come in: what `listen_unix`, `listen_tcp` and credentials are given to."""
 
     def __init__(
         self,
+        calls: CallInterceptor,
         services: Sequence[Registered],
+        guard: Guard | None,
         *,
-        unary_cap: timedelta = UNARY_CAP,
-        options: Mapping[str, int] | None = None,
-        described: bool = True,
+        remote: bool = True,
     ) -> None:
-        names = [service.full_name for service in services]
-        self._health = Health(names)
-        every = [*services, *(_own_services(self._health, names) if described else ())]
-        self._calls = CallInterceptor([service.descriptor for service in every], unary_cap=unary_cap)
-        together = {**dict(_OPTIONS), **(options or {})}
-        self._server = grpc.aio.server(handlers=[_NobodyElse()], options=list(together.items()))
-        for service in every:
+        self._calls = calls
+        self._guard = guard
+        options = _OPTIONS + _REMOTE_OPTIONS if remote else _OPTIONS
+        self._server = grpc.aio.server(handlers=[_NobodyElse()], options=options)
+        for service in services:
             service.add(service.servicer, self)
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Any) -> None:
         """Generated code registers every method twice; see `add_registered_method_handlers`."""
 
     def add_registered_method_handlers(self, service_name: str, method_handlers: Any) -> None:
-        surrounded = self._calls.surround(service_name, method_handlers)
+        surrounded = self._calls.surround(service_name, method_handlers, self._guard)
         self._server.add_registered_method_handlers(service_name, surrounded)
 
     def add_insecure_port(self, address: str) -> int:
@@ -107,15 +113,53 @@ class HopperServer(grpc.aio.Server):
 
     async def start(self) -> None:
         await self._server.start()
+
+    async def stop(self, grace: float | None) -> None:
+        await self._server.stop(grace)
+
+    async def wait_for_termination(self, timeout: float | None = None) -> bool:
+        return await self._server.wait_for_termination(timeout)
+
+
+class HopperServer(Door):
+    """
+    A `grpc.aio.Server` that keeps its health: SERVING once started, NOT_SERVING from the first moment of a
+    stop. Ports that are added to it are for the owner; for others it has doors.
+
+    `stop(grace)` tells health watchers, ends all other streams with SHUTTING_DOWN, takes no new calls, and
+    lets unary calls finish for up to *grace* seconds. It may be called again, with less grace.
+    """
+
+    def __init__(
+        self,
+        services: Sequence[Registered],
+        *,
+        unary_cap: timedelta = UNARY_CAP,
+        owner: Guard | None = None,
+    ) -> None:
+        names = [service.full_name for service in services]
+        self._health = Health(names)
+        self._every = [*services, *_own_services(self._health, names)]
+        self._doors: list[Door] = []
+        calls = CallInterceptor([service.descriptor for service in self._every], unary_cap=unary_cap)
+        super().__init__(calls, self._every, owner, remote=False)
+
+    def door(self, guard: Guard) -> Door:
+        """A further door. It opens and closes with the server."""
+        door = Door(self._calls, self._every, guard)
+        self._doors.append(door)
+        return door
+
+    async def start(self) -> None:
+        await super().start()
+        for door in self._doors:
+            await door.start()
         self._health.serve()
 
     async def stop(self, grace: float | None) -> None:
         self._health.stop()
         self._calls.drain()
-        await self._server.stop(grace)
-
-    async def wait_for_termination(self, timeout: float | None = None) -> bool:
-        return await self._server.wait_for_termination(timeout)
+        await asyncio.gather(super().stop(grace), *(door.stop(grace) for door in self._doors))
 
 
 class _NobodyElse(grpc.GenericRpcHandler):
@@ -140,11 +184,7 @@ def _own_services(health: Health, names: Sequence[str]) -> list[Registered]:
 
 
 def build_server(
-    services: Sequence[Registered],
-    *,
-    unary_cap: timedelta = UNARY_CAP,
-    options: Mapping[str, int] | None = None,
-    described: bool = True,
+    services: Sequence[Registered], *, unary_cap: timedelta = UNARY_CAP, owner: Guard | None = None
 ) -> HopperServer:
     """
     Build a server, not bound and not started, in the running event loop.
@@ -153,12 +193,11 @@ def build_server(
 
     Args:
         unary_cap: How long a unary call may take that comes without a deadline.
-        options: gRPC's own, beside or instead of those that all servers have.
-        described: Whether health and reflection are offered: not to other machines.
+        owner: The guard of the ports that are for the owner. Default: nobody is asked anything there.
 
     Raises:
         UndeclaredMethods: A method does not say who may call it, or its rate class.
         ValueError: A field declares a limit that does not fit its type.
     """
     require_declared(service.descriptor for service in services)
-    return HopperServer(services, unary_cap=unary_cap, options=options, described=described)
+    return HopperServer(services, unary_cap=unary_cap, owner=owner)

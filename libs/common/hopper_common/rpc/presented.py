@@ -1,0 +1,128 @@
+"""
+The certificate that a caller has shown, checked again with every call.
+
+The handshake has verified it once, against all roots of all peers together, and a connection outlives it. So each call
+asks anew: exactly one SPIFFE id, TLS 1.3, issued by a root *of the trust domain that it names*, and valid now. What was
+read of a certificate is kept; the time is looked at every time.
+
+Only `peer_spiffe_id` is read: gRPC mixes all kinds of names in `peer_identities`, where a DNS name can spell somebody
+else's SPIFFE id.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from cryptography import x509
+
+from hopper_common.errors import BadSan, IssuerMismatch, LeafExpired, TlsTooOld, Unauthenticated
+from hopper_common.identity.certificates import issued_by
+from hopper_common.identity.spiffe import SpiffeId, SpiffeInvalid
+
+_MOST_KEPT: Final = 4_096
+_TLS: Final = b"TLSv1.3"
+
+
+@dataclass(frozen=True, slots=True)
+class Presented:
+    """A certificate whose signature was verified. *generation* is that of the roots then."""
+
+    name: SpiffeId
+    not_before: datetime
+    not_after: datetime
+    pem: bytes
+    generation: int
+
+    def require_valid(self, now: datetime) -> None:
+        """
+        Raises:
+            LeafExpired: It is not valid now.
+        """
+        if not self.not_before <= now <= self.not_after:
+            raise LeafExpired(
+                not_before=self.not_before.isoformat(timespec="seconds"),
+                not_after=self.not_after.isoformat(timespec="seconds"),
+            )
+
+
+class Certificates:
+    """
+    The certificates of callers on one port.
+
+    Args:
+        roots_of: The roots of a trust domain; none: nobody of it is let in. Asked again when *generation* grows.
+        generation: Grows with every change of any roots.
+        now: UTC.
+    """
+
+    def __init__(
+        self,
+        roots_of: Callable[[str], Sequence[x509.Certificate]],
+        generation: Callable[[], int],
+        now: Callable[[], datetime],
+    ) -> None:
+        self._roots_of = roots_of
+        self._generation = generation
+        self._now = now
+        self._kept: OrderedDict[bytes, Presented] = OrderedDict()
+
+    def presented(self, auth: Mapping[str, Sequence[bytes]]) -> Presented:
+        """
+        Check what the handshake has left behind.
+
+        Args:
+            auth: `context.auth_context()`.
+
+        Raises:
+            Unauthenticated: There is no certificate.
+            TlsTooOld, BadSan, IssuerMismatch, LeafExpired: What is wrong with it.
+        """
+        pems = auth.get("x509_pem_cert", ())
+        if len(pems) != 1:
+            raise Unauthenticated("there is no client certificate")
+        version = next(iter(auth.get("ssl_tls_version", ())), b"none")
+        if version != _TLS:
+            raise TlsTooOld(version=version.decode(errors="replace"))
+        presented = self._kept.get(pems[0])
+        if presented is None or presented.generation != self._generation():
+            presented = self._keep(self._verified(pems[0], auth.get("peer_spiffe_id", ())))
+        presented.require_valid(self._now())
+        return presented
+
+    def again(self, presented: Presented) -> Presented:
+        """
+        The same as it is now, for calls that are under way.
+
+        Raises:
+            The same as `presented`.
+        """
+        if presented.generation != self._generation():
+            presented = self._keep(self._verified(presented.pem, [str(presented.name).encode()]))
+        presented.require_valid(self._now())
+        return presented
+
+    def _keep(self, presented: Presented) -> Presented:
+        if len(self._kept) >= _MOST_KEPT:
+            self._kept.popitem(last=False)
+        self._kept[presented.pem] = presented
+        return presented
+
+    def _verified(self, pem: bytes, names: Sequence[bytes]) -> Presented:
+        generation = self._generation()  # before the roots: a change in between is noticed at the next call
+        name = _only(names)
+        leaf = x509.load_pem_x509_certificate(pem)
+        if not issued_by(leaf, self._roots_of(name.trust_domain)):
+            raise IssuerMismatch(trust_domain=name.trust_domain)
+        return Presented(name, leaf.not_valid_before_utc, leaf.not_valid_after_utc, pem, generation)
+
+
+def _only(names: Sequence[bytes]) -> SpiffeId:
+    # gRPC gives none where the certificate has none, several, or a further URI.
+    if len(names) != 1:
+        raise BadSan(problem="not exactly one SPIFFE id")
+    try:
+        return SpiffeId.parse(names[0].decode())
+    except (SpiffeInvalid, UnicodeDecodeError) as error:
+        raise BadSan(problem="not a SPIFFE id of the strict form") from error

@@ -161,7 +161,7 @@ def test_what_put_one_before_another_adds_up() -> None:
         factors=[
             Factor(name="semantic", value=0.55, weight=2.0),
             Factor(name="learned", value=-0.1, weight=2.0),
-            Factor(name="workload", value=0.0, weight=-0.2),
+            Factor(name="workload", value=0.25, weight=-0.2),
         ],
     )
     lines = [line.split() for line in shown(lead_table(first, second)).splitlines()]
@@ -169,7 +169,7 @@ def test_what_put_one_before_another_adds_up() -> None:
         ["FACTOR", "WEB", "OPS", "LEAD"],
         ["learned", "+0.500", "-0.200", "+0.700", "█" * 20],
         ["semantic", "+1.000", "+1.100", "-0.100", "██▉"],
-        ["workload", "-0.100", "+0.000", "-0.100", "██▉"],
+        ["workload", "-0.100", "-0.050", "-0.050", "█▍"],
         ["together", "+1.400", "+0.900", "+0.500"],
     ]
 

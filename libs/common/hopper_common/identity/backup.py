@@ -96,8 +96,12 @@ def restore(
         for leftover in (draft.path, where.restored):  # of a process that died
             if leftover.exists():
                 shutil.rmtree(leftover)
-        _unpack(content, draft)
-        _go_on(draft, clock.now(), root_passphrase, name)
+        try:
+            _unpack(content, draft)
+            _go_on(draft, clock.now(), root_passphrase, name)
+        except BaseException:
+            shutil.rmtree(draft.path)
+            raise
         _swap(where, draft, clock.now())
     return IdentityStore.open(directory, clock, passphrase=root_passphrase)
 

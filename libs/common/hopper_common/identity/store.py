@@ -65,6 +65,7 @@ class _View:
 
     state: State
     keys: Keys
+    roots: tuple[x509.Certificate, ...]
     incarnation: str
     stamp: object
 
@@ -213,7 +214,7 @@ class Identity:
 
     def roots(self) -> Sequence[x509.Certificate]:
         """What this Hopper's own services trust: the roots that are active, prepared or tainted."""
-        return bundles.roots_of(self._view.state.bundle)
+        return self._view.roots
 
     def bundle(self) -> SignedBundle:
         """What others are told."""
@@ -295,8 +296,8 @@ class Identity:
         return leaf
 
     def _keep(self, path: str, leaf: Leaf) -> None:
+        self._generation += path in self._leaves  # the first one changes nothing for anybody
         self._leaves = {**self._leaves, path: leaf}
-        self._generation += 1
 
     # Signing.
 
@@ -407,20 +408,20 @@ class Identity:
         self._tell()
 
     def _refresh(self) -> None:
-        try:
-            with self._mutex:
-                self._look()
-                self._maintain()
-                self._renew()
-        except (IdentityRefused, OSError) as error:
-            self._say_problem(str(error))
-        else:
-            self._say_problem(None)
+        problems: list[str] = []
+        with self._mutex:
+            # Leaves are renewed from what was read before, even if it could not be read again.
+            for step in (self._look, self._renew):
+                try:
+                    step()
+                except (IdentityRefused, OSError) as error:
+                    problems.append(str(error))
+        self._say_problem(problems[0] if problems else None)
 
     def _look(self) -> None:
-        if self._problem is None and self._where.stamp() == self._view.stamp:
-            return
-        self._reread()
+        if self._problem is not None or self._where.stamp() != self._view.stamp:
+            self._reread()
+        self._maintain()
 
     def _reread(self) -> None:
         view = self._read()
@@ -438,7 +439,8 @@ class Identity:
         now = self._clock.now()
         state = self._where.read(now)
         keys = self._where.read_keys(state, now, self._passphrase)
-        return _View(state, keys, self._where.read_incarnation(), stamp)
+        roots = tuple(bundles.roots_of(state.bundle))
+        return _View(state, keys, roots, self._where.read_incarnation(), stamp)
 
     def _say_problem(self, problem: str | None) -> None:
         if problem == self._problem:

@@ -4,9 +4,11 @@ from collections.abc import Generator, Iterable
 from types import TracebackType
 from typing import Self, Unpack
 
+from hopper.common.v1.audit_service_pb2_grpc import AuditServiceStub
 from hopper.memory.v1.episodic_service_pb2_grpc import EpisodicMemoryServiceStub
 from hopper.memory.v1.feedback_service_pb2_grpc import FeedbackServiceStub
 from hopper.memory.v1.working_service_pb2_grpc import WorkingMemoryServiceStub
+from hopper.registry.v1.access_service_pb2_grpc import AccessServiceStub
 from hopper.registry.v1.instance_service_pb2 import WatchInstancesResponse
 from hopper.registry.v1.instance_service_pb2_grpc import InstanceServiceStub
 from hopper.registry.v1.project_service_pb2 import WatchProjectsResponse
@@ -48,6 +50,7 @@ class Hopper:
         self._channel = open_blocking(self.address, timeout)
         self.projects = ProjectServiceStub(self._channel)
         self.instances = InstanceServiceStub(self._channel)
+        self.access = AccessServiceStub(self._channel)
         self.tasks = TaskServiceStub(self._channel)
         self.routing = RoutingServiceStub(self._channel)
         self.work = WorkServiceStub(self._channel)
@@ -57,6 +60,7 @@ class Hopper:
         self.working_memory = WorkingMemoryServiceStub(self._channel)
         self.episodes = EpisodicMemoryServiceStub(self._channel)
         self.feedback = FeedbackServiceStub(self._channel)
+        self.audit = AuditServiceStub(self._channel)
 
     def __enter__(self) -> Self:
         return self

@@ -6,7 +6,7 @@ prove who they are. Which door a call has come through is so by construction, an
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -90,11 +90,12 @@ class Door(grpc.aio.Server):
         guard: Guard | None,
         *,
         remote: bool = True,
+        options: Mapping[str, int] | None = None,
     ) -> None:
         self._calls = calls
         self._guard = guard
-        options = _OPTIONS + _REMOTE_OPTIONS if remote else _OPTIONS
-        self._server = grpc.aio.server(handlers=[_NobodyElse()], options=options)
+        together = dict(_OPTIONS + _REMOTE_OPTIONS if remote else _OPTIONS) | dict(options or {})
+        self._server = grpc.aio.server(handlers=[_NobodyElse()], options=list(together.items()))
         for service in services:
             service.add(service.servicer, self)
 
@@ -136,13 +137,15 @@ class HopperServer(Door):
         *,
         unary_cap: timedelta = UNARY_CAP,
         owner: Guard | None = None,
+        options: Mapping[str, int] | None = None,
+        described: bool = True,
     ) -> None:
         names = [service.full_name for service in services]
         self._health = Health(names)
-        self._every = [*services, *_own_services(self._health, names)]
+        self._every = [*services, *(_own_services(self._health, names) if described else ())]
         self._doors: list[Door] = []
         calls = CallInterceptor([service.descriptor for service in self._every], unary_cap=unary_cap)
-        super().__init__(calls, self._every, owner, remote=False)
+        super().__init__(calls, self._every, owner, remote=False, options=options)
 
     def door(self, guard: Guard) -> Door:
         """A further door. It opens and closes with the server."""
@@ -184,7 +187,12 @@ def _own_services(health: Health, names: Sequence[str]) -> list[Registered]:
 
 
 def build_server(
-    services: Sequence[Registered], *, unary_cap: timedelta = UNARY_CAP, owner: Guard | None = None
+    services: Sequence[Registered],
+    *,
+    unary_cap: timedelta = UNARY_CAP,
+    owner: Guard | None = None,
+    options: Mapping[str, int] | None = None,
+    described: bool = True,
 ) -> HopperServer:
     """
     Build a server, not bound and not started, in the running event loop.
@@ -194,10 +202,12 @@ def build_server(
     Args:
         unary_cap: How long a unary call may take that comes without a deadline.
         owner: The guard of the ports that are for the owner. Default: nobody is asked anything there.
+        options: gRPC's own, for these ports, beside or instead of those that all servers have.
+        described: Whether health and reflection are offered: not on ports that are for other Hoppers.
 
     Raises:
         UndeclaredMethods: A method does not say who may call it, or its rate class.
         ValueError: A field declares a limit that does not fit its type.
     """
     require_declared(service.descriptor for service in services)
-    return HopperServer(services, unary_cap=unary_cap, owner=owner)
+    return HopperServer(services, unary_cap=unary_cap, owner=owner, options=options, described=described)

@@ -1,7 +1,7 @@
 """
 A process that runs one service, or all of them, behind one gRPC server.
 
-    settings ─► data directory, lock ─► services open, in order ─► server binds and starts ─► long-running
+    settings ─► data directory, lock ─► audit log and services open, in order ─► server binds and starts ─► long-running
     tasks │ SIGTERM, SIGINT, or a task fails ◄──────────────────────────────────────────────────┘ health
     NOT_SERVING, streams told to go, no new calls ─► calls in flight finish ─► services close, in reverse
 
@@ -41,10 +41,12 @@ import structlog
 from pydantic import ValidationError
 
 from hopper_common import logs
+from hopper_common.audit.app import Audit, open_audit
 from hopper_common.clock import Clock, SystemClock
 from hopper_common.errors import HopperError
 from hopper_common.metrics import Measures, serve_metrics
 from hopper_common.rpc.address import listen_tcp, listen_unix
+from hopper_common.rpc.guard import OwnerGuard
 from hopper_common.rpc.server import HopperServer, Registered, build_server
 from hopper_common.settings import HostSettings, load_settings
 from hopper_common.startup import StartupError, make_private
@@ -184,10 +186,11 @@ async def serve(
             settings=settings,
             stopping=stopping,
         )
+        audit = await _open_audit(context, stack)
         running = {service.name: await _open(service, context, stack) for service in services}
-        server = build_server(
-            [registered for service in running.values() for registered in service.registered]
-        )
+        offered = [registered for service in running.values() for registered in service.registered]
+        server = build_server([*offered, audit.registered], owner=OwnerGuard(audit.sink))
+        audit.sink.on_ready(server.set_ready)
         stack.push_async_callback(server.stop, None)
         addresses = (listen or _listen)(server, settings)
         await server.start()
@@ -198,6 +201,7 @@ async def serve(
             log.info("metrics are served", url=url)
         ready(Ready(addresses, settings.data_dir, list(running)))
         tasks = [(name, task) for name, service in running.items() for task in service.tasks]
+        tasks += [("audit", task) for task in audit.tasks]
         await _until_stopped(server, tasks, stopping, settings.drain_timeout.total_seconds())
 
 
@@ -208,6 +212,13 @@ def _addresses(services: Sequence[Service], settings: HostSettings) -> Callable[
         return f"unix:{settings.socket_path}" if name in here else settings.address_of(name)
 
     return address_of
+
+
+async def _open_audit(context: HostContext, stack: AsyncExitStack) -> Audit:
+    try:
+        return await stack.enter_async_context(open_audit(context))
+    except HopperError as error:
+        raise ServiceNotOpened(f"cannot open the audit log: {error.message}") from error
 
 
 async def _open(service: Service, context: HostContext, stack: AsyncExitStack) -> Running:

@@ -188,6 +188,11 @@ class ChainCheck:
         """Whether something was found already: nothing after it can be trusted, and is not looked at."""
         return bool(self._problem)
 
+    @property
+    def head(self) -> Head:
+        """The last record that was looked at."""
+        return self._after or START
+
     def add(self, record: Record) -> None:
         """Look at the next record."""
         if self.broken:

@@ -23,7 +23,7 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the package ships no types
     """
-    The health of one server: not serving, then serving, then stopped for good.
+    The health of one server: not serving, then serving, perhaps not for a while, then stopped for good.
 
     Args:
         services: Full names of the services that are asked about.
@@ -35,9 +35,10 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the packa
         self._stopped = False
         self._changed = asyncio.Event()
 
-    def serve(self) -> None:
-        """Every service answers SERVING from now on."""
-        self._change(SERVING)
+    def serve(self, *, ready: bool = True) -> None:
+        """Every service answers SERVING from now on; or, where it is not ready, NOT_SERVING for a while."""
+        if not self._stopped:
+            self._change(SERVING if ready else NOT_SERVING)
 
     def stop(self) -> None:
         """Every service answers NOT_SERVING from now on, and watchers are sent away with that."""

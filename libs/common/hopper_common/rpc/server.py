@@ -159,6 +159,10 @@ class HopperServer(Door):
             await door.start()
         self._health.serve()
 
+    def set_ready(self, ready: bool) -> None:
+        """Say by its health whether a server that is started can do its work. Calls are answered either way."""
+        self._health.serve(ready=ready)
+
     async def stop(self, grace: float | None) -> None:
         self._health.stop()
         self._calls.drain()

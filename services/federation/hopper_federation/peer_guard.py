@@ -3,198 +3,170 @@ Who is on the other end of the peer port, looked at anew on every call.
 
 TLS has let somebody in whose certificate some root of the pool vouches for. That is not enough: gRPC has one pool for
 all peers, cannot say which root it was, and goes on with an open connection when a root is gone, a peer is revoked or a
-leaf has run out. So the guard asks again, of the certificate itself and of the trust there is *now*:
+leaf has run out. So it is asked again, of the certificate itself and of the trust there is *now*:
 
-    fresh snapshot ─► TLS 1.3 ─► one SPIFFE id ─► of a peer ─► issued by a root of that peer ─► /svc/federation
-                                                                          │
-                                 in time ─► not revoked ─► level  ◄───────┘
-
-What depends on the certificate and the peer's roots alone (parsing, and a signature, 100 microseconds) is remembered
-for as long as the peers stay the same.
+    fresh snapshot ─► TLS 1.3 ─► one SPIFFE id ─► issued by a root of the peer it names ─► in time
+                         `hopper_common.rpc.presented`                                       │
+                          /svc/federation ─► not revoked ─► level, rate, audit ◄─────────────┘
+                                                        `hopper_common.rpc.guard`
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
-from functools import partial
-from typing import Final
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, Final, cast
 
 from cryptography import x509
 
-from hopper_common.errors import (
-    BadSan,
-    HopperError,
-    IssuerMismatch,
-    LeafExpired,
-    PathDenied,
-    TlsTooOld,
-    TrustStoreStale,
-)
-from hopper_common.identity.certificates import issued_by, spiffe_id_of
-from hopper_common.identity.spiffe import SpiffeId, SpiffeInvalid, install_id_of_domain
-from hopper_federation.errors import PeerRevoked, PeerUnknown, TrustLevelTooLow
+from hopper_common.auth.decide import Session
+from hopper_common.auth.model import Kind, Principal, TrustLevel
+from hopper_common.clock import Clock
+from hopper_common.errors import HopperError, IssuerMismatch, PathDenied, TrustStoreStale
+from hopper_common.identity.certificates import issued_by
+from hopper_common.identity.spiffe import SpiffeId, SpiffeInvalid, install_id_of_domain, trust_domain_of
+from hopper_common.rpc.guard import source_of
+from hopper_common.rpc.presented import Certificates, Presented
+from hopper_federation.errors import PeerRevoked, PeerUnknown
 from hopper_federation.model import Revocation
 from hopper_federation.trust import Alert, Level
-from hopper_federation.trust_snapshot import TrustedPeer, TrustSnapshot, TrustSnapshots
+from hopper_federation.trust_snapshot import TrustedPeer, TrustSnapshots
 
 PATH: Final = "/svc/federation"
 """Of the certificates that may call here; others of a peer's are none of ours."""
 
-_TLS: Final = b"TLSv1.3"
-_REMEMBERED: Final = 4096
 
-Auth = Mapping[str, Sequence[bytes]]
-"""What gRPC says of a connection: `context.auth_context()`."""
-_Refusal = Callable[[], HopperError]
+class PeerSession(Session):
+    """A peer that has shown who it is, as it stood at one moment."""
 
-
-@dataclass(frozen=True, slots=True)
-class Proved:
-    """
-    What a certificate proves, whenever it is shown.
-
-    Attributes:
-        peer: As it was when this was found out.
-    """
-
-    name: SpiffeId
-    peer: TrustedPeer
-    not_before: datetime
-    not_after: datetime
-
-
-class PeerGuard:
-    """
-    Lets peers in, call by call.
-
-    Args:
-        now: The time of day.
-        monotonic: Seconds, of a clock that never goes back.
-        alarm: Told the install id of a peer whose root was misused, or whose certificate does not add up.
-    """
+    __slots__ = ("generation", "peer", "presented")
 
     def __init__(
-        self,
-        snapshots: TrustSnapshots,
-        *,
-        now: Callable[[], datetime],
-        monotonic: Callable[[], float],
-        alarm: Callable[[str, Alert], None],
+        self, principal: Principal, peer: TrustedPeer, presented: Presented, generation: int
     ) -> None:
+        super().__init__(principal, {})
+        self.peer = peer
+        self.presented = presented
+        self.generation = generation
+
+
+class Peers:
+    """
+    Callers with a certificate of another Hopper; `hopper_common.rpc.guard.Callers`.
+
+    Args:
+        alarm: Told the install id of a peer whose root was misused.
+    """
+
+    def __init__(self, snapshots: TrustSnapshots, clock: Clock, alarm: Callable[[str, Alert], None]) -> None:
         self._snapshots = snapshots
-        self._now = now
-        self._monotonic = monotonic
+        self._clock = clock
         self._alarm = alarm
-        self._generation = -1
-        self._remembered: OrderedDict[bytes, Proved | _Refusal] = OrderedDict()
+        self._certificates = Certificates(
+            lambda trust_domain: _roots(self._peer_of(trust_domain)),
+            lambda: snapshots.current.generation,
+            clock.now,
+        )
 
-    def admit(self, auth: Auth, needed: Level) -> Proved:
+    def session(self, context: Any) -> PeerSession:
         """
-        Say who calls, if they may.
-
-        Args:
-            needed: The least level that may call the method.
+        Who calls.
 
         Raises:
             TrustStoreStale: Who is trusted is not known fresh enough.
-            TlsTooOld, BadSan, PeerUnknown, IssuerMismatch, PathDenied, LeafExpired: As the catalogue says.
-            PeerRevoked: It was, or is blocked.
-            TrustLevelTooLow: It is not trusted far enough for that.
+            Unauthenticated, TlsTooOld, BadSan, LeafExpired: What is wrong with the connection or its certificate.
+            PeerUnknown, IssuerMismatch, PathDenied: Whose it is not, or what it is not for.
+            PeerRevoked: It was revoked, or is blocked.
         """
-        snapshot = self._snapshots.current
-        monotonic = self._monotonic()
-        if not snapshot.fresh(monotonic):
-            age = snapshot.age(monotonic)
-            raise TrustStoreStale(age_seconds="" if age is None else f"{age:.0f}")
-        proved = self._proved(auth, snapshot)
-        now = self._now()
-        if not proved.not_before <= now < proved.not_after:
-            raise LeafExpired(
-                not_before=proved.not_before.isoformat(), not_after=proved.not_after.isoformat()
-            )
-        check_standing(proved.peer, needed, now)
-        return proved
-
-    def _proved(self, auth: Auth, snapshot: TrustSnapshot) -> Proved:
-        version = _only(auth, "ssl_tls_version")
-        if version != _TLS:
-            raise TlsTooOld(version=version.decode("ascii", "replace"))
-        pem = _only(auth, "x509_pem_cert")
-        if self._generation != snapshot.generation:
-            self._remembered.clear()
-            self._generation = snapshot.generation
-        known = self._remembered.get(pem)
-        if known is None:
-            known = self._remember(pem, self._examined(pem, snapshot))
-        if not isinstance(known, Proved):
-            raise known()
-        # gRPC's own reading must agree: it is absent when there is not exactly one URI.
-        if _only(auth, "peer_spiffe_id") != str(known.name).encode():
-            raise BadSan(problem="gRPC reads another SPIFFE id, or none")
-        return known
-
-    def _remember(self, pem: bytes, known: Proved | _Refusal) -> Proved | _Refusal:
-        self._remembered[pem] = known
-        if len(self._remembered) > _REMEMBERED:
-            self._remembered.popitem(last=False)
-        return known
-
-    def _examined(self, pem: bytes, snapshot: TrustSnapshot) -> Proved | _Refusal:
-        """What a certificate proves; the expensive part."""
+        self._require_fresh()
+        auth = context.auth_context()
         try:
-            leaf = x509.load_pem_x509_certificate(pem)
-            name = spiffe_id_of(leaf)
-            install_id = install_id_of_domain(name.trust_domain)
-        except (SpiffeInvalid, ValueError) as error:
-            return partial(BadSan, problem=str(error))
-        peer = snapshot.peers.get(install_id)
-        if peer is None or not _issued_by(leaf, peer):
-            return self._not_issued_by_its_root(leaf, name, install_id, peer, snapshot)
-        if name.path != PATH:
-            return partial(PathDenied, path=name.path)
-        return Proved(name, peer, leaf.not_valid_before_utc, leaf.not_valid_after_utc)
+            presented = self._certificates.presented(auth)
+        except IssuerMismatch as error:
+            raise self._not_by_its_root(auth["x509_pem_cert"][0], error) from error
+        return self._standing(presented, source_of(context))
 
-    def _not_issued_by_its_root(
-        self,
-        leaf: x509.Certificate,
-        name: SpiffeId,
-        install_id: str,
-        peer: TrustedPeer | None,
-        snapshot: TrustSnapshot,
-    ) -> _Refusal:
-        for other in snapshot.peers.values():
-            if other.install_id != install_id and _issued_by(leaf, other):
-                self._alarm(other.install_id, Alert.IMPERSONATION)
-                return partial(IssuerMismatch, trust_domain=name.trust_domain)
+    def again(self, session: Session) -> PeerSession:
+        """
+        The same as it is now, for a call that is under way.
+
+        Raises:
+            As `session`.
+        """
+        self._require_fresh()
+        before = cast("PeerSession", session)
+        presented = self._certificates.again(before.presented)
+        return self._standing(presented, before.principal.source, before)
+
+    def spend(self, session: Session) -> None:
+        """A certificate is not used up."""
+
+    def _require_fresh(self) -> None:
+        age = self._snapshots.current.age(self._clock.monotonic())
+        if not self._snapshots.current.fresh(self._clock.monotonic()):
+            raise TrustStoreStale(age_seconds="" if age is None else f"{age:.0f}")
+
+    def _standing(self, presented: Presented, source: str, before: PeerSession | None = None) -> PeerSession:
+        """The caller, as its peer stands now; the very same session where nothing has changed."""
+        if presented.name.path != PATH:
+            raise PathDenied(path=presented.name.path)
+        snapshot = self._snapshots.current
+        peer = self._peer_of(presented.name.trust_domain)
         if peer is None:
-            return partial(PeerUnknown, install_id=install_id)
-        return partial(IssuerMismatch, trust_domain=name.trust_domain)
+            raise _unknown(presented.name)
+        level = self._level(peer)
+        if (
+            before is not None
+            and before.generation == snapshot.generation
+            and before.principal.level is level
+        ):
+            return before
+        principal = Principal(
+            name=str(presented.name),
+            kind=Kind.PEER,
+            credential="certificate",
+            source=source,
+            level=level,
+            expires=presented.not_after,
+        )
+        return PeerSession(principal, peer, presented, snapshot.generation)
+
+    def _level(self, peer: TrustedPeer) -> TrustLevel:
+        """The level that counts now: one that is drained may still finish what is under way."""
+        if (
+            peer.revocation is Revocation.DRAIN
+            and peer.drain_time is not None
+            and self._clock.now() < peer.drain_time
+        ):
+            return TrustLevel.KNOWN
+        if peer.revocation is not Revocation.NONE or peer.level is Level.BLOCKED:
+            mode = "" if peer.revocation is Revocation.NONE else peer.revocation
+            raise PeerRevoked(install_id=peer.install_id, mode=mode)
+        return TrustLevel[peer.level.name]
+
+    def _peer_of(self, trust_domain: str) -> TrustedPeer | None:
+        try:
+            return self._snapshots.current.peers.get(install_id_of_domain(trust_domain))
+        except SpiffeInvalid:  # of a form that no Hopper's has
+            return None
+
+    def _not_by_its_root(self, pem: bytes, error: IssuerMismatch) -> HopperError:
+        """What to say of a certificate that the named peer's root did not issue; and whom to blame, if known."""
+        leaf = x509.load_pem_x509_certificate(pem)
+        named = error.metadata["trust_domain"]
+        for other in self._snapshots.current.peers.values():
+            if trust_domain_of(other.install_id) != named and issued_by(leaf, _roots(other)):
+                self._alarm(other.install_id, Alert.IMPERSONATION)
+                return error
+        return error if self._peer_of(named) else _unknown(SpiffeId(named, PATH))
 
 
-def check_standing(peer: TrustedPeer, needed: Level, now: datetime) -> None:
-    """
-    Check that a peer may call something, as it stands now.
-
-    Raises:
-        PeerRevoked: It was revoked, or is blocked.
-        TrustLevelTooLow: It is not trusted far enough.
-    """
-    drained = peer.revocation is Revocation.DRAIN and peer.drain_time is not None and now < peer.drain_time
-    if peer.revocation is not Revocation.NONE and not drained:
-        raise PeerRevoked(install_id=peer.install_id, mode=peer.revocation)
-    if peer.level is Level.BLOCKED and not drained:
-        raise PeerRevoked(install_id=peer.install_id, mode="")
-    level = Level.KNOWN if drained else peer.level
-    if not drained and not peer.may(needed):
-        raise TrustLevelTooLow(level=level, needed=needed)
+def _roots(peer: TrustedPeer | None) -> Sequence[x509.Certificate]:
+    return () if peer is None else tuple(_certificate(root) for root in peer.roots)
 
 
-def _issued_by(leaf: x509.Certificate, peer: TrustedPeer) -> bool:
-    return issued_by(leaf, (x509.load_der_x509_certificate(root) for root in peer.roots))
+@lru_cache(1024)
+def _certificate(der: bytes) -> x509.Certificate:
+    return x509.load_der_x509_certificate(der)
 
 
-def _only(auth: Auth, key: str) -> bytes:
-    """The one value of that key; empty where there is none, or more than one."""
-    values = auth.get(key, ())
-    return values[0] if len(values) == 1 else b""
+def _unknown(name: SpiffeId) -> PeerUnknown:
+    return PeerUnknown(install_id=name.trust_domain.removesuffix(".hopper"))

@@ -206,7 +206,7 @@ class AccessServicer(AccessServiceServicer):
 
     async def IssueToken(self, request: asvc.IssueTokenRequest, context: _Context) -> asvc.IssueTokenResponse:
         caller = current()
-        self._check_audience(request.audience)
+        audience = self._audience(request.audience)
         if caller.kind not in _WITH_ROLES:
             raise PermissionDenied(
                 "a token is of a person or an agent: use a key of theirs", rule="only people and agents"
@@ -217,14 +217,15 @@ class AccessServicer(AccessServiceServicer):
         token, expires = self._signer.sign(
             subject=caller.name if person is None else person.name,
             actor="" if person is None else caller.name,
-            audience=request.audience,
+            audience=audience,
             api_key=caller.credential.removeprefix("key:"),
         )
         return asvc.IssueTokenResponse(token=token, expire_time=to_proto(expires))
 
-    def _check_audience(self, audience: str) -> None:
+    def _audience(self, text: str) -> str:
+        """The SPIFFE id of the service that is meant."""
         try:
-            name = SpiffeId.parse(audience)
+            name = SpiffeId.parse(text) if "://" in text else SpiffeId(self._issuer, f"/svc/{text}")
         except SpiffeInvalid:
             name = SpiffeId(self._issuer)
         if name.trust_domain != self._issuer or name.path not in _AUDIENCES:
@@ -232,6 +233,7 @@ class AccessServicer(AccessServiceServicer):
                 "audience", f"must be a service of this Hopper, such as spiffe://{self._issuer}/svc/router"
             )
             raise InvalidArgument(violations=[violation])
+        return str(name)
 
     async def WhoAmI(self, request: asvc.WhoAmIRequest, context: _Context) -> asvc.WhoAmIResponse:
         caller = current()

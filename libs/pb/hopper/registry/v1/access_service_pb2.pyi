@@ -502,7 +502,7 @@ class IssueTokenRequest(_message.Message):
 
     AUDIENCE_FIELD_NUMBER: _builtins.int
     audience: _builtins.str
-    """Required. For whom it is: the SPIFFE id of a service of this Hopper."""
+    """Required. For whom it is: the SPIFFE id of a service of this Hopper, or the service's name alone: `router`."""
     def __init__(
         self,
         *,

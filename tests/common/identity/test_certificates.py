@@ -141,6 +141,7 @@ REFUSED_BY_NAME = {
     "no names",
     "no path",
     "its own root",
+    "root as leaf",
     *(kind for kind in attacks(Authority.new(NOW), ROOT.certificate, DOMAIN) if kind.startswith("malformed")),
 }
 

@@ -14,9 +14,19 @@ import grpc.aio
 import pytest
 from cryptography import x509
 
-from hopper_common.identity.certificates import Leaf, constrained_anchor, new_root, to_pem
+from hopper_common.identity.certificates import (
+    Leaf,
+    constrained_anchor,
+    issued_by,
+    new_root,
+    spiffe_id_of,
+    to_pem,
+)
+from hopper_common.identity.following import FollowingChannel
+from hopper_common.identity.issuing import issue_into
 from hopper_common.identity.rotation import Verb
-from hopper_common.identity.store import Identity, IdentityStore, renew_time
+from hopper_common.identity.spiffe import SpiffeInvalid
+from hopper_common.identity.store import Identity, IdentityStore
 from hopper_common.identity.tls import (
     channel_credentials,
     open_secure_channel,
@@ -85,7 +95,8 @@ def own_server(identity: Identity) -> grpc.ServerCredentials:
 
 
 async def ask(channel: grpc.aio.Channel, method: str = "/test/Who") -> str:
-    answer: bytes = await channel.unary_unary(method)(b"", timeout=SECONDS)
+    call: Any = channel.unary_unary(method)
+    answer: bytes = await call(b"", timeout=SECONDS)
     return answer.decode()
 
 
@@ -166,32 +177,225 @@ async def test_a_port_that_needs_no_client_certificate_asks_for_none(identity: I
 
 # Peers, and what their roots may do.
 
-# What a handshake cannot refuse is for the check of each call: the name is not one, or is not one for this port, or it
-# came through an intermediate.
-GETS_THROUGH_TLS = {"two URIs", "own URI twice", "no URI", "agent", "no path"}
+# What a handshake lets pass is for the check at each call to refuse.
+PASS_HANDSHAKE = {
+    "own name through an intermediate",
+    "own URI twice",
+    "no URI",
+    "agent",
+    "no path",
+    "root as leaf",
+}
 
 
-@pytest.mark.parametrize("path_of", ["constrained"])
 async def test_a_constrained_anchor_refuses_what_a_paired_attacker_forges(
-    identity: Identity, clock: ManualClock, path_of: str
+    identity: Identity, clock: ManualClock
 ) -> None:
-    """F02-F06 in the handshake: every attack of the factory by a peer that is trusted for itself."""
+    """F02, F04, F05, F06: every attack of the factory, by a peer that is trusted to speak for itself."""
     now = clock.now()
     attacker, victim, signer = Authority.new(now), Authority.new(now), new_root(now)
     anchors = b"".join(
         constrained_anchor(each.root.certificate, each.trust_domain, signer, now)
         for each in (attacker, victim)
     )
-    credentials = server_credentials(identity, "/svc/federation", lambda: anchors)
-    through = {}
-    async with serving(credentials) as (address, echo):
+    forged = attacks(attacker, victim.root.certificate, victim.trust_domain)
+    passed = {}
+    async with serving(server_credentials(identity, "/svc/federation", lambda: anchors)) as (address, echo):
         name = f"federation.{identity.trust_domain}"
-        for kind, leaf in attacks(attacker, victim.root.certificate, victim.trust_domain).items():
+        for kind, leaf in forged.items():
             echo.callers.clear()
             if await outcome(dial(address, own_roots(identity), name, leaf)) == "OK":
-                through[kind] = echo.callers[0]
+                passed[kind] = echo.callers[0]
         for each in (attacker, victim):
             assert await outcome(dial(address, own_roots(identity), name, each.leaf())) == "OK"
-    named = {kind: caller for kind, caller in through.items() if not kind.startswith("malformed")}
-    assert set(named) == GETS_THROUGH_TLS
-    assert not any(victim.trust_domain in caller for caller in through.values())
+    assert {kind for kind in passed if not kind.startswith("malformed")} == PASS_HANDSHAKE
+    assert not any(victim.trust_domain in caller for caller in passed.values())
+    assert [kind for kind in passed if _taken_at_call(forged[kind], attacker)] == []
+
+
+def _taken_at_call(leaf: Leaf, peer: Authority) -> bool:
+    """What is checked at each call on the peer port."""
+    try:
+        name = spiffe_id_of(leaf.certificate)
+    except SpiffeInvalid:
+        return False
+    return name.path == "/svc/federation" and issued_by(leaf.certificate, [peer.root.certificate])
+
+
+async def test_a_client_that_pins_a_peer_takes_no_other_for_it(clock: ManualClock) -> None:
+    """F08: the server has the right name, by the wrong key."""
+    now = clock.now()
+    peer, signer = Authority.new(now), new_root(now)
+    impostors = {
+        "same-name CA": Authority.posing_as(peer.root.certificate, peer.trust_domain, now).leaf(),
+        "another Hopper": Authority.new(now).leaf(),
+        "another Hopper in its name": Authority.new(now).leaf(dns=[f"federation.{peer.trust_domain}"]),
+        "the peer's own agent": peer.leaf(path="/agent/federation", dns=["agent.invalid"]),
+    }
+    anchor = constrained_anchor(peer.root.certificate, peer.trust_domain, signer, now)
+    for leaf in (*impostors.values(), peer.leaf()):
+        credentials = grpc.ssl_server_credentials([(leaf.key_pem, leaf.chain_pem)])
+        async with serving(credentials) as (address, _):
+            channel = dial(address, anchor, f"federation.{peer.trust_domain}")
+            expected = "UNAVAILABLE" if leaf in impostors.values() else "OK"
+            assert await outcome(channel) == expected
+
+
+# Changes while connections are open.
+
+
+async def test_a_renewed_leaf_is_shown_to_the_next_that_connects(tmp_path: Path, clock: ManualClock) -> None:
+    now = clock.now()
+    clock.time = now - timedelta(hours=40)  # what is issued then is still good now, and due
+    identity = IdentityStore.open(tmp_path / "data" / "identity", clock)
+    async with serving(own_server(identity)) as (address, _):
+        first = identity.leaf(REGISTRY)
+        assert await shown_by(address, identity, tmp_path) == first.certificate
+        clock.time = now
+        identity.refresh()
+        renewed = identity.leaf(REGISTRY)
+        assert renewed.certificate != first.certificate
+        assert await shown_by(address, identity, tmp_path) == renewed.certificate
+
+
+async def test_a_rotation_under_load_fails_no_call_and_ends_the_old_root(
+    identity: Identity, clock: ManualClock
+) -> None:
+    """F14, within one Hopper: a server and a client in processes of their own."""
+    client = IdentityStore.open(identity.directory, clock)
+    old = identity.leaf(ROUTER)
+    answers: list[str] = []
+    async with serving(own_server(identity)) as (address, _):
+        name = f"registry.{identity.trust_domain}"
+        async with open_secure_channel(address, client, "registry") as channel:
+            stop = asyncio.Event()
+
+            async def load() -> None:
+                while not stop.is_set():
+                    answers.append(await ask(channel))
+
+            loads = [asyncio.create_task(load()) for _ in range(4)]
+            for verb in Verb:
+                done = len(answers)
+                # The client looks before or after: both have to be right.
+                identity.move(verb)
+                client.refresh()
+                await until(lambda done=done: len(answers) > done + 20)  # type: ignore[misc]
+            stop.set()
+            await asyncio.gather(*loads)
+        assert set(answers) == {f"spiffe://{identity.trust_domain}/svc/router|TLSv1.3"}
+        assert await outcome(dial(address, own_roots(identity), name, old)) == "UNAVAILABLE"
+        assert await outcome(dial(address, own_roots(identity), name, identity.leaf(ROUTER))) == "OK"
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that other tasks bring about."""
+    async with asyncio.timeout(SECONDS):
+        while not condition():  # noqa: ASYNC110 - what is waited for are calls, not an event
+            await asyncio.sleep(0.005)
+
+
+async def test_a_call_under_way_finishes_on_the_connection_before(identity: Identity) -> None:
+    async with (
+        serving(own_server(identity)) as (address, echo),
+        open_secure_channel(address, identity, "registry") as channel,
+    ):
+        assert isinstance(channel, FollowingChannel)
+        waiting = asyncio.create_task(ask(channel, "/test/Wait"))
+        await asyncio.wait_for(echo.waiting.wait(), SECONDS)
+        before = channel.current
+        for verb in (Verb.PREPARE, Verb.ACTIVATE, Verb.TAINT):
+            identity.move(verb)
+        assert await ask(channel)
+        assert channel.current is not before
+        assert not waiting.done()
+        echo.go_on.set()
+        assert await waiting
+
+
+async def test_a_channel_that_closes_ends_what_still_drains(identity: Identity) -> None:
+    async with serving(own_server(identity)) as (address, echo):
+        channel = open_secure_channel(address, identity, "registry")
+        waiting = asyncio.create_task(ask(channel, "/test/Wait"))
+        await asyncio.wait_for(echo.waiting.wait(), SECONDS)
+        for verb in (Verb.PREPARE, Verb.ACTIVATE, Verb.TAINT):
+            identity.move(verb)
+        assert await ask(channel)
+        await channel.close()
+        (ended,) = await asyncio.gather(waiting, return_exceptions=True)
+        assert isinstance(ended, (grpc.aio.AioRpcError, asyncio.CancelledError))
+
+
+async def test_a_root_that_is_withdrawn_is_refused_at_the_next_handshake(
+    identity: Identity, clock: ManualClock
+) -> None:
+    peers = {name: Authority.new(clock.now()) for name in "bc"}
+    trusted = dict(peers)
+    credentials = server_credentials(
+        identity, "/svc/federation", lambda: b"".join(peer.pem for peer in trusted.values())
+    )
+    async with serving(credentials) as (address, _):
+
+        async def connect(name: str) -> str:
+            return await outcome(
+                dial(address, own_roots(identity), f"federation.{identity.trust_domain}", peers[name].leaf())
+            )
+
+        assert [await connect(name) for name in "bc"] == ["OK", "OK"]
+        del trusted["b"]
+        assert [await connect(name) for name in "bc"] == ["UNAVAILABLE", "OK"]
+        trusted.clear()
+        assert [await connect(name) for name in "bc"] == ["UNAVAILABLE", "UNAVAILABLE"]
+        trusted.update(peers)
+        assert [await connect(name) for name in "bc"] == ["OK", "OK"]
+
+
+async def test_what_cannot_be_read_never_replaces_what_is_good(
+    identity: Identity, clock: ManualClock
+) -> None:
+    """gRPC would drop every root after the broken one, or go on in silence."""
+    peer, later = Authority.new(clock.now()), Authority.new(clock.now())
+    answer: list[bytes | Exception] = [peer.pem]
+
+    def roots() -> bytes:
+        if isinstance(answer[0], Exception):
+            raise answer[0]
+        return answer[0]
+
+    credentials = server_credentials(identity, "/svc/federation", roots)
+    async with serving(credentials) as (address, _):
+        name = f"federation.{identity.trust_domain}"
+        broken = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+        for bad in (RuntimeError("no database"), peer.pem + broken + later.pem, b"junk"):
+            answer[0] = bad
+            assert await outcome(dial(address, own_roots(identity), name, peer.leaf())) == "OK"
+            assert await outcome(dial(address, own_roots(identity), name, later.leaf())) == "UNAVAILABLE"
+        answer[0] = to_pem([later.root.certificate])
+        assert await outcome(dial(address, own_roots(identity), name, peer.leaf())) == "UNAVAILABLE"
+        assert await outcome(dial(address, own_roots(identity), name, later.leaf())) == "OK"
+
+
+async def test_a_hopper_that_was_off_for_ninety_days_serves_at_once(
+    tmp_path: Path, identity: Identity, clock: ManualClock
+) -> None:
+    """F18: the identity is 90 days old, nobody has touched it, and the machine's clock is what it is."""
+    past = ManualClock(clock.now() - timedelta(days=90))
+    old = IdentityStore.open(tmp_path / "old" / "identity", past)
+    last = old.leaf(ROUTER)
+    again = IdentityStore.open(tmp_path / "old" / "identity", clock)
+    async with serving(own_server(again)) as (address, _):
+        name = f"registry.{again.trust_domain}"
+        assert await outcome(open_secure_channel(address, again, "registry")) == "OK"
+        assert await outcome(dial(address, own_roots(again), name, last)) == "UNAVAILABLE"
+
+
+async def test_a_process_that_has_only_a_leaf_speaks_to_the_others(
+    tmp_path: Path, identity: Identity, clock: ManualClock
+) -> None:
+    elsewhere = tmp_path / "router" / "identity"
+    issue_into(identity, ROUTER, elsewhere)
+    router = IdentityStore.open(elsewhere, clock)
+    async with serving(own_server(identity)) as (address, _):
+        assert await outcome(open_secure_channel(address, router, "registry")) == "OK"
+    credentials = channel_credentials(router, ROUTER, own_roots(router))
+    assert isinstance(credentials, grpc.ChannelCredentials)

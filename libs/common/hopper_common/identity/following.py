@@ -7,6 +7,7 @@ anew if so; and lets the calls under way finish on the old one.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, Self
@@ -17,7 +18,34 @@ import grpc.aio
 DRAIN_SECONDS: Final = 120.0
 """How long calls may go on over the old connection: the longest poll, twice over. Streams are then to be resumed."""
 
-_Open = Callable[..., Any]
+
+class _Dialled:
+    """One channel, and how many calls are under way on it."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.channel = channel
+        self._calls = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def count(self, call: Any) -> None:
+        self._calls += 1
+        self._idle.clear()
+        call.add_done_callback(self._end)
+
+    def _end(self, _: object) -> None:
+        self._calls -= 1
+        if not self._calls:
+            self._idle.set()
+
+    async def drain(self) -> None:
+        """Close it when its calls have ended, or have had their time. Cancelled: at once."""
+        # gRPC's own grace cannot be cut short.
+        try:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), DRAIN_SECONDS)
+        finally:
+            await self.channel.close()
 
 
 class FollowingChannel(grpc.aio.Channel):
@@ -37,34 +65,40 @@ class FollowingChannel(grpc.aio.Channel):
         self._generation = generation
         self._shown = shown
         self._looked = generation()
+        self._dialled = _Dialled(dial())
         self._dialled_with = shown()
-        self._channel = dial()
-        self._closing: set[asyncio.Task[None]] = set()
+        self._draining: set[asyncio.Task[None]] = set()
         self._closed = False
 
     @property
     def current(self) -> grpc.aio.Channel:
         """The channel for calls that begin now."""
+        return self.dialled.channel
+
+    @property
+    def dialled(self) -> _Dialled:
+        """The same, with its calls."""
         if self._generation() != self._looked and not self._closed:
             self._look()
-        return self._channel
+        return self._dialled
 
     def _look(self) -> None:
         self._looked = self._generation()
         shown = self._shown()
         if shown == self._dialled_with:
             return
-        old, self._channel, self._dialled_with = self._channel, self._dial(), shown
-        task = asyncio.get_running_loop().create_task(_drain(old))
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        old, self._dialled, self._dialled_with = self._dialled, _Dialled(self._dial()), shown
+        task = asyncio.get_running_loop().create_task(old.drain())
+        self._draining.add(task)
+        task.add_done_callback(self._draining.discard)
 
     async def close(self, grace: float | None = None) -> None:
         self._closed = True
-        for task in list(self._closing):
+        draining = list(self._draining)
+        for task in draining:
             task.cancel()
-        await asyncio.gather(*self._closing, return_exceptions=True)
-        await self._channel.close(grace)
+        await asyncio.gather(*draining, return_exceptions=True)
+        await self._dialled.channel.close(grace)
 
     async def __aenter__(self) -> Self:
         return self
@@ -105,18 +139,13 @@ class _Method:
     def __init__(self, channel: FollowingChannel, make: Callable[[grpc.aio.Channel], Any]) -> None:
         self._following = channel
         self._make = make
-        self._channel: grpc.aio.Channel | None = None
-        self._made: _Open = make
+        self._dialled: _Dialled | None = None
+        self._made: Callable[..., Any] = make
 
     def __call__(self, *args: Any, **named: Any) -> Any:
-        current = self._following.current
-        if current is not self._channel:
-            self._channel, self._made = current, self._make(current)
-        return self._made(*args, **named)
-
-
-async def _drain(channel: grpc.aio.Channel) -> None:
-    try:
-        await channel.close(DRAIN_SECONDS)
-    finally:
-        await channel.close()
+        dialled = self._following.dialled
+        if dialled is not self._dialled:
+            self._dialled, self._made = dialled, self._make(dialled.channel)
+        call = self._made(*args, **named)
+        dialled.count(call)
+        return call

@@ -18,6 +18,8 @@ Nothing is ever hit unless asked for in one of these two ways; otherwise a hit i
 | `commit.sent` | COMMIT is sent, its answer has not been read (in SQLite: COMMIT is done) |
 | `commit.after` | COMMIT is done, nobody has been answered |
 | `statement.before`, `statement.sent`, `statement.after` | the same around a statement of its own (PostgreSQL) |
+| `redeem.done` | an invitation is redeemed for good, and its redeemer does not know |
+| `join.before`, `join.answered` | before a foreign invitation is redeemed; when the answer is there, not kept |
 | `identity.half`, `identity.rename` | a file of the identity is half written; it is whole and has not got its name |
 | `identity.keys`, `identity.done` | new keys are on the disk, nothing refers to them yet; something does |
 
@@ -53,6 +55,9 @@ PLACES: Final = frozenset(
         "statement.before",
         "statement.sent",
         "statement.after",
+        "redeem.done",
+        "join.before",
+        "join.answered",
         "identity.half",
         "identity.rename",
         "identity.keys",

@@ -6,15 +6,17 @@ in again by pairing anew and in no other way, and one that is known stays what i
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
+from hopper_common.errors import FieldViolation, InvalidArgument
 from hopper_common.identity.errors import BundleRollback
-from hopper_federation import trust
+from hopper_federation import transcript, trust
 from hopper_federation.errors import PeerExists, PeerRevoked, PeerWrongState
 from hopper_federation.model import Invitation, InvitationState, Peer, Revocation
-from hopper_federation.ports import InvitationStore, PeerStore
+from hopper_federation.pairing import Session, Step, Verdict
+from hopper_federation.ports import InvitationStore, PeerStore, SessionStore
 from hopper_federation.transcript import Side
 from hopper_federation.trust import Alert, Level
 
@@ -223,6 +225,54 @@ def _contested(store: InvitationStore, invitation: Invitation) -> Peer | None:
     """Two hold the same token, and which of them was meant is not known here: the peer is marked."""
     store.count_contest(invitation.secret_id)
     return mark(store, invitation.redeemer_install_id, Alert.INVITATION_CONTESTED)
+
+
+# By digits.
+
+
+def approve(store: SessionStore, session: Session, code: str, peer_id: str, candidate: Candidate) -> Session:
+    """
+    Approve a pairing here, with the digits from the other's screen; the last to do so makes the peer.
+
+    Args:
+        peer_id: What the peer will be called; empty: as was said when this Hopper asked.
+
+    Returns:
+        The pairing; FAILED where the digits differ.
+
+    Raises:
+        PairingWrongStep: There is nothing to approve.
+        PeerExists: See `require_free`.
+        InvalidArgument: Nobody has said what the peer will be called.
+    """
+    wanted = peer_id or session.peer_id
+    if not wanted:
+        raise InvalidArgument(violations=[FieldViolation("peer_id", "is required: the other Hopper asked")])
+    require_free(store, wanted, session.install_id)
+    return _kept(store, session, replace(session.approved(code, store.now), peer_id=wanted), candidate)
+
+
+def heard(store: SessionStore, session: Session, verdict: Verdict, candidate: Candidate) -> Session:
+    """
+    Take the verdict of the other side; the last to approve makes the peer.
+
+    Raises:
+        PairingWrongStep: It cannot have come to one.
+    """
+    return _kept(store, session, session.heard(verdict, store.now), candidate)
+
+
+def _kept(store: SessionStore, before: Session, after: Session, candidate: Candidate) -> Session:
+    if after.step is Step.DONE and before.step is not Step.DONE:
+        words = transcript.digits_words(after.binding)
+        peer = admit(store, candidate, after.peer_id, Level.KNOWN, words)
+        after = replace(after, peer_id=peer.name.removeprefix("peers/"))
+    if after != before:
+        store.save_session(after)
+    return after
+
+
+# Both.
 
 
 def mark(store: PeerStore, install_id: str, alert: Alert) -> Peer | None:

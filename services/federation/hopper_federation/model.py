@@ -137,7 +137,7 @@ class Invitation:
     Attributes:
         id: Of the resource `invitations/{id}`, for people; the token has `secret_id`.
         secret_id: What the redeemer names it by, 16 bytes.
-        key: What its proofs are made with; empty once nobody can redeem it any more.
+        key: What its proofs are made with.
         root_key: The root that its token names: this Hopper's active one when it was made.
         peer_id: What the peer will be called.
         redeemer: Digest of the install id and root key of who redeemed it.

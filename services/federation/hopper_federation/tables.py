@@ -54,7 +54,7 @@ INVITATIONS = Table(
     METADATA,
     Column("secret_id", LargeBinary, primary_key=True),
     Column("id", String, nullable=False, unique=True),
-    Column("key", LargeBinary, nullable=False),  # made from the secret, which is not kept; emptied at the end
+    Column("key", LargeBinary, nullable=False),  # made from the secret, which is not kept
     Column("root_key", LargeBinary, nullable=False),
     Column("peer_id", String, nullable=False),
     Column("level", String, nullable=False),

@@ -1,0 +1,70 @@
+"""What an operator may set for federation: environment variables, all of them `HOPPER_...`."""
+
+from __future__ import annotations
+
+import socket
+from typing import Annotated
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from hopper_federation import addresses
+
+PEER_PORT = 8470
+PAIRING_PORT = 8471
+
+
+class FederationSettings(BaseSettings):
+    """
+    The settings of federation. No port is listened on unless one of the first three is set.
+
+    The pairing port is open only while an invitation or a pairing is, even then.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="HOPPER_", env_ignore_empty=True, frozen=True)
+
+    federation: bool = Field(default=False, description="Whether other Hoppers may be paired with.")
+    peer_listen: str | None = Field(
+        default=None, description="host:port for peers. Default: 0.0.0.0:8470 with federation, else none."
+    )
+    pairing_listen: str | None = Field(
+        default=None,
+        description="host:port for pairing, while it is open. Default: 0.0.0.0:8471 with federation, else none.",
+    )
+    name: str = Field(
+        default_factory=lambda: socket.gethostname().partition(".")[0],
+        max_length=64,
+        description="What this Hopper calls itself; others see it as unverified. Default: the machine's name.",
+    )
+    hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        max_length=8,
+        description="Where others reach this machine, hosts without port, with commas. Default: its own addresses.",
+    )
+
+    @field_validator("hosts", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("hosts")
+    @classmethod
+    def _check_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(addresses.check_host(host) for host in hosts)
+
+    @field_validator("peer_listen", "pairing_listen")
+    @classmethod
+    def _check_listen(cls, address: str | None) -> str | None:
+        if address is not None:
+            addresses.split(address, least_port=0)
+        return address
+
+    @property
+    def peers_at(self) -> str | None:
+        """Where to listen for peers; None: nowhere."""
+        return self.peer_listen or (f"0.0.0.0:{PEER_PORT}" if self.federation else None)
+
+    @property
+    def pairing_at(self) -> str | None:
+        """Where to listen while pairing; None: nowhere."""
+        return self.pairing_listen or (f"0.0.0.0:{PAIRING_PORT}" if self.federation else None)

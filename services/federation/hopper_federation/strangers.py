@@ -1,0 +1,59 @@
+"""
+The guard of the pairing port: nobody there can prove who they are, so what counts is where they come from.
+
+Each network may call once a second, and all together twenty times, before a request is even read: so a flood costs next
+to nothing. Networks, not addresses, /24 of IPv4 and /64 of IPv6, because whoever has one address of such a network
+usually has all of them.
+"""
+
+from datetime import timedelta
+from typing import Any, Final
+
+from hopper_common.auth.rates import Bucket, Limiter, Rate, Rates, network_of
+from hopper_common.clock import Clock
+from hopper_common.errors import PermissionDenied, RateLimited
+from hopper_common.rpc.guard import UNNOTICED, Door, End, GuardedMethod, Refusal, Visit, source_of
+
+EACH: Final = Rate(per_second=1, burst=5)
+TOGETHER: Final = Rate(per_second=20, burst=40)
+
+
+def network(context: Any) -> str:
+    """The network a call comes from."""
+    return network_of(source_of(context))
+
+
+class StrangerGuard:
+    """
+    Lets strangers in, not too often, to methods that are for strangers.
+
+    Args:
+        each: How often one network may call.
+        together: How often all may.
+    """
+
+    def __init__(self, clock: Clock, *, each: Rate = EACH, together: Rate = TOGETHER) -> None:
+        self._clock = clock
+        self._networks = Limiter(Rates(strangers=each))
+        self._together = Bucket(together, clock.monotonic())
+
+    def door(self, method: GuardedMethod, end: End) -> Door:
+        def knock(context: Any) -> Visit:
+            if not method.access.strangers:
+                raise Refusal(PermissionDenied(method=method.path, rule="not for strangers"))
+            self._count(context)
+            return UNNOTICED
+
+        return knock
+
+    async def recorded(self, ticket: int) -> None:
+        """Nothing waits to be."""
+
+    def _count(self, context: Any) -> None:
+        now = self._clock.monotonic()
+        # A network over its own limit uses up nothing of the others'.
+        wait = self._networks.take_stranger(network(context), now) or self._together.take(now)
+        if wait:
+            error = RateLimited("too many calls to pair: wait a moment", rate_class="STRANGER")
+            error.retry_after = timedelta(seconds=max(wait, 0.001))
+            raise Refusal(error)

@@ -178,7 +178,7 @@ class Weights:
     cost: float = 0.05
     sla: float = 0.05
     boost: float = 1.0
-    deadline: float = 0.6
+    deadline: float = 0.9
 
 
 FACTORS: Final = tuple(factor.name for factor in fields(Weights))

@@ -27,7 +27,7 @@ RANGES: Final[Mapping[str, Range]] = MappingProxyType(
         "cost": Range(0.005, 0.15),
         "sla": Range(0.005, 0.15),
         "boost": Range(1.0, 2.0),
-        "deadline": Range(0.6, 1.2),
+        "deadline": Range(0.9, 1.8),
     }
 )
 """

@@ -21,8 +21,10 @@ from hopper.memory.v1.learning_service_pb2_grpc import (
     add_LearningServiceServicer_to_server,
 )
 from hopper_common.rpc.channel import open_channel
+from hopper_router.convert import decision_to_bytes, spec_to_bytes
+from hopper_router.episodes import DecisionRecord, episode
 from hopper_router.lessons import CHUNK_TIME, PART_BYTES, LessonWatch
-from hopper_router.model import Lesson, Truth
+from hopper_router.model import Candidate, Decision, Factor, Lesson, Outcome, TaskSpec, Truth, Weighed
 from hopper_testing.clock import ManualClock
 from tests.memory.harness import RunningMemory
 from tests.router.neighbours import Neighbour
@@ -183,6 +185,40 @@ async def test_a_lesson_is_learned_as_it_was_taught(memory: RunningMemory) -> No
             create_time=memory.clock.now(),
             sent_to="projects/web",
         )
+
+
+async def test_what_a_decision_weighed_comes_back_with_how_it_went(memory: RunningMemory) -> None:
+    """From the router's record through memory: how much each factor should count is learned of that."""
+
+    def weighed(project: str, score: float, workload: float) -> Candidate:
+        factors = (Factor("workload", workload, 0.25), Factor("learned", 0.5, 2.0))
+        return Candidate(f"projects/{project}", score, 0.5, factors)
+
+    made = Decision(
+        Outcome.ROUTED,
+        name=decision(1),
+        task="instances/global/tasks/t1",
+        instance="instances/global",
+        project="projects/web",
+        strategy="learned",
+        candidates=(weighed("web", 1.5, 1.0), weighed("ops", 1.25, 0.5)),
+        create_time=memory.clock.now(),
+    )
+    record = DecisionRecord(decision_to_bytes(made), spec_to_bytes(TaskSpec("mend it")))
+    failed = an_outcome(1)
+    failed.outcome = Episode.OUTCOME_FAILED
+    await memory.episodes.RecordEpisodes(
+        RecordEpisodesRequest(episodes=[episode(record)], outcomes=[failed]), wait_for_ready=True
+    )
+    learner = Notebook()
+    async with learning(memory.directory, learner) as watch:
+        await learned(watch, 1)
+    assert learner.last is not None
+    assert (learner.last.truth, learner.last.sent_to) == (Truth.FAILED, "projects/web")
+    assert learner.last.candidates == (
+        Weighed("projects/web", 1.25, (("workload", 1.0),)),
+        Weighed("projects/ops", 1.125, (("workload", 0.5),)),
+    )
 
 
 async def test_feedback_is_learned_when_it_is_answered(memory: RunningMemory) -> None:

@@ -244,6 +244,7 @@ async def _teach(rig: Rig, router: Router) -> None:
             request = SubmitFeedbackRequest(decision=decision.name, feedback=said)
             while not await _told(feedback, request):  # noqa: ASYNC110 - nothing tells when
                 await asyncio.sleep(0.002)
+        driving.check_batch(await router.tasks.SubmitTasks(message.batch(message.PROJECTS)))  # each text once
 
 
 async def _told(feedback: FeedbackServiceAsyncStub, request: SubmitFeedbackRequest) -> bool:

@@ -45,6 +45,7 @@ EXPECTED = {
     "instance ": "create tree list show start pause resume stop terminate edit",
     "schedule ": "add list show pause resume run rm",
     "rules ": "check show apply replay remove",
+    "audit ": "list verify export",
     "policy ": "diff replay apply history rollback shadow",
 }
 

@@ -3,7 +3,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from hopper_cli.problems import UsageProblem
-from hopper_cli.times import format_age, format_duration, format_time, parse_duration, parse_time
+from hopper_cli.times import format_age, format_duration, format_time, parse_duration, parse_past, parse_time
 
 # A Friday, two hours east of Greenwich.
 NOW = datetime(2026, 3, 6, 15, 30, tzinfo=timezone(timedelta(hours=2)))
@@ -108,3 +108,26 @@ def test_times_are_shown_in_the_readers_zone() -> None:
     """With the distance, because that is what people want to know."""
     assert format_time(NOW.astimezone(UTC) + timedelta(hours=2), NOW) == "Fri 2026-03-06 17:30 (in 2 h)"
     assert format_time(NOW - timedelta(minutes=3), NOW).endswith("(3 min ago)")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2h", "2026-03-04 08:30"),
+        ("1h30m", "2026-03-04 09:00"),
+        ("9:00", "2026-03-04 09:00"),
+        ("17:00", "2026-03-03 17:00"),
+        ("today", "2026-03-04 00:00"),
+        ("yesterday", "2026-03-03 00:00"),
+        ("monday", "2026-03-02 00:00"),
+        ("wednesday", "2026-03-04 00:00"),
+        ("friday", "2026-02-27 00:00"),
+        ("friday 9:00", "2026-02-27 09:00"),
+        ("2026-03-01", "2026-03-01 00:00"),
+        ("2026-03-01 17:00", "2026-03-01 17:00"),
+    ],
+)
+def test_times_that_have_been(text: str, expected: str) -> None:
+    """It is a Wednesday, half past ten."""
+    now = datetime(2026, 3, 4, 10, 30, tzinfo=UTC)
+    assert parse_past(text, now=now) == datetime.fromisoformat(expected).replace(tzinfo=UTC)

@@ -23,7 +23,7 @@ from hopper_cli.cli import Cli
 from hopper_common.errors import HopperError
 from hopper_common.startup import StartupError
 
-_DATABASES: Final = ("registry.db", "router.db", "memory.db")
+_DATABASES: Final = ("registry.db", "router.db", "memory.db", "audit.db")
 _SERVICES: Final = {
     "registry": ("hopper.registry.v1.ProjectService", "hopper.registry.v1.InstanceService"),
     "router": (

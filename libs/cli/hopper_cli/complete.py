@@ -31,7 +31,7 @@ def tasks(ctx: typer.Context, incomplete: str) -> list[Offer]:
         found = hopper.tasks.ListTasks(ListTasksRequest(page_size=_MOST)).tasks
         return [(task.name if full else short(task.name), one_line(task.spec.title)) for task in found]
 
-    return _offers(ctx, ask)
+    return offers(ctx, ask)
 
 
 def parked(ctx: typer.Context, incomplete: str) -> list[Offer]:
@@ -50,7 +50,7 @@ def parked(ctx: typer.Context, incomplete: str) -> list[Offer]:
             for task in hopper.tasks.ListTasks(request).tasks
         ]
 
-    return _offers(ctx, ask)
+    return offers(ctx, ask)
 
 
 def schedules(ctx: typer.Context, incomplete: str) -> list[Offer]:
@@ -65,7 +65,29 @@ def schedules(ctx: typer.Context, incomplete: str) -> list[Offer]:
         found = hopper.schedules.ListSchedules(ListSchedulesRequest(page_size=_MOST)).schedules
         return [(each.name if full else bare(each.name), one_line(each.spec.title)) for each in found]
 
-    return _offers(ctx, ask)
+    return offers(ctx, ask)
+
+
+def audited(ctx: typer.Context, incomplete: str) -> list[Offer]:
+    """Who is in the newest records of the audit log."""
+
+    def ask(hopper: "Hopper") -> Iterable[Offer]:
+        from hopper.common.v1.audit_service_pb2 import ListAuditRecordsRequest
+
+        records = hopper.audit.ListAuditRecords(ListAuditRecordsRequest(page_size=_MOST)).records
+        return [
+            (who.removeprefix("principals/"), "") for who in dict.fromkeys(each.principal for each in records)
+        ]
+
+    return offers(ctx, ask)
+
+
+def methods(ctx: typer.Context, incomplete: str) -> list[Offer]:
+    """Methods and services, without their packages."""
+    from hopper_cli.methods import all_methods, short_method
+
+    shown = [short_method(path) for path in all_methods()]
+    return [(each, "") for each in dict.fromkeys([*(each.partition("/")[0] for each in shown), *shown])]
 
 
 def projects(ctx: typer.Context, incomplete: str) -> list[Offer]:
@@ -74,7 +96,7 @@ def projects(ctx: typer.Context, incomplete: str) -> list[Offer]:
     def ask(hopper: "Hopper") -> Iterable[Offer]:
         return _projects(hopper, full=incomplete.startswith("projects/"))
 
-    return _offers(ctx, ask)
+    return offers(ctx, ask)
 
 
 def instances(ctx: typer.Context, incomplete: str) -> list[Offer]:
@@ -83,7 +105,7 @@ def instances(ctx: typer.Context, incomplete: str) -> list[Offer]:
     def ask(hopper: "Hopper") -> Iterable[Offer]:
         return _instances(hopper, full=incomplete.startswith("instances/"))
 
-    return _offers(ctx, ask)
+    return offers(ctx, ask)
 
 
 def queues(ctx: typer.Context, incomplete: str) -> list[Offer]:
@@ -92,7 +114,7 @@ def queues(ctx: typer.Context, incomplete: str) -> list[Offer]:
     def ask(hopper: "Hopper") -> Iterable[Offer]:
         return [*_projects(hopper, full=True), *_instances(hopper, full=True)]
 
-    return _offers(ctx, ask)
+    return offers(ctx, ask)
 
 
 def _projects(hopper: "Hopper", *, full: bool) -> list[Offer]:
@@ -113,7 +135,8 @@ def _instances(hopper: "Hopper", *, full: bool) -> list[Offer]:
     return [(each.name if full else bare(each.name), one_line(each.display_name)) for each in found]
 
 
-def _offers(ctx: typer.Context, ask: Callable[["Hopper"], Iterable[Offer]]) -> list[Offer]:
+def offers(ctx: typer.Context, ask: Callable[["Hopper"], Iterable[Offer]]) -> list[Offer]:
+    """What a Hopper answers within a moment; nothing, if none does."""
     from hopper_client import Hopper
     from hopper_common.errors import HopperError
     from hopper_common.startup import StartupError

@@ -4,7 +4,8 @@ import getpass
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
@@ -85,6 +86,16 @@ def read_file_text(value: str) -> str:
 def read_bytes_from_stdin() -> bytes:
     """Standard input, to its end."""
     return sys.stdin.buffer.read()
+
+
+@contextmanager
+def open_lines(value: str) -> Iterator[Iterator[str]]:
+    """The lines of a text file of any length, or of standard input for `-`. What is no UTF-8 reads as U+FFFD."""
+    if value == "-":
+        yield (line.decode("utf-8", "replace") for line in sys.stdin.buffer)
+        return
+    with _file(value).open(encoding="utf-8", errors="replace", newline="\n") as file:
+        yield file
 
 
 def _file(value: str) -> Path:

@@ -33,6 +33,13 @@ def schedule_name(text: str) -> str:
     return _full(text, "schedules")
 
 
+def principal_name(text: str) -> str:
+    """`principals/ann` of `ann`; `owner`, `stranger`, `process` and SPIFFE ids stay."""
+    if text in ("owner", "stranger", "process") or text.startswith("spiffe://"):
+        return text
+    return _full(text, "principals")
+
+
 def _full(text: str, collection: str) -> str:
     text = text.strip()
     if not text:

@@ -105,6 +105,13 @@ class Output:
         except BrokenPipeError:
             raise ReaderGone from None
 
+    def line(self, text: str) -> None:
+        """Print a line that programs read, as it is."""
+        try:
+            print(text)
+        except BrokenPipeError:
+            raise ReaderGone from None
+
     def say(self, text: "RenderableType" = "", *, style: str | None = None) -> None:
         """Print something for people."""
         if isinstance(text, str):

@@ -71,6 +71,34 @@ def parse_time(text: str, *, now: datetime, end_of_day: bool = True) -> datetime
     return found.astimezone(UTC)
 
 
+def parse_past(text: str, *, now: datetime) -> datetime:
+    """
+    The time that is meant by `2h` (ago), `17:00` (the last one), `today`, `yesterday`, `friday` (its beginning),
+    `2026-03-01`, `2026-03-01 17:00`, or ISO 8601.
+
+    Args:
+        now: Aware; its zone is that of times which name none.
+
+    Returns:
+        UTC, aware.
+
+    Raises:
+        UsageProblem: It is none.
+    """
+    plain = text.strip().lower()
+    if _PART.match(plain) and not _PART.sub("", plain).strip():
+        return (now - parse_duration(plain)).astimezone(UTC)
+    if plain == "yesterday":
+        return datetime.combine(now.date() - timedelta(days=1), time.min, tzinfo=now.tzinfo).astimezone(UTC)
+    found = parse_time(text, now=now, end_of_day=False)
+    ahead = found > now
+    if ahead and _CLOCK.fullmatch(plain):
+        return found - timedelta(days=1)
+    if ahead and plain != "tomorrow" and _day(plain, now, False) is not None:
+        return found - timedelta(days=7)
+    return found
+
+
 def _from_now(text: str, now: datetime) -> datetime | None:
     plain = text.removeprefix("in ").removeprefix("+").strip()
     return now + parse_duration(plain) if _PART.match(plain) and not _PART.sub("", plain).strip() else None

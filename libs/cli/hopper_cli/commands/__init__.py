@@ -10,6 +10,7 @@ def register_all(app: typer.Typer) -> None:
     """Add every command to *app*, in the order of `--help`."""
     from hopper_cli.commands import (
         archive,
+        audit,
         completion,
         delegations,
         demo,
@@ -49,6 +50,7 @@ def register_all(app: typer.Typer) -> None:
         policy,
         stats,
         archive,
+        audit,
         doctor,
         demo,
         completion,

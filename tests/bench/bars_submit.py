@@ -223,6 +223,11 @@ async def submit_learned(rig: Rig) -> Sequence[Result]:
             round(rounds.ratio("learned, new texts", "rules"), 3),
             "x",
         ),
+        Result(
+            "its router's processor time, decided by what was learned / by rules",
+            round(rounds.cpu("learned", "router") / rounds.cpu("rules", "router"), 3),
+            "x",
+        ),
     ]
 
 

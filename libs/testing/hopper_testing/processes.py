@@ -60,9 +60,12 @@ class NotStarted(Exception):
     """
 
     def __init__(self, exit_code: int | None, message: str) -> None:
-        super().__init__(f"exit code {exit_code}: {message}")
+        super().__init__(exit_code, message)  # both, so that it can be pickled
         self.exit_code = exit_code
         self.message = message
+
+    def __str__(self) -> str:
+        return f"exit code {self.exit_code}: {self.message}"
 
 
 class HopperProcess:

@@ -5,8 +5,9 @@ Recorded decisions compared with what another policy decides, and what that woul
     shadow's choices ────────────────────────────► Again ─┼─► compare ─► changes, and `offpolicy`'s estimate
     verdicts of memory, ends of tasks ────────────────────┘
 
-A rehearsal decides with the projects as they are now and nobody busy. Where it goes by what is learned, it learns anew:
-from these tasks, in their order, each decided before its own outcome is known, as it would have been.
+A rehearsal decides with the projects as they are now and nobody busy, at the time of the record. Where it goes by what
+is learned, it learns anew, the weights of factors too: from these tasks and the factors that were recorded of them, in
+their order, each decided before its own outcome is known, as it would have been.
 """
 
 from __future__ import annotations
@@ -132,9 +133,9 @@ class Rehearsal:
         self._policy = policy
         self._candidates = candidates
         self._learner = learner
-        self._load = Load(
-            {}
-        )  # what was busy then is not known, and what is busy now has nothing to do with it
+        # What was busy then is known of a few, and what is busy now has nothing to do with it; and ties that a load
+        # would part are what the estimate knows best.
+        self._load = Load()
         self.learns = "learned" in policy.judges
 
     def decide(self, recorded: Sequence[Recorded], verdicts: Mapping[str, Verdict]) -> list[Again]:

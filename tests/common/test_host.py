@@ -2,20 +2,24 @@
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import grpc
 import grpc.aio
 import pytest
 from pydantic_settings import BaseSettings
 
+from hopper_common.auth.current import current
+from hopper_common.clock import SystemClock
 from hopper_common.errors import DatabaseCorrupt
 from hopper_common.host import (
     AlreadyRunning,
@@ -28,7 +32,10 @@ from hopper_common.host import (
     installed_services,
     serve,
 )
-from hopper_common.rpc.channel import open_channel
+from hopper_common.identity.store import IdentityStore
+from hopper_common.identity.tls import open_secure_channel, own_roots
+from hopper_common.rpc.channel import OPTIONS, open_channel
+from hopper_common.rpc.errors import from_rpc_error
 from hopper_common.settings import HostSettings
 from hopper_common.startup import AddressRefused, DirectoryShared
 from tests.common.rpc_toy import Refusal, Toy, Unary, echo, pb, pb_grpc, registered
@@ -92,12 +99,17 @@ async def put(address: str) -> str:
         return str(response.text)
 
 
-async def test_services_are_reached_by_socket_and_port(settings: HostSettings) -> None:
+async def test_services_are_reached_by_the_owner_on_the_socket_and_by_others_on_a_port(
+    settings: HostSettings,
+) -> None:
     hosted = Hosted([Probe("toy", [], echo).service()], settings.model_copy(update={"listen": "127.0.0.1:0"}))
     ready = await hosted.ready()
     assert ready.addresses[0] == f"unix:{settings.data_dir}/hopper.sock"
     assert ready.addresses[1].startswith("127.0.0.1:")
-    assert [await put(address) for address in ready.addresses] == ["a", "a"]
+    assert await put(ready.addresses[0]) == "a"
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await put(ready.addresses[1])
+    assert from_rpc_error(refused.value).reason == "UNAUTHENTICATED"
     assert (ready.services, ready.pid, ready.data_dir) == (["toy"], os.getpid(), settings.data_dir)
     assert settings.data_dir.stat().st_mode & 0o777 == 0o700
     await hosted.stopped()
@@ -246,7 +258,7 @@ async def test_a_service_that_does_not_open_closes_those_before_it(
 
 async def test_a_refused_address_closes_what_was_opened(settings: HostSettings) -> None:
     story: list[str] = []
-    elsewhere = settings.model_copy(update={"listen": "10.0.0.1:80"})
+    elsewhere = settings.model_copy(update={"listen": "10.0.0.1:80", "listen_tls": False})
     with pytest.raises(AddressRefused, match="plain text"):
         await Hosted([Probe("a", story).service()], elsewhere).ready()
     assert story == ["open a", "close a"]
@@ -266,35 +278,78 @@ async def test_a_second_instance_is_refused_and_names_the_first(settings: HostSe
     await third.stopped()
 
 
-async def test_services_in_processes_of_their_own_share_a_directory(settings: HostSettings) -> None:
-    seen: dict[str, str] = {}
+async def test_services_in_processes_of_their_own_call_each_other_by_certificate(
+    settings: HostSettings,
+) -> None:
+    async with AsyncExitStack() as stack:
 
-    def look(context: HostContext) -> None:
-        seen.update({name: context.address_of(name) for name in ("router", "registry")})
+        def look(context: HostContext) -> None:
+            calls.append(pb_grpc.ToyServiceStub(context.open_channel("registry")))
 
-    router = Hosted([Probe("router", [], echo, opening=look).service()], settings.for_one("router"))
-    registry = Hosted([Probe("registry", [], echo).service()], settings.for_one("registry"))
-    addresses = [(await hosted.ready()).addresses[0] for hosted in (router, registry)]
-    assert [seen["router"], seen["registry"]] == addresses
-    assert [await put(address) for address in addresses] == ["a", "a"]
-    await router.stopped()
-    await registry.stopped()
+        calls: list[Any] = []
+        for name in ("registry", "router", "memory"):
+            hosted = Hosted([Probe(name, [], whoever, opening=look).service()], settings.for_one(name))
+            ready = await hosted.ready()
+            stack.push_async_callback(hosted.stopped)
+            assert ready.addresses == [f"unix:{settings.data_dir}/{name}{end}.sock" for end in ("", ".mtls")]
+        itself, router, memory = calls
+        assert (await itself.Put(pb.Request(name="a"))).text == "owner"
+        name = (await router.Collect(iter([pb.Request(name="a")]))).text
+        assert re.fullmatch(r"spiffe://[a-z2-7]{32}\.hopper/svc/router", name)
+        # What a service may do it may do by its name alone: never what people may.
+        for call in (memory.Collect(iter([pb.Request(name="a")])), router.Put(pb.Request(name="a"))):
+            refused = await Refusal.of(call)
+            assert (refused.code, refused.reason) == ("PERMISSION_DENIED", "PERMISSION_DENIED")
+            assert "is not named by the method" in refused.metadata["rule"]
+
+
+async def whoever(request: Any, context: Any) -> Any:
+    return pb.Response(text=current().name)
+
+
+async def test_nobody_without_a_certificate_of_this_hopper_reaches_the_socket_for_services(
+    settings: HostSettings, tmp_path: Path
+) -> None:
+    hosted = Hosted([Probe("registry", [], whoever).service()], settings.for_one("registry"))
+    address = (await hosted.ready()).addresses[1]
+    stranger = IdentityStore.open(tmp_path / "other" / "identity", SystemClock())
+    async with open_secure_channel(address, stranger, "registry") as channel:
+        refused = await Refusal.of(pb_grpc.ToyServiceStub(channel).Put(pb.Request(name="a"), timeout=30))
+        assert refused.code == "UNAVAILABLE"  # it does not even finish the handshake
+    assert (await Refusal.of(plainly(address))).code == "UNAVAILABLE"
+    await hosted.stopped()
+
+
+async def plainly(address: str) -> Any:
+    async with open_channel(address) as channel:
+        return await pb_grpc.ToyServiceStub(channel).Put(pb.Request(name="a"), timeout=30)
 
 
 async def test_in_one_process_all_services_are_at_its_own_socket(settings: HostSettings) -> None:
-    seen: list[str] = []
+    calls: list[Any] = []
 
     def look(context: HostContext) -> None:
-        seen.extend(map(context.address_of, ("router", "registry", "memory")))
+        calls.append(pb_grpc.ToyServiceStub(context.open_channel("registry")))
 
-    both = [Probe("registry", []).service(), Probe("router", [], opening=look).service()]
-    elsewhere = settings.model_copy(
-        update={"registry_address": "127.0.0.1:1", "memory_address": "127.0.0.1:2"}
-    )
+    both = [Probe("registry", [], whoever).service(), Probe("router", [], opening=look).service()]
+    elsewhere = settings.model_copy(update={"registry_address": "127.0.0.1:1"})
     hosted = Hosted(both, elsewhere)
-    await hosted.ready()
-    own = f"unix:{settings.socket_path}"
-    assert seen == [own, own, "127.0.0.1:2"]
+    assert (await hosted.ready()).addresses == [f"unix:{settings.socket_path}"]
+    assert (await calls[0].Put(pb.Request(name="a"))).text == "owner"
+    await hosted.stopped()
+
+
+async def test_a_port_that_others_can_reach_speaks_tls(settings: HostSettings) -> None:
+    open_to_all = settings.model_copy(update={"listen": "0.0.0.0:0"})
+    hosted = Hosted([Probe("toy", [], whoever).service()], open_to_all)
+    port = (await hosted.ready()).addresses[1].rpartition(":")[2]
+    assert (await Refusal.of(plainly(f"127.0.0.1:{port}"))).code == "UNAVAILABLE"
+    identity = IdentityStore.open(settings.identity_path, SystemClock())
+    options = [*OPTIONS, ("grpc.ssl_target_name_override", f"api.{identity.trust_domain}")]
+    credentials = grpc.ssl_channel_credentials(own_roots(identity))
+    async with grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials, options) as channel:
+        refused = await Refusal.of(pb_grpc.ToyServiceStub(channel).Put(pb.Request(name="a"), timeout=30))
+    assert refused.reason == "UNAUTHENTICATED"
     await hosted.stopped()
 
 
@@ -416,6 +471,7 @@ async def test_a_process_says_where_it_is_and_stops_cleanly(tmp_path: Path, numb
     process = await Process.start(tmp_path, HOPPER_LISTEN="127.0.0.1:0")
     line = await process.line()
     assert line.startswith(f"hopper (toy) listens on unix:{tmp_path}/toy.sock and 127.0.0.1:")
+    assert f" and unix:{tmp_path}/toy.mtls.sock; " in line
     assert line.endswith(f"data in {tmp_path}; pid {process.child.pid}\n")
     assert await put(f"unix:{tmp_path}/toy.sock") == "uvloop"
     process.child.send_signal(number)
@@ -451,7 +507,7 @@ async def test_exit_codes_tell_what_is_wrong(tmp_path: Path) -> None:
     again = await Process.start(tmp_path / "a")
     failing = await Process.start(tmp_path / "b", FAIL="1")
     wrong = await Process.start(tmp_path / "c", HOPPER_LOG_LEVEL="loud")
-    refused = await Process.start(tmp_path / "d", HOPPER_LISTEN="192.0.2.1:80")
+    refused = await Process.start(tmp_path / "d", HOPPER_LISTEN="192.0.2.1:80", HOPPER_LISTEN_TLS="false")
     code, errors = await again.end()
     assert (code, f"process {running.child.pid} runs on" in errors) == (3, True)
     code, errors = await failing.end()

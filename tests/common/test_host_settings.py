@@ -62,7 +62,7 @@ def test_another_process_is_found_by_its_socket_or_its_address(monkeypatch: pyte
     monkeypatch.setenv("HOPPER_DATA_DIR", "/data")
     monkeypatch.setenv("HOPPER_MEMORY_ADDRESS", "127.0.0.1:8301")
     settings = load_settings()
-    assert settings.address_of("registry") == "unix:/data/registry.sock"
+    assert settings.address_of("registry") == "unix:/data/registry.mtls.sock"
     assert settings.address_of("memory") == "127.0.0.1:8301"
 
 

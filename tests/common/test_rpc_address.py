@@ -34,9 +34,9 @@ def test_addresses_of_this_machine_are_taken(given: str, taken: str) -> None:
     [
         ("0.0.0.0:8300", "0.0.0.0:8300 is not of this machine"),
         ("[::]:8300", "plain text"),
-        ("10.0.0.1:8300", "SSH tunnel"),
+        ("10.0.0.1:8300", "HOPPER_CA_FILE"),
         ("example.org:8300", "not of this machine"),
-        (":8300", "not of this machine"),
+        (":8300", "no address"),
         ("127.0.0.1", "no address"),
         ("127.0.0.1:http", "no address"),
         ("127.0.0.1:70000", "no address"),

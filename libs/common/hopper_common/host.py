@@ -8,7 +8,7 @@ A process that runs one service, or all of them, behind one gRPC server.
 Lifetimes are one `AsyncExitStack`; what runs for as long as the process is one `TaskGroup`, of which the
 first failure ends everything: a Hopper that has silently lost a part of itself is worse than one that is
 restarted. Which services there are is not known here, nor which process a service runs in known to the
-service: it asks `address_of`.
+service: it asks for a channel (`HostContext.open_channel`).
 
 Exit codes, for systemd and scripts:
 
@@ -33,19 +33,26 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
+import grpc.aio
 import structlog
 from pydantic import ValidationError
 
 from hopper_common import logs
 from hopper_common.audit.app import Audit, open_audit
+from hopper_common.auth.directory import Directory
+from hopper_common.auth.follow import AccessFollower
 from hopper_common.clock import Clock, SystemClock
 from hopper_common.errors import HopperError
+from hopper_common.identity.store import Identity, IdentityStore, read_passphrase
+from hopper_common.identity.tls import open_secure_channel
+from hopper_common.listening import Listening
 from hopper_common.metrics import Measures, serve_metrics
-from hopper_common.rpc.address import listen_tcp, listen_unix
+from hopper_common.rpc.address import check_secure_address
+from hopper_common.rpc.channel import open_channel
 from hopper_common.rpc.guard import OwnerGuard
 from hopper_common.rpc.server import HopperServer, Registered, build_server
 from hopper_common.settings import HostSettings, load_settings
@@ -85,17 +92,38 @@ class HostContext:
 
     Attributes:
         data_dir: Exists, and belongs to this user alone. Each service has files of its own name in it.
-        address_of: A service's name (`registry`) to the address of its gRPC server, for `open_channel`. In
-        one process that is this process's own socket, which answers once all services are open: dial in a
-        task, or lazily, not while opening. stopping: Set when the process begins to stop. Long polls should
-        answer then, and loops should end; whatever still runs when calls are drained is cancelled.
+        stopping: Set when the process begins to stop. Long polls should answer then, and loops should end; whatever
+            still runs when calls are drained is cancelled.
+        identity: This Hopper's.
+        directory: Who may call here. The registry fills it, where it runs in this process.
+        here: The services of this process.
+        service: The one that is opened.
     """
 
     data_dir: Path
     clock: Clock
-    address_of: Callable[[str], str]
     settings: HostSettings
     stopping: asyncio.Event
+    identity: Identity
+    directory: Directory
+    here: frozenset[str]
+    service: str = ""
+
+    def open_channel(self, service: str) -> grpc.aio.Channel:
+        """
+        Open a channel to a service. It connects with its first call.
+
+        In this process that is this process's own socket, which answers once all services are open: call in a task, or
+        lazily, not while opening. One in another process is shown this service's certificate, and must show its own.
+
+        Raises:
+            AddressRefused: Its address is malformed.
+            IdentityRefused: There is no certificate to show.
+        """
+        if service in self.here:
+            return open_channel(f"unix:{self.settings.socket_path}")
+        address = check_secure_address(self.settings.address_of(service))
+        return open_secure_channel(address, self.identity, service, path=f"/svc/{self.service}")
 
     def database(self, service: str) -> str:
         """Where a service keeps its data, for `hopper_common.database.Database.open`. Not for logs."""
@@ -170,7 +198,7 @@ async def serve(
 
     Args:
         ready: Called once, when calls are answered.
-        listen: Where to be reached. Default: on the Unix socket, and on the port of the settings.
+        listen: Where to be reached. Default: where the settings say (`hopper_common.listening`).
 
     Raises:
         StartupError: Of the kind that says what to mend. Whatever was opened has been closed.
@@ -179,21 +207,24 @@ async def serve(
     async with AsyncExitStack() as stack:
         make_private(settings.data_dir)
         stack.enter_context(_hold(settings.lock_path))
+        clock = clock or SystemClock()
         context = HostContext(
             data_dir=settings.data_dir,
-            clock=clock or SystemClock(),
-            address_of=_addresses(services, settings),
+            clock=clock,
             settings=settings,
             stopping=stopping,
+            identity=_open_identity(settings, clock),
+            directory=Directory(clock.monotonic),
+            here=frozenset(service.name for service in services),
         )
         audit = await _open_audit(context, stack)
         running = {service.name: await _open(service, context, stack) for service in services}
         offered = [registered for service in running.values() for registered in service.registered]
         server = build_server([*offered, audit.registered], owner=OwnerGuard(audit.sink))
-        audit.sink.on_ready(server.set_ready)
         stack.push_async_callback(server.stop, None)
-        addresses = (listen or _listen)(server, settings)
+        addresses = listen(server, settings) if listen else _listening(context, audit).listen(server)
         await server.start()
+        _keep_ready(server, context.identity, audit)
         if settings.metrics:
             measures = [measure for service in running.values() for measure in service.measures]
             address, port = settings.metrics
@@ -202,16 +233,15 @@ async def serve(
         ready(Ready(addresses, settings.data_dir, list(running)))
         tasks = [(name, task) for name, service in running.items() for task in service.tasks]
         tasks += [("audit", task) for task in audit.tasks]
+        tasks += [("identity", context.identity.keep_fresh)]
+        tasks += [("access", task) for task in await _following(context, stack)]
         await _until_stopped(server, tasks, stopping, settings.drain_timeout.total_seconds())
 
 
-def _addresses(services: Sequence[Service], settings: HostSettings) -> Callable[[str], str]:
-    here = frozenset(service.name for service in services)
-
-    def address_of(name: str) -> str:
-        return f"unix:{settings.socket_path}" if name in here else settings.address_of(name)
-
-    return address_of
+def _open_identity(settings: HostSettings, clock: Clock) -> Identity:
+    file = settings.identity_passphrase_file
+    passphrase = None if file is None else read_passphrase(file)
+    return IdentityStore.open(settings.identity_path, clock, passphrase=passphrase)
 
 
 async def _open_audit(context: HostContext, stack: AsyncExitStack) -> Audit:
@@ -221,9 +251,37 @@ async def _open_audit(context: HostContext, stack: AsyncExitStack) -> Audit:
         raise ServiceNotOpened(f"cannot open the audit log: {error.message}") from error
 
 
+def _keep_ready(server: HopperServer, identity: Identity, audit: Audit) -> None:
+    """Let health say whether the process is whole, now and after every change."""
+
+    def tell(*_: object) -> None:
+        server.set_ready(audit.sink.ready and identity.problem is None)
+
+    audit.sink.on_ready(tell)
+    identity.on_change(tell)
+    tell()
+
+
+def _listening(context: HostContext, audit: Audit) -> Listening:
+    return Listening(
+        context.settings, context.here, context.identity, context.directory, audit.sink, context.clock
+    )
+
+
+async def _following(context: HostContext, stack: AsyncExitStack) -> Sequence[_Task]:
+    """What keeps up with who may call, where the registry is in another process."""
+    if _REGISTRY in context.here or not context.settings.alone:
+        return []
+    channel = replace(context, service=context.settings.process).open_channel(_REGISTRY)
+    return [AccessFollower(await stack.enter_async_context(channel), context.directory).run]
+
+
+_REGISTRY: Final = "registry"
+
+
 async def _open(service: Service, context: HostContext, stack: AsyncExitStack) -> Running:
     try:
-        return await stack.enter_async_context(service.open(context))
+        return await stack.enter_async_context(service.open(replace(context, service=service.name)))
     except ValidationError as error:
         raise ServiceNotOpened(f"the settings of {service.name} are wrong: {error}") from error
     except HopperError as error:
@@ -233,13 +291,6 @@ async def _open(service: Service, context: HostContext, stack: AsyncExitStack) -
     except Exception as error:
         log.exception("cannot open a service", service=service.name)
         raise ServiceNotOpened(f"cannot open {service.name}: {type(error).__name__}, see the log") from error
-
-
-def _listen(server: HopperServer, settings: HostSettings) -> list[str]:
-    addresses = [listen_unix(server, settings.socket_path)]
-    if settings.listen is not None:
-        addresses.append(listen_tcp(server, settings.listen))
-    return addresses
 
 
 async def _until_stopped(

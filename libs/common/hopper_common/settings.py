@@ -51,7 +51,25 @@ class HostSettings(BaseSettings):
     )
     listen: str | None = Field(
         default=None,
-        description="A loopback host:port besides the socket; port 0 takes a free one. Default: none.",
+        description="A host:port for people and agents, who show a key or a token; port 0 takes a free one. "
+        "Default: none.",
+    )
+    listen_tls: bool | None = Field(
+        default=None,
+        description="Whether that port speaks TLS. Default: if others than this machine can reach it.",
+    )
+    services_listen: str | None = Field(
+        default=None,
+        description="Where services of other processes call, by certificates: sockets, for <service>.mtls.sock in "
+        "data_dir; none; or a host:port besides those sockets. Default: sockets, of a process that runs one service "
+        "alone; else none.",
+    )
+    identity_dir: Path | None = Field(
+        default=None,
+        description="This Hopper's keys and certificates, one for all its processes. Default: identity in data_dir.",
+    )
+    identity_passphrase_file: Path | None = Field(
+        default=None, description="A file with the passphrase that the root's key is sealed with, if it is."
     )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "console", "json"] = Field(
@@ -69,6 +87,9 @@ class HostSettings(BaseSettings):
         default=None, description="Where the router is, if not in this process."
     )
     memory_address: str | None = Field(default=None, description="Where memory is, if not in this process.")
+    federation_address: str | None = Field(
+        default=None, description="Where the federation service is, if not in this process."
+    )
     sage_address: str | None = Field(
         default=None,
         description="Where the Sage is that policies ask without saying where: unix:/path, or a loopback host:port.",
@@ -88,6 +109,10 @@ class HostSettings(BaseSettings):
     memory_database: SecretStr | None = Field(
         default=None, description="A file for memory. Default: memory.db in data_dir."
     )
+    federation_database: SecretStr | None = Field(
+        default=None,
+        description="A file or postgresql://... for federation. Default: federation.db in data_dir.",
+    )
     audit_database: SecretStr | None = Field(
         default=None,
         description="A file or postgresql://... for the audit log. Default: audit.db in data_dir; of a process that "
@@ -102,9 +127,23 @@ class HostSettings(BaseSettings):
         default=None, ge=0, le=65535, description="The port for that. Default: 9464, if there is an address."
     )
 
+    # A second, per person or agent; twice as many at once after a pause.
+    rate_read: float = Field(default=500, gt=0, description="Reads a second, of one person or agent.")
+    rate_write: float = Field(default=200, gt=0, description="Changes a second.")
+    rate_work: float = Field(
+        default=5000, gt=0, description="Tasks submitted, claimed, kept and ended a second."
+    )
+    rate_admin: float = Field(default=10, gt=0, description="Far-reaching changes a second.")
+    rate_services: float = Field(
+        default=5000, gt=0, description="Calls of each class a second, of one service."
+    )
+    rate_open_streams: int = Field(
+        default=100, ge=1, description="Streams open at a time, of one person or agent."
+    )
+
     _alone: str = PrivateAttr("")
 
-    @field_validator("data_dir", "socket")
+    @field_validator("data_dir", "socket", "identity_dir", "identity_passphrase_file")
     @classmethod
     def _expand(cls, path: Path | None) -> Path | None:
         return None if path is None else path.expanduser().absolute()
@@ -133,8 +172,22 @@ class HostSettings(BaseSettings):
         return self._alone or "hopper"
 
     @property
+    def alone(self) -> bool:
+        """Whether it runs one service, and the others are in processes of their own."""
+        return bool(self._alone)
+
+    @property
+    def identity_path(self) -> Path:
+        """Where this Hopper's keys and certificates are."""
+        return self.identity_dir or self.data_dir / "identity"
+
+    def services_socket_path(self, service: str) -> Path:
+        """Where other services reach one that runs here."""
+        return self.data_dir / f"{service}.mtls.sock"
+
+    @property
     def socket_path(self) -> Path:
-        """Where this process listens."""
+        """Where this process listens for its owner."""
         return self.socket or self.data_dir / f"{self.process}.sock"
 
     @property
@@ -173,9 +226,10 @@ class HostSettings(BaseSettings):
         """
         Where a service is that runs in *another* process.
 
-        Default: the socket it has when it runs alone on the same data directory.
+        Default: the socket it has for services when it runs alone on the same data directory.
         """
-        return getattr(self, f"{service}_address", None) or f"unix:{self.data_dir / service}.sock"
+        configured: str | None = getattr(self, f"{service}_address", None)
+        return configured or f"unix:{self.services_socket_path(service)}"
 
 
 def load_settings() -> HostSettings:

@@ -10,10 +10,8 @@ from hopper.registry.v1 import access_service_pb2, instance_service_pb2, project
 from hopper.registry.v1.access_service_pb2_grpc import add_AccessServiceServicer_to_server
 from hopper.registry.v1.instance_service_pb2_grpc import add_InstanceServiceServicer_to_server
 from hopper.registry.v1.project_service_pb2_grpc import add_ProjectServiceServicer_to_server
-from hopper_common.auth.directory import Directory
 from hopper_common.database import Database
 from hopper_common.host import HostContext, Running, Service
-from hopper_common.identity.store import IdentityStore
 from hopper_common.pagination import PageTokens
 from hopper_common.rpc.server import Registered
 from hopper_registry import instances
@@ -37,10 +35,10 @@ async def open_registry(context: HostContext) -> AsyncIterator[Running]:
         await registry.write(instances.ensure_root)
         sweeper = Sweeper(registry, context.clock)
         await sweeper.sweep()  # workers that went silent while nobody listened
-        issuer = IdentityStore.open(context.data_dir / "identity", context.clock).trust_domain
+        issuer = context.identity.trust_domain
         signer = TokenSigner(registry, context.clock, context.data_dir / "token_keys", issuer)
         await signer.open()
-        feed = OwnFeed(registry, Directory(context.clock.monotonic))
+        feed = OwnFeed(registry, context.directory)
         await feed.load()
         registry.after_change = feed.after_change
         access = AccessServicer(registry, PageTokens(), signer, context.clock, issuer=issuer)

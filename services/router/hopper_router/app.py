@@ -29,7 +29,6 @@ from hopper_common.clock import Clock, SharedClock
 from hopper_common.database import Database
 from hopper_common.errors import HopperError
 from hopper_common.host import HostContext, Running, Service
-from hopper_common.rpc.channel import open_channel
 from hopper_common.rpc.server import Registered
 from hopper_router import tables
 from hopper_router.advice import Adviser
@@ -75,8 +74,8 @@ async def open_router(context: HostContext) -> AsyncIterator[Running]:
         migrations="hopper_router.migrations",
         service="router",
     )
-    registry_channel = open_channel(context.address_of("registry"))
-    memory_channel = open_channel(context.address_of("memory"))
+    registry_channel = context.open_channel("registry")
+    memory_channel = context.open_channel("memory")
     stack = AsyncExitStack()
     try:
         registry = RegistryClient(registry_channel, db)

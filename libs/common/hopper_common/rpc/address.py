@@ -1,8 +1,8 @@
 """
 Where a Hopper listens and what it dials: `unix:/path/to.sock`, or `127.0.0.1:8300`.
 
-Until callers have identities everything travels as plain text, and so never leaves this machine: an address
-that is not of the loopback interface is refused on both sides.
+Plain text never leaves this machine: an address that is not of the loopback interface is refused on both sides, unless
+it is for TLS.
 """
 
 import contextlib
@@ -12,8 +12,10 @@ import os
 import socket
 import stat
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import grpc
 import grpc.aio
 
 from hopper_common.startup import AddressRefused, make_private
@@ -32,7 +34,7 @@ def check_address(address: str) -> str:
     if address.startswith("unix:"):
         return unix_address(Path(address.removeprefix("unix:")))
     host, port = split_loopback(address)
-    return _join(host, port)
+    return join(host, port)
 
 
 def unix_address(path: Path) -> str:
@@ -58,26 +60,52 @@ def split_loopback(address: str) -> tuple[str, int]:
     Raises:
         AddressRefused: Malformed, or not a loopback address.
     """
+    host, port = split(address)
+    if not is_loopback(host):
+        raise AddressRefused(
+            f"{address} is not of this machine: plain text must not leave it; use 127.0.0.1, or TLS "
+            "(a server: HOPPER_LISTEN_TLS, a client: HOPPER_CA_FILE)"
+        )
+    return host, port
+
+
+def split(address: str) -> tuple[str, int]:
+    """
+    Split `host:port`, with an IPv6 address in brackets; `localhost` is taken as 127.0.0.1.
+
+    Raises:
+        AddressRefused: Malformed.
+    """
     host, colon, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not colon or not (port.isascii() and port.isdecimal() and int(port) <= 65535):
+    if not (colon and host) or not (port.isascii() and port.isdecimal() and int(port) <= 65535):
         raise AddressRefused(
             f"{address!r} is no address: write unix:/path, or host:port such as 127.0.0.1:8300"
         )
-    if host == "localhost":
-        host = "127.0.0.1"
-    loopback = False
+    return "127.0.0.1" if host == "localhost" else host, int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nobody but this machine can reach it."""
     with contextlib.suppress(ValueError):
-        loopback = ipaddress.ip_address(host).is_loopback
-    if not loopback:
-        raise AddressRefused(
-            f"{address} is not of this machine: Hopper speaks plain text, which must not leave it; "
-            "use 127.0.0.1, and reach other machines through an SSH tunnel"
-        )
-    return host, int(port)
+        return ipaddress.ip_address(host).is_loopback
+    return False
 
 
-def _join(host: str, port: int) -> str:
+def check_secure_address(address: str) -> str:
+    """
+    Return an address that is dialled with TLS, in the form grpc takes.
+
+    Raises:
+        AddressRefused: Malformed.
+    """
+    if address.startswith("unix:"):
+        return unix_address(Path(address.removeprefix("unix:")))
+    return join(*split(address))
+
+
+def join(host: str, port: int) -> str:
+    """`host:port`, with an IPv6 address in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
@@ -95,12 +123,33 @@ def listen_tcp(server: grpc.aio.Server, address: str) -> str:
         AddressRefused: Not a loopback address, or the port is taken.
     """
     host, port = split_loopback(address)
+    return _bind(host, port, server.add_insecure_port)
+
+
+def listen_tls(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials) -> str:
+    """
+    Bind a port that speaks TLS. Arguments, result and errors as of `listen_tcp`, but any interface will do.
+
+    Args:
+        credentials: Good for this one port.
+    """
+    host, port = split(address)
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        raise AddressRefused(
+            f"{address}: listen on the IP address of an interface, or on 0.0.0.0 or [::] for all of them"
+        ) from None
+    return _bind(host, port, lambda at: server.add_secure_port(at, credentials))
+
+
+def _bind(host: str, port: int, add: Callable[[str], int]) -> str:
     _require_free(host, port)
     try:
-        bound = server.add_insecure_port(_join(host, port))
+        bound = add(join(host, port))
     except RuntimeError as error:  # taken in between, by someone quick
-        raise AddressRefused(f"cannot listen on {_join(host, port)}: {error}") from error
-    return _join(host, bound)
+        raise AddressRefused(f"cannot listen on {join(host, port)}: {error}") from error
+    return join(host, bound)
 
 
 def _require_free(host: str, port: int) -> None:
@@ -113,7 +162,7 @@ def _require_free(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise AddressRefused(f"cannot listen on {_join(host, port)}: {_why(error, port)}") from error
+            raise AddressRefused(f"cannot listen on {join(host, port)}: {_why(error, port)}") from error
 
 
 def _why(error: OSError, port: int) -> str:
@@ -124,9 +173,14 @@ def _why(error: OSError, port: int) -> str:
     return str(error)
 
 
-def listen_unix(server: grpc.aio.Server, path: Path) -> str:
+def listen_unix(
+    server: grpc.aio.Server, path: Path, credentials: grpc.ServerCredentials | None = None
+) -> str:
     """
     Bind a Unix socket that only this user can connect to.
+
+    Args:
+        credentials: For one that speaks TLS all the same. Default: plain text.
 
     A missing directory is made, for this user alone. The socket of a process that is gone is replaced.
 
@@ -141,7 +195,10 @@ def listen_unix(server: grpc.aio.Server, path: Path) -> str:
     make_private(path.parent)
     _remove_stale(path)
     try:
-        server.add_insecure_port(address)
+        if credentials is None:
+            server.add_insecure_port(address)
+        else:
+            server.add_secure_port(address, credentials)
     except RuntimeError as error:
         raise AddressRefused(f"cannot listen on {path}: {error}") from error
     path.chmod(0o600)

@@ -72,7 +72,7 @@ async def test_the_database_can_be_elsewhere(tmp_path: Path, monkeypatch: pytest
 async def test_a_server_is_refused_with_what_to_do_instead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HOPPER_DATABASE", "postgresql://user:secret@host/db")
+    monkeypatch.setenv("HOPPER_MEMORY_DATABASE", "postgresql://user:secret@host/db")
     memory = RunningMemory(tmp_path / "hopper", ManualClock())
     with pytest.raises(ExceptionGroup) as refused:
         await memory.start()

@@ -452,7 +452,7 @@ def test_a_process_with_a_leaf_only_serves_and_does_no_more(
     tmp_path: Path, identity: Identity, clock: ManualClock
 ) -> None:
     elsewhere = tmp_path / "router" / "identity"
-    file = issue_into(identity, ROUTER, elsewhere)
+    file, _ = issue_into(identity, ROUTER, elsewhere)
     assert file == elsewhere / "leaves" / "svc+router.pem"
     assert set(files_of(elsewhere).values()) == {0o700, 0o600}
     assert list((elsewhere / "roots").iterdir()) == list((elsewhere / "signing").iterdir()) == []
@@ -471,7 +471,7 @@ def test_a_leaf_that_has_run_out_elsewhere_is_named_with_the_remedy(
     tmp_path: Path, identity: Identity, clock: ManualClock
 ) -> None:
     elsewhere = tmp_path / "router" / "identity"
-    file = issue_into(identity, ROUTER, elsewhere)
+    file, _ = issue_into(identity, ROUTER, elsewhere)
     other = IdentityStore.open(elsewhere, clock)
     first = other.leaf()
     clock.advance(4 * DAY)
@@ -492,7 +492,7 @@ def test_a_leaf_whose_key_is_anothers_is_refused(
     tmp_path: Path, identity: Identity, clock: ManualClock
 ) -> None:
     elsewhere = tmp_path / "router" / "identity"
-    file = issue_into(identity, ROUTER, elsewhere)
+    file, _ = issue_into(identity, ROUTER, elsewhere)
     wrong = identity.issue(ROUTER)
     file.write_bytes(wrong.key_pem + identity.issue(ROUTER).chain_pem)
     with pytest.raises(IdentityDamaged, match=f"{re.escape(str(file))} has a key that is not its"):

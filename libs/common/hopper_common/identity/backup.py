@@ -34,7 +34,7 @@ _PURPOSE: Final = b"hopper identity backup"
 _NAME: Final = re.compile(r"identity\.json|(?:roots|signing)/[0-9a-f]{32}\.key")
 
 
-def back_up(identity: Identity, passphrase: bytes, *, cost: Cost = FOR_BACKUPS) -> bytes:
+def back_up(identity: Identity, passphrase: bytes, *, cost: Cost | None = None) -> bytes:
     """
     An identity as sealed bytes. Whoever uses it may go on.
 
@@ -55,7 +55,7 @@ def back_up(identity: Identity, passphrase: bytes, *, cost: Cost = FOR_BACKUPS) 
         "version": _VERSION,
         "files": {name: base64.b64encode(data).decode() for name, data in content.items()},
     }
-    return sealing.seal(json.dumps(said).encode(), passphrase, purpose=_PURPOSE, cost=cost)
+    return sealing.seal(json.dumps(said).encode(), passphrase, purpose=_PURPOSE, cost=cost or FOR_BACKUPS)
 
 
 def restore(

@@ -9,14 +9,16 @@ from datetime import timedelta
 from pathlib import Path
 
 from hopper_common.identity import files
-from hopper_common.identity.certificates import key_hash
+from hopper_common.identity.certificates import Leaf, key_hash
 from hopper_common.identity.errors import IdentityExists
 from hopper_common.identity.state import Directory, State
 from hopper_common.identity.store import Identity, new_incarnation
 from hopper_common.startup import make_private
 
 
-def issue_into(identity: Identity, path: str, directory: Path, *, lifetime: timedelta | None = None) -> Path:
+def issue_into(
+    identity: Identity, path: str, directory: Path, *, lifetime: timedelta | None = None
+) -> tuple[Path, Leaf]:
     """
     Write a leaf where a process finds it, and what else that process needs to know.
 
@@ -26,7 +28,7 @@ def issue_into(identity: Identity, path: str, directory: Path, *, lifetime: time
         lifetime: Of the leaf. Default: as of all leaves.
 
     Returns:
-        The file of the leaf.
+        The file of the leaf, and the leaf.
 
     Raises:
         IdentityExists: The directory is another Hopper's, or has a root's key itself.
@@ -38,7 +40,7 @@ def issue_into(identity: Identity, path: str, directory: Path, *, lifetime: time
     with files.locked(where.lock):
         if directory.resolve() != identity.directory.resolve():
             _tell(identity, where)
-        return where.write_leaf(path, leaf)
+        return where.write_leaf(path, leaf), leaf
 
 
 def _tell(identity: Identity, where: Directory) -> None:

@@ -123,6 +123,10 @@ class Directory:
         for directory in (self.path, self.roots, self.signing, self.leaves):
             files.make_directory(directory)
 
+    def exists(self) -> bool:
+        """Whether there is an identity, sound or not."""
+        return self.path.exists() or self.restored.exists()
+
     def finish_restore(self) -> None:
         """Give a restored identity its name, if there is one that has not got it yet."""
         if self.restored.exists() and not self.path.exists():

@@ -212,6 +212,11 @@ class Identity:
         """Whether this process can issue leaves and rotate."""
         return self._view.issuer is not None
 
+    @property
+    def sealed(self) -> bool:
+        """Whether the root's key needs a passphrase."""
+        return self._view.keys.sealed
+
     def roots(self) -> Sequence[x509.Certificate]:
         """What this Hopper's own services trust: the roots that are active, prepared or tainted."""
         return self._view.roots
@@ -278,6 +283,10 @@ class Identity:
             now=self._clock.now(),
             lifetime=self._lifetime if lifetime is None else lifetime,
         )
+
+    def issued_leaves(self) -> Mapping[str, Leaf]:
+        """The leaves in the directory, which were issued for other processes, by path."""
+        return {path: self._where.read_leaf(path) for path in self._where.leaf_paths()}
 
     def _obtain(self, path: str) -> Leaf:
         if self.has_root:

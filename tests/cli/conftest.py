@@ -114,15 +114,15 @@ class Terminal:
         return self.ok(*arguments, "--json", stdin=stdin).json
 
     @contextlib.contextmanager
-    def started(self, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-        """Run a command beside the test; it is ended, if it still runs, and waited for."""
+    def started(self, *arguments: str, **more: str) -> Iterator[subprocess.Popen[str]]:
+        """Run a command beside the test, with *more* in its environment; it is ended and waited for."""
         with subprocess.Popen(
             [*HOPPER, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=self.environment(),
+            env=self.environment(**more),
         ) as process:
             try:
                 yield process

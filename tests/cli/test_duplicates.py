@@ -83,3 +83,13 @@ def test_the_sdk_allows_too(hopper: Terminal, desk: str) -> None:
             client.submit(title, instance=instance)
         assert refused.value.reason == "DUPLICATE_TASK"
         assert client.submit(title, instance=instance, allow_duplicate=True).duplicates
+
+
+def test_a_dry_run_tells_too_and_adds_nothing(hopper: Terminal, desk: str) -> None:
+    first = look_out(hopper, desk, "warn")
+    tried = hopper.ok("add", "refund Invoice 1001 for acme", "-i", desk, "--dry-run").out
+    assert f"looks like {first} (queued, " in tried
+    told = hopper.json("add", "refund Invoice 1001 for acme", "-i", desk, "--dry-run")["duplicates"]
+    assert [each["task"][-6:] for each in told] == [first]
+    assert hopper.json("add", "paint the shed", "-i", desk, "--dry-run")["duplicates"] == []
+    assert len(hopper.json("list", "-i", desk)["tasks"]) == 1

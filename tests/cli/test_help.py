@@ -46,6 +46,9 @@ EXPECTED = {
     "schedule ": "add list show pause resume run rm",
     "rules ": "check show apply replay remove",
     "audit ": "list verify export",
+    "identity ": "show backup restore issue",
+    "ca ": "status rotate prepare activate taint revoke",
+    "sage ": "report",
     "policy ": "diff replay apply history rollback shadow",
 }
 

@@ -10,7 +10,7 @@ from rich.text import Text
 from hopper.memory.v1.episode_pb2 import Episode, Feedback
 from hopper.memory.v1.episodic_service_pb2 import SimilarEpisode
 from hopper.router.v1.decision_pb2 import Candidate, Decision, Factor, Opinion, WeightOrigin
-from hopper.router.v1.delegation_pb2 import Delegation
+from hopper.router.v1.delegation_pb2 import Delegation, Subtask
 from hopper.router.v1.schedule_pb2 import Schedule, ScheduleRun
 from hopper.router.v1.task_pb2 import Attempt, Task, TaskSpec, Wait
 from hopper.router.v1.task_service_pb2 import LearnedReason, PossibleDuplicate
@@ -220,6 +220,15 @@ def duplicate_line(duplicate: PossibleDuplicate) -> str:
     state = state_word(duplicate.state)
     words = one_line(", ".join(duplicate.shared_words))
     return f"  looks like {short(duplicate.task)} ({state}, {duplicate.score:.0%} alike: {words})"
+
+
+def part_table(parts: Iterable[Subtask]) -> Table:
+    """The parts of a task, each with those that come first."""
+    table = grid("#part", "after", "title", "description")
+    for place, part in enumerate(parts):
+        after = ", ".join(map(str, part.after))
+        table.add_row(str(place), after, plain(part.spec.title), plain(part.spec.description))
+    return table
 
 
 def bar(share: float, width: int = _BAR_WIDTH) -> str:

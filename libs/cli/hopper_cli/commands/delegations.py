@@ -11,11 +11,13 @@ from hopper_cli.commands.options import HAND_OVER, ReasonOption, TaskArgument
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
-    from hopper.router.v1.delegation_pb2 import Delegation
+    from hopper.router.v1.delegation_pb2 import Delegation, Subtask
     from hopper.router.v1.delegation_service_pb2 import DelegateTaskRequest
     from hopper.router.v1.task_pb2 import Task
 
 _ID_LENGTH = 26
+_PROPOSE_TIMEOUT = 120.0
+"""Seconds; the policy has its own deadline, which is shorter or at most ten minutes."""
 
 DelegationArgument = Annotated[
     str,
@@ -42,6 +44,7 @@ def register(app: typer.Typer) -> None:
         panel=HAND_OVER,
         examples=(
             "hopper decompose k7q2mz --file parts.yaml",
+            "hopper decompose k7q2mz --propose",
             "printf '%s\\n' '- title: design' '- {title: build, after: [0]}' | hopper decompose k7q2mz --file -",
         ),
     )(decompose)
@@ -109,11 +112,15 @@ def decompose(
     cli: Cli,
     task: TaskArgument,
     file: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--file", "-f", metavar="FILE", help="The parts, as YAML or JSON; - reads standard input."
         ),
-    ],
+    ] = None,
+    propose: Annotated[
+        bool, typer.Option("--propose", help="Have the LLM of the policy propose the parts; you are asked.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="With --propose: do not ask.")] = False,
     to: Annotated[
         str,
         typer.Option(
@@ -136,16 +143,45 @@ def decompose(
     from hopper_cli.inputs import read_file_text
     from hopper_cli.names import instance_name
     from hopper_cli.parts import read_parts
+    from hopper_cli.problems import UsageProblem
 
-    parts = read_parts(read_file_text(file), file, cli.now)
+    if (file is None) is not propose:
+        raise UsageProblem("the parts come with --file, or from the policy's LLM with --propose: give one")
+    name = cli.task(task)
+    parts = _proposed(cli, name, yes) if file is None else read_parts(read_file_text(file), file, cli.now)
+    if not parts:
+        return
     request = DelegateTaskRequest(
-        task=cli.task(task),
+        task=name,
         kind=Delegation.KIND_DECOMPOSE,
         to_instance=instance_name(to) if to else "",
         subtasks=parts,
         reason=reason,
     )
     _delegate(cli, request)
+
+
+def _proposed(cli: Cli, task: str, yes: bool) -> "list[Subtask]":
+    """The parts that the LLM proposes and the caller agrees to; none: it should stay in one piece."""
+    from hopper.router.v1.delegation_service_pb2 import ProposeSubtasksRequest
+    from hopper_cli.commands.projects import confirm
+    from hopper_cli.names import short
+    from hopper_cli.output import one_line
+    from hopper_cli.render import part_table
+
+    request = ProposeSubtasksRequest(task=task)
+    proposed = cli.hopper.delegations.ProposeSubtasks(request, timeout=_PROPOSE_TIMEOUT)
+    if not proposed.subtasks:
+        if cli.json:
+            cli.out.document(proposed)
+        else:
+            cli.out.say(f"{short(task)} should stay in one piece: {one_line(proposed.reason)}")
+        return []
+    if not cli.json:
+        cli.out.say(part_table(proposed.subtasks))
+        cli.out.note(f"{proposed.model}: {one_line(proposed.reason)}")
+    confirm(cli, f"split {short(task)} into these {len(proposed.subtasks)} parts?", yes)
+    return list(proposed.subtasks)
 
 
 def _delegate(cli: Cli, request: "DelegateTaskRequest") -> None:

@@ -208,7 +208,7 @@ def _add_all(cli: Cli, file: str, common: "TaskSpec", instance: str, allow_dupli
 def _suggest(cli: Cli, instance: str, spec: "TaskSpec") -> None:
     from hopper.router.v1.routing_service_pb2 import SuggestRouteRequest
     from hopper_cli.names import instance_name
-    from hopper_cli.render import candidate_table, decision_line
+    from hopper_cli.render import candidate_table, decision_line, duplicate_line
 
     request = SuggestRouteRequest(parent=instance_name(instance), spec=spec)
     response = cli.hopper.routing.SuggestRoute(request)
@@ -218,6 +218,8 @@ def _suggest(cli: Cli, instance: str, spec: "TaskSpec") -> None:
     cli.out.say(f"would go to {decision_line(response.decision)}")
     if len(response.decision.candidates) > 1:
         cli.out.say(candidate_table(response.decision.candidates[:5]))
+    for duplicate in response.duplicates:
+        cli.out.say(duplicate_line(duplicate))
 
 
 def _submit(cli: Cli, instance: str, spec: "TaskSpec", watch: bool, allow_duplicate: bool) -> None:

@@ -34,7 +34,7 @@ class _RootStageEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RootStage.V
     ROOT_STAGE_PREPARED: _RootStage.ValueType  # 1
     """Told to everybody, issues nothing yet."""
     ROOT_STAGE_ACTIVE: _RootStage.ValueType  # 2
-    """Issues all leaves."""
+    """Issues leaves, if it is the latest that is active. The one before it stays active until it is tainted."""
     ROOT_STAGE_TAINTED: _RootStage.ValueType  # 3
     """Issues nothing more; what it has issued is replaced now."""
     ROOT_STAGE_REVOKED: _RootStage.ValueType  # 4
@@ -48,7 +48,7 @@ ROOT_STAGE_UNSPECIFIED: RootStage.ValueType  # 0
 ROOT_STAGE_PREPARED: RootStage.ValueType  # 1
 """Told to everybody, issues nothing yet."""
 ROOT_STAGE_ACTIVE: RootStage.ValueType  # 2
-"""Issues all leaves."""
+"""Issues leaves, if it is the latest that is active. The one before it stays active until it is tainted."""
 ROOT_STAGE_TAINTED: RootStage.ValueType  # 3
 """Issues nothing more; what it has issued is replaced now."""
 ROOT_STAGE_REVOKED: RootStage.ValueType  # 4
@@ -121,8 +121,8 @@ Global___SigningKey: _TypeAlias = SigningKey  # noqa: Y015
 
 @_typing.final
 class RotationStatement(_message.Message):
-    """Says that a Hopper's next root follows from the one before. What is signed is `payload`, as it was sent: it is never
-    serialised anew.
+    """Says that a Hopper's next root follows from the one before. What is signed is the label `hopper rotation 1`, a zero
+    byte, and `payload` as it was sent: it is never serialised anew.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -253,7 +253,9 @@ Global___TrustBundle: _TypeAlias = TrustBundle  # noqa: Y015
 
 @_typing.final
 class SignedBundle(_message.Message):
-    """A bundle as it travels: opaque bytes and the signatures of roots over them. At most 64 KiB."""
+    """A bundle as it travels: opaque bytes and the signatures of roots over them. At most 64 KiB. What is signed is the label
+    `hopper bundle 1`, a zero byte, and `payload` as it was sent.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -263,7 +265,7 @@ class SignedBundle(_message.Message):
     """A TrustBundle, serialised once by who signed it."""
     @_builtins.property
     def signatures(self) -> _containers.RepeatedCompositeFieldContainer[Global___RootSignature]:
-        """One by every root that is active or tainted, and by one that is prepared."""
+        """One by every root that is active, tainted or prepared."""
 
     def __init__(
         self,

@@ -46,8 +46,7 @@ class RunningFederation:
         self.directory = directory
         self._environment = {**LOOPBACK, "HOPPER_NAME": directory.name, **environment}
         database = SecretStr(database_url or str(directory / "federation.db"))
-        self._settings = HostSettings(data_dir=directory, database=None)
-        self._database = database
+        self._settings = HostSettings(data_dir=directory, federation_database=database)
         self._server = AsyncExitStack()
         self._channels = AsyncExitStack()
         self.admin: PeerAdminServiceAsyncStub

@@ -108,6 +108,52 @@ def instances(ctx: typer.Context, incomplete: str) -> list[Offer]:
     return offers(ctx, ask)
 
 
+def peers(ctx: typer.Context, incomplete: str) -> list[Offer]:
+    """Peers: names, and how far they are trusted."""
+
+    def ask(hopper: "Hopper") -> Iterable[Offer]:
+        from hopper.common.v1.options_pb2 import TrustLevel
+        from hopper.federation.v1.peer_admin_service_pb2 import ListPeersRequest
+        from hopper_cli.names import bare
+        from hopper_cli.render import word
+
+        full = incomplete.startswith("peers/")
+        found = hopper.peers.ListPeers(ListPeersRequest(page_size=_MOST, include_blocked=True)).peers
+        return [
+            (each.name if full else bare(each.name), word(TrustLevel, each.level, "TRUST_LEVEL_"))
+            for each in found
+        ]
+
+    return offers(ctx, ask)
+
+
+def pairings(ctx: typer.Context, incomplete: str) -> list[Offer]:
+    """Pairings by digits: the ends of their ids, and where the other is."""
+
+    def ask(hopper: "Hopper") -> Iterable[Offer]:
+        from hopper.federation.v1.peer_admin_service_pb2 import ListPairingsRequest
+        from hopper_cli.names import short
+        from hopper_cli.output import one_line
+
+        found = hopper.peers.ListPairings(ListPairingsRequest()).pairings
+        return [(short(each.name), one_line(f"{each.claimed_name} {each.address}")) for each in found]
+
+    return offers(ctx, ask)
+
+
+def invitations(ctx: typer.Context, incomplete: str) -> list[Offer]:
+    """Invitations: the ends of their ids, and whom they are for."""
+
+    def ask(hopper: "Hopper") -> Iterable[Offer]:
+        from hopper.federation.v1.peer_admin_service_pb2 import ListInvitationsRequest
+        from hopper_cli.names import bare, short
+
+        found = hopper.peers.ListInvitations(ListInvitationsRequest()).invitations
+        return [(short(each.name), bare(each.peer)) for each in found]
+
+    return offers(ctx, ask)
+
+
 def queues(ctx: typer.Context, incomplete: str) -> list[Offer]:
     """Whatever has a queue: projects and instances, by full name."""
 

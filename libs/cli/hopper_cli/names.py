@@ -1,5 +1,6 @@
 """Names as people type them, and names as they are: pure text, nothing is looked up here."""
 
+from collections.abc import Iterable
 from typing import Final
 
 from hopper_cli.problems import UsageProblem
@@ -31,6 +32,33 @@ def instance_name(text: str) -> str:
 def schedule_name(text: str) -> str:
     """`schedules/nightly` of `nightly`; a full name stays."""
     return _full(text, "schedules")
+
+
+def peer_name(text: str) -> str:
+    """`peers/bob` of `bob`; a full name stays."""
+    return _full(text, "peers")
+
+
+def only_suffix(text: str, collection: str, names: Iterable[str]) -> str:
+    """
+    The one name that is meant by the end of its id, as it is shown; a full name stays.
+
+    Raises:
+        UsageProblem: None of them ends so, or several do.
+    """
+    text = text.strip().lower()
+    if text.startswith(f"{collection}/"):
+        return text
+    found = [name for name in names if text and name.endswith(text)]
+    if len(found) != 1:
+        several = ", ".join(short(name) for name in found)
+        wrong = (
+            f"{text} is the end of several: {several}"
+            if found
+            else f"none of the {collection} ends in {text!r}"
+        )
+        raise UsageProblem(wrong, remedy=f"`hopper peer {collection}` shows which there are")
+    return found[0]
 
 
 def principal_name(text: str) -> str:

@@ -83,6 +83,8 @@ REMEDIES: Final[Mapping[str, str]] = MappingProxyType(
         "SCHEDULE_EXISTS": "choose another --id, or remove that one with `hopper schedule rm`",
         "PROJECT_EXISTS": "change it with `hopper project edit`",
         "INSTANCE_EXISTS": "change it with `hopper instance edit`",
+        "PEER_NOT_FOUND": "`hopper peer list --all` shows which there are",
+        "INVITATION_NOT_FOUND": "`hopper peer invitations` shows which there are",
         "STALE_TOKEN": "the task went on without you: see `hopper show TASK`",
         "ETAG_MISMATCH": "somebody changed it at the same time: look again, then repeat the command",
         "EPISODE_NOT_FOUND": "memory hears of a decision a moment after it was made: repeat the command",
@@ -90,6 +92,11 @@ REMEDIES: Final[Mapping[str, str]] = MappingProxyType(
         "INSTANCE_HAS_CHILDREN": "terminate its children first: `hopper instance tree` shows them",
         "DUPLICATE_TASK": "`hopper add --allow-duplicate` adds it all the same",
         "PROJECT_PAUSED": "`hopper project resume` lets it go on",
+        "PRINCIPAL_NOT_FOUND": "`hopper auth person list` and `hopper auth agent list` show who there is",
+        "PRINCIPAL_EXISTS": "choose another id, or change what they may do with `hopper auth person grant`",
+        "API_KEY_NOT_FOUND": "`hopper auth key list WHO` shows which there are",
+        "TOO_MANY_API_KEYS": "`hopper auth key list WHO` shows them, `hopper auth key revoke KEY` ends one",
+        "ALREADY_BOOTSTRAPPED": "`hopper auth person add ID --role admin@global` adds another admin",
         "INTERNAL": "the log of `hopper up` has more under that incident id",
     }
 )

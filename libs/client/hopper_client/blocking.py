@@ -5,6 +5,7 @@ from types import TracebackType
 from typing import Self, Unpack
 
 from hopper.common.v1.audit_service_pb2_grpc import AuditServiceStub
+from hopper.federation.v1.peer_admin_service_pb2_grpc import PeerAdminServiceStub
 from hopper.memory.v1.episodic_service_pb2_grpc import EpisodicMemoryServiceStub
 from hopper.memory.v1.feedback_service_pb2_grpc import FeedbackServiceStub
 from hopper.memory.v1.working_service_pb2_grpc import WorkingMemoryServiceStub
@@ -60,6 +61,7 @@ class Hopper:
         self.working_memory = WorkingMemoryServiceStub(self._channel)
         self.episodes = EpisodicMemoryServiceStub(self._channel)
         self.feedback = FeedbackServiceStub(self._channel)
+        self.peers = PeerAdminServiceStub(self._channel)
         self.audit = AuditServiceStub(self._channel)
 
     def __enter__(self) -> Self:

@@ -3,7 +3,6 @@ Builds the federation service from what its host gives it, in order, and closes 
 everything.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -12,7 +11,6 @@ from hopper.federation.v1.pairing_service_pb2_grpc import add_PairingServiceServ
 from hopper.federation.v1.peer_admin_service_pb2_grpc import add_PeerAdminServiceServicer_to_server
 from hopper_common.database import Database
 from hopper_common.host import HostContext, Running, Service
-from hopper_common.identity.store import IdentityStore
 from hopper_common.pagination import PageTokens
 from hopper_common.rpc.server import Registered
 from hopper_federation import addresses
@@ -35,9 +33,8 @@ NAME = "federation"
 
 @asynccontextmanager
 async def open_federation(context: HostContext) -> AsyncIterator[Running]:
-    """Open identity and database, and learn whom to trust before anybody calls."""
-    settings, clock = FederationSettings(), context.clock
-    identity = await asyncio.to_thread(IdentityStore.open, context.data_dir / "identity", clock)
+    """Open the database, and learn whom to trust before anybody calls."""
+    settings, clock, identity = FederationSettings(), context.clock, context.identity
     db = await Database.open(context.database(NAME), metadata=METADATA, migrations=MIGRATIONS, service=NAME)
     try:
         federation = Federation(db, clock)
@@ -88,7 +85,6 @@ async def open_federation(context: HostContext) -> AsyncIterator[Running]:
                 )
             ],
             tasks=[
-                identity.keep_fresh,
                 trust_keeper.run,
                 Housekeeper(federation, clock).run,
                 port.run,

@@ -35,29 +35,17 @@ from hopper_federation.store_sql import Federation, SqlStore
 
 log = structlog.get_logger(__name__)
 
-ASK_EVERY: Final = 2.0
+ASK_EVERY: Final = 1.0
+LEAST_PAUSE: Final = 1.0
 
 
 class Asker:
-    """
-    Pairs with others by digits.
+    """Pairs with others by digits."""
 
-    Args:
-        ask_every: Seconds between two exchanges of verdicts.
-    """
-
-    def __init__(
-        self,
-        federation: Federation,
-        introductions: Introductions,
-        clock: Clock,
-        *,
-        ask_every: float = ASK_EVERY,
-    ) -> None:
+    def __init__(self, federation: Federation, introductions: Introductions, clock: Clock) -> None:
         self._federation = federation
         self._introductions = introductions
         self._clock = clock
-        self._ask_every = ask_every
 
     async def request(self, address: str, peer_id: str) -> Session:
         """
@@ -140,8 +128,10 @@ class Asker:
             except (StorageFull, StorageUnavailable, Overloaded) as error:
                 log.warning("verdicts are exchanged later", reason=error.reason)
                 waiting = True
+            if waiting:
+                await asyncio.sleep(LEAST_PAUSE)  # whatever is committed meanwhile: others count how often we call
             try:
-                async with asyncio.timeout(self._ask_every if waiting else None):
+                async with asyncio.timeout(ASK_EVERY if waiting else None):
                     await self._federation.committed.wait(after=commits)
             except TimeoutError:
                 continue

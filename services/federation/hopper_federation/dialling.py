@@ -129,7 +129,7 @@ async def look(address: str, *, timeout: float = HANDSHAKE_SECONDS) -> Shown:
     context.set_alpn_protocols(["h2"])
     try:
         async with asyncio.timeout(timeout):
-            _, writer = await asyncio.open_connection(host, port, ssl=context, server_hostname="hopper")
+            _, writer = await asyncio.open_connection(host, port, ssl=context, server_hostname="")
     except (OSError, TimeoutError) as error:  # ssl's errors are OSErrors
         raise unreachable(address, _cause(error)) from error
     try:

@@ -125,10 +125,11 @@ def test_only_the_owner_can_get_at_it(hopper: HopperProcess) -> None:
     hopper.start()
     with Hopper(hopper.address) as client:
         client.submit("so that there is something")
-    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in hopper.data_dir.iterdir()}
-    assert stat.S_IMODE(hopper.data_dir.stat().st_mode) == 0o700
-    assert modes.keys() > {"hopper.sock", "registry.db", "router.db", "router.db-wal", "memory.db"}
-    assert modes == dict.fromkeys(modes, 0o600)
+    paths = [hopper.data_dir, *hopper.data_dir.rglob("*")]
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in paths}
+    names = {path.name for path in paths}
+    assert names > {"hopper.sock", "registry.db", "router.db", "router.db-wal", "memory.db", "audit.db"}
+    assert modes == {path: 0o700 if path.is_dir() else 0o600 for path in paths}
 
 
 def test_a_directory_that_others_may_write_to_is_refused(data_dir: Path) -> None:

@@ -70,7 +70,11 @@ class Model:
         question = request["messages"][-1]["content"]
         document = json.loads(question[question.index("<data>") + 6 : question.index("</data>")])
         there = self.right in {project["id"] for project in document["projects"]}
-        said = {"reason": "that one", "project": self.right if there else None, "confidence": 0.9}
+        wanted = request["response_format"]["json_schema"]["schema"]["properties"]
+        said: dict[str, Any] = {
+            name: [] if schema.get("type") == "array" else None for name, schema in wanted.items()
+        }
+        said |= {"reason": "that one", "project": self.right if there else None, "confidence": 0.9}
         message = {"role": "assistant", "content": json.dumps(said)}
         return {
             "model": "perfect",

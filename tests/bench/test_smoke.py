@@ -6,9 +6,13 @@ from collections.abc import Iterator
 import pytest
 
 from hopper.router.v1 import task_service_pb2
+from hopper_router.llm.advisor import Ask, Choice, Question
+from hopper_router.llm.openai import OpenAI
+from hopper_router.llm.prompt import read, write
 from hopper_testing.processes import temporary_directory
 from tests.bench import __main__, driving, message
 from tests.bench.bar import BARS, at_least
+from tests.bench.cascade import Model
 from tests.bench.cpu import snapshot
 from tests.bench.full_table import DATABASE, Size, opened, prepare
 from tests.bench.load import Load, Pace, Rounds, Sample, Side, closed_loop
@@ -67,6 +71,20 @@ def test_every_bar_is_run_by_the_main_program() -> None:
     assert {"start_latency", "storage", "embedded", "replicas", "full_table", "resident", "next_task"} < set(
         BARS
     )
+    assert {"rules_decision", "learned_decision", "submit_learned"} < set(BARS)
+
+
+def test_the_simulated_model_answers_what_a_router_asks() -> None:
+    choices = tuple(Choice(f"projects/{id}", id, "", (), 0.3) for id in ("web", "ops"))
+    question = Question("title", "a description", (), choices, allowed=frozenset(Ask))
+    prompt = write(question)
+    request = OpenAI().body(prompt, model="perfect", max_tokens=100)
+    model = Model()
+    for right, said in (("projects/ops", "projects/ops"), ("projects/other", None), (None, None)):
+        model.right = right
+        reply = model.answer(request)
+        assert read(reply["choices"][0]["message"]["content"], question).project == said
+    assert model.asked == 3
 
 
 @pytest.mark.parametrize(("value", "verdict"), [(0.4, "missed"), (0.5, "must"), (0.7, "target")])

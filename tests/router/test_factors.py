@@ -27,11 +27,14 @@ from hopper_router.model import (
     Lesson,
     Outcome,
     Project,
+    Task,
     TaskSpec,
+    TaskState,
     Truth,
     WeightOrigin,
 )
 from hopper_router.policy_yaml import load_policy
+from hopper_router.replay import Recorded, Rehearsal, Verdict
 from hopper_router.routing import Candidates
 from hopper_router.rules import Policy
 from hopper_router.weighing import RANGES, advantage, weighed, went_well
@@ -389,6 +392,39 @@ def test_how_it_went_is_measured_against_the_mean_of_all() -> None:
     assert said.ahead == pytest.approx((0.5 - 0.25) / 0.15)
     assert advantage(replace(lesson, sent_to="projects/c")) is None
     assert advantage(replace(lesson, candidates=())) is None
+
+
+async def test_a_rehearsal_learns_weights_of_the_recorded_factors(learned: Learned) -> None:
+    """What the busy made late in the record counts for the policy that is tried, as it would have then."""
+    recorded, verdicts = [], {}
+    for lesson in life(learned, 200):
+        candidates = tuple(
+            Candidate(
+                each.project,
+                each.rest,
+                0.5,
+                (*(Factor(name, value, 0.0) for name, value in each.factors), Factor("learned", 0.0, 2.0)),
+            )
+            for each in lesson.candidates
+        )
+        made = Decision(
+            Outcome.ROUTED,
+            name=lesson.decision,
+            task=f"{HERE}/tasks/{lesson.position}",
+            instance=HERE,
+            project=lesson.sent_to,
+            candidates=candidates,
+            create_time=NOW,
+        )
+        task = Task(
+            made.task, HERE, TaskSpec("anything"), TaskState.SUCCEEDED, NOW, NOW, NOW, decision=made.name
+        )
+        recorded.append(Recorded(made, task, {}))
+        verdicts[made.name] = Verdict(well=lesson.truth is Truth.RIGHT)
+    Rehearsal(LEARNED, _REGISTERED, learned).decide(recorded[::-1], verdicts)
+    value, origin, _ = weight(decide(TaskSpec("anything"), learned=learned, a=9), "workload")
+    assert origin is WeightOrigin.LEARNED
+    assert value > 2 * RANGES["workload"].shipped
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ whatever order the projects came.
 caller's names; `project-paused`, `capability`, `label`, `no-live-worker`, `capacity`, and, if the requester has pinned
 a project, `pin` for all others. Nothing bypasses a filter, a pin neither.
 
-**Score.** Nine factors, each about 0 to 1, times the policy's weights:
+**Score.** These factors, each about 0 to 1, times their weights:
 
 ========== ==================================================================================================
 rules      the sum of the weights of the rules that count (rules.py); may be negative or above 1
@@ -21,9 +21,13 @@ velocity   speed against that of the others, pulled to 0.5 where nothing is urge
 cost       1 for the cheapest, 0.5 for twice its cost
 sla        1 for the shortest promise, 0.5 for twice as long
 boost      the sum of the project's own boosts for the task's tags
+deadline   for tasks that have one: 1 for who can do it in time, 0 for who needs twice the time there is
+semantic   learned: what the project is called and what it and its past tasks mean, against those of the others
+learned    learned: how far outcomes of tasks with such words move that; may be negative
 ========== ==================================================================================================
 
-The first three, text and boost are *evidence*: they speak for a project because of what the task is. The others are
+The last two are there where the model took part, and their sum is what it said: the logarithm of a share. The first
+three, text, boost and these are *evidence*: they speak for a project because of what the task is. The others are
 *circumstance*: they order those who are equally right. Who is unknown in a circumstance gets the median of it.
 
 **Confidence.** With s the score of a candidate, b the best sum of circumstances among the n candidates, and

@@ -14,10 +14,13 @@ from tests.e2e.calls import connected, register_crew, submit_request
 
 BUF = str(Path(sys.executable).with_name("buf"))
 HOPPER_SERVICES = [
+    "hopper.common.v1.AuditService",
+    "hopper.federation.v1.PeerAdminService",
     "hopper.memory.v1.EpisodicMemoryService",
     "hopper.memory.v1.FeedbackService",
     "hopper.memory.v1.LearningService",
     "hopper.memory.v1.WorkingMemoryService",
+    "hopper.registry.v1.AccessService",
     "hopper.registry.v1.InstanceService",
     "hopper.registry.v1.ProjectService",
     "hopper.router.v1.DelegationService",
@@ -100,12 +103,15 @@ def test_every_method_of_every_service_is_described(curl: Curl) -> None:
 
 
 CALLS: dict[str, tuple[dict[str, Any], str]] = {
+    "hopper.common.v1.AuditService/ListAuditRecords": ({}, "records"),
+    "hopper.federation.v1.PeerAdminService/ListPeers": ({}, ""),
     "hopper.memory.v1.EpisodicMemoryService/GetProjectHistory": ({"project": "projects/crew"}, ""),
     "hopper.memory.v1.FeedbackService/GetStats": ({}, ""),
     "hopper.memory.v1.WorkingMemoryService/PutContext": (
         {"context": {"key": "k", "value": {"a": 1}}},
         "context",
     ),
+    "hopper.registry.v1.AccessService/ListPrincipals": ({}, ""),
     "hopper.registry.v1.InstanceService/GetTree": ({}, "root"),
     "hopper.registry.v1.ProjectService/GetProject": ({"name": "projects/crew"}, "project"),
     "hopper.router.v1.DelegationService/ListDelegations": ({"task": "<task>"}, ""),

@@ -334,6 +334,16 @@ def _issued_by(leaf: x509.Certificate, root: x509.Certificate) -> bool:
     return True
 
 
+def may_issue(certificate: x509.Certificate) -> bool:
+    """Whether a certificate says that it may issue others: then it is no leaf. One that cannot be read may, too."""
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except x509.ExtensionNotFound:
+        return False
+    except _NO_EXTENSION:
+        return True
+
+
 def check_root(root: x509.Certificate, trust_domain: str) -> None:
     """
     Check that a certificate is a root as Hoppers make them, of that trust domain. Not whether it is still valid.

@@ -18,7 +18,7 @@ from typing import Final
 from cryptography import x509
 
 from hopper_common.errors import BadSan, IssuerMismatch, LeafExpired, TlsTooOld, Unauthenticated
-from hopper_common.identity.certificates import issued_by
+from hopper_common.identity.certificates import issued_by, may_issue
 from hopper_common.identity.spiffe import SpiffeId, SpiffeInvalid
 
 _MOST_KEPT: Final = 4_096
@@ -115,6 +115,8 @@ class Certificates:
         leaf = x509.load_pem_x509_certificate(pem)
         if not issued_by(leaf, self._roots_of(name.trust_domain)):
             raise IssuerMismatch(trust_domain=name.trust_domain)
+        if may_issue(leaf):  # TLS does not mind
+            raise BadSan(problem="the certificate of an authority, which names nobody who calls")
         return Presented(name, leaf.not_valid_before_utc, leaf.not_valid_after_utc, pem, generation)
 
 

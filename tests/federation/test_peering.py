@@ -124,11 +124,6 @@ async def test_a_revocation_ends_calls_and_streams_within_a_second(trio: Trio) -
 async def test_a_compromised_peer_does_not_even_shake_hands(trio: Trio) -> None:
     alice, bob, _ = trio
     async with alice.running(contact=False):
-        gone = {
-            "level": Level.BLOCKED,
-            "revocation": Revocation.COMPROMISED,
-            "revoke_time": alice.clock.now(),
-        }
         await alice.knows(bob)
         async with bob.calling(alice) as stub:
             await answer(stub)

@@ -13,10 +13,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 from hopper.router.v1 import task_pb2 as pb
 from hopper.router.v1 import task_service_pb2 as svc
+from hopper_common.audit import chain
+from hopper_common.audit.model import Decision, Handling, Happened, cleaned
+from hopper_common.audit.sink import AuditSink
+from hopper_common.audit.store import AuditStore
 from hopper_common.clock import SystemClock
 from hopper_common.ids import Ids
 from hopper_common.rpc.interceptor import Method
@@ -211,7 +215,36 @@ def receiving() -> None:
     say("parse and check limits", [lambda r=r: method.parse(r) for r in raws])  # type: ignore[misc]
 
 
-PARTS = {"deciding": deciding, "planning": planning, "converting": converting, "receiving": receiving}
+def recording() -> None:
+    """What the audit log costs: a decision as it is taken in, which every call waits for, and as it is written."""
+    sink = AuditSink(AuditStore(cast("Any", None), "bench"), _CLOCK, head=chain.START)
+    made = [
+        Decision(
+            f"principals/p{n % 20}",
+            "",
+            "key:7k2m9q",
+            "10.0.0.1",
+            "/hopper.router.v1.WorkService/ClaimTasks",
+            True,
+        )
+        for n in range(TASKS)
+    ]
+    refused = [decision._replace(allowed=False) for decision in made]
+    say("record, counted", [lambda d=d: sink.record(d, Handling.COUNTED) for d in made])  # type: ignore[misc]
+    say("record, refused", [lambda d=d: sink.record(d, Handling.AWAITED) for d in refused])  # type: ignore[misc]
+    say("record, kept", [lambda d=d: sink.record(d, Handling.KEPT) for d in made])  # type: ignore[misc]
+    happened = [Happened(_CLOCK.now(), decision) for decision in made]
+    say("clean", [lambda d=d: cleaned(d) for d in made])  # type: ignore[misc]
+    say("link", [lambda h=h: chain.link(chain.START, h) for h in happened])  # type: ignore[misc]
+
+
+PARTS = {
+    "deciding": deciding,
+    "planning": planning,
+    "converting": converting,
+    "receiving": receiving,
+    "recording": recording,
+}
 
 if __name__ == "__main__":
     for part in sys.argv[1:] or PARTS:

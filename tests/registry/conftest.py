@@ -12,6 +12,8 @@ from hopper_testing.database import FaultyDatabase
 from hopper_testing.postgres import postgres_server
 from tests.registry.harness import RunningRegistry
 
+ENGINES = ("sqlite", "postgresql")
+
 
 async def _open(url: str) -> Database:
     return await Database.open(url, metadata=METADATA, migrations=MIGRATIONS, service="registry")
@@ -21,12 +23,17 @@ async def _migrate(url: str) -> None:
     await (await _open(url)).close()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def empty_database(engine: str, directory: Path) -> str:
     """Where the registry's database is, or can be made; empty."""
-    if request.param == "sqlite":
-        return str(tmp_path / "registry.db")
+    if engine == "sqlite":
+        return str(directory / "registry.db")
     return postgres_server().create_database(made_by=_migrate)
+
+
+@pytest.fixture(params=ENGINES)
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """See `empty_database`."""
+    return empty_database(request.param, tmp_path)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import grpc.aio
 import pytest
 from pydantic import SecretStr
 
+from hopper.registry.v1.access_service_pb2_grpc import AccessServiceStub
 from hopper.registry.v1.instance_service_pb2_grpc import InstanceServiceStub
 from hopper.registry.v1.project_service_pb2_grpc import ProjectServiceStub
 from hopper_common.errors import HopperError, InvalidArgument
@@ -22,6 +23,7 @@ from hopper_registry.app import SERVICE
 from hopper_testing.clock import ManualClock
 
 if TYPE_CHECKING:  # they are in the type stubs only
+    from hopper.registry.v1.access_service_pb2_grpc import AccessServiceAsyncStub
     from hopper.registry.v1.instance_service_pb2_grpc import InstanceServiceAsyncStub
     from hopper.registry.v1.project_service_pb2_grpc import ProjectServiceAsyncStub
 
@@ -41,12 +43,14 @@ class RunningRegistry:
         self._channels = AsyncExitStack()
         self.projects: ProjectServiceAsyncStub
         self.instances: InstanceServiceAsyncStub
+        self.access: AccessServiceAsyncStub
 
     async def start(self) -> None:
         await self._server.enter_async_context(_served(self._settings, self.clock))
         channel = await self._channels.enter_async_context(open_channel(f"unix:{self._settings.socket_path}"))
         self.projects = ProjectServiceStub(channel)
         self.instances = InstanceServiceStub(channel)
+        self.access = AccessServiceStub(channel)
 
     async def stop(self) -> None:
         await self._server.aclose()

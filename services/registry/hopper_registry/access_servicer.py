@@ -260,5 +260,5 @@ class AccessServicer(AccessServiceServicer):
 def _merge(request: asvc.UpdatePrincipalRequest, spec: PrincipalSpec) -> PrincipalSpec:
     merged = spec_to_proto(spec)
     fieldmask.merge(request.update_mask, request.principal, merged, mutable=MUTABLE_OF_PRINCIPAL)
-    check_limits(asvc.UpdatePrincipalRequest(principal=merged))
+    check_limits(asvc.UpdatePrincipalRequest(principal=merged, update_mask=request.update_mask))
     return spec_from_proto(merged)

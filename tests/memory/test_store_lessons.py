@@ -25,7 +25,7 @@ from hopper_memory.errors import ModelInvalid, ModelNotFound
 from hopper_memory.lessons import Lesson, Teaching, Truth
 from hopper_memory.model import Candidate, Feedback, Match, Outcome
 from hopper_memory.ports import StoredModel, Taught
-from hopper_memory.store_lessons import MOST_LESSONS, SqlLessonStore, SqlModelStore
+from hopper_memory.store_lessons import MOST_FORGOTTEN, MOST_LESSONS, SqlLessonStore, SqlModelStore
 from hopper_memory.store_sql import SqlEpisodeStore
 from hopper_memory.tables import LESSONS, METADATA, MODEL_PARTS
 from hopper_testing.clock import ManualClock
@@ -575,3 +575,25 @@ async def test_without_a_limit_all_are_kept(database: FaultyDatabase, models: Sq
     clock = ManualClock(START + 10_000 * DAY)
     await saved_until(SqlModelStore(database, clock), 70, 80, 90)
     assert len(await kept(database)) == 100
+
+
+async def test_a_million_lessons_hold_nobody_up(database: FaultyDatabase, store: SqlEpisodeStore) -> None:
+    """Whoever begins with a model reads what follows it, and no more; a transaction forgets some at a time."""
+    await store.record([decided(1)], [])
+    many = """
+        WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000000)
+        INSERT INTO lessons (position, decision, truth, project, source, weight, create_time)
+        SELECT i, :decision, 'RIGHT', 'projects/web', 'ann', 1.0, :time FROM n
+    """
+    values = {"decision": decision(1), "time": to_micros(START)}
+    await database.write(lambda conn: conn.execute(sa.text(many), values) and None)
+    clock = ManualClock(START + 400 * DAY)
+    keeping = SqlModelStore(database, clock, keep_lessons=DAY)
+    for position in (999_700, 999_800, 999_900):
+        await keeping.save(a_model(position, b"x"), streamed([b"x"]))
+    first, last = sa.func.min(LESSONS.c.position), sa.func.max(LESSONS.c.position)
+    ends = await database.read(lambda conn: tuple(conn.execute(sa.select(first, last)).one()))
+    assert ends == (MOST_FORGOTTEN + 1, 1_000_000)
+    async with aclosing(SqlLessonStore(database).tail(after=999_900)) as batches:
+        taught = await anext(batches)
+    assert (len(taught.lessons), taught.head) == (100, 1_000_000)

@@ -268,7 +268,8 @@ async def test_workload_gains_weight_where_the_busy_are_late(learned: Learned) -
         learned.apply([lesson])
     after = decide(TaskSpec("anything"), learned=learned, a=9)
     value, origin, lessons = weight(after, "workload")
-    assert (origin, lessons) == (WeightOrigin.LEARNED, 400 if lessons == 400 else 300)
+    assert origin is WeightOrigin.LEARNED
+    assert lessons == 300  # those that the two differed in, to the first digit
     assert value > 3 * RANGES["workload"].shipped
     assert weight(after, "cost") == (RANGES["cost"].shipped, WeightOrigin.SHIPPED, 0)  # all the same there
 

@@ -63,14 +63,27 @@ async def serving(url: str) -> AsyncIterator[Served]:
             await server.stop(None)
 
 
-@pytest.fixture
-async def served(url: str) -> AsyncIterator[Served]:
+@asynccontextmanager
+async def serving_ten(url: str) -> AsyncIterator[Served]:
     """With ten records: one of the process, nine of calls a minute apart."""
     async with serving(url) as made:
         for n in range(3):
             for decision in (DECISION, REFUSED, HOT._replace(principal=f"principals/p{n}")):
                 made.log.clock.advance(timedelta(minutes=1))
                 await made.log.put(decision, Handling.AWAITED)
+        yield made
+
+
+@pytest.fixture
+async def served(file_url: str) -> AsyncIterator[Served]:
+    async with serving_ten(file_url) as made:
+        yield made
+
+
+@pytest.fixture
+async def served_by_each(url: str) -> AsyncIterator[Served]:
+    """On each engine in turn."""
+    async with serving_ten(url) as made:
         yield made
 
 
@@ -83,16 +96,16 @@ async def refused(call: Any) -> Any:
 # Listing.
 
 
-async def test_the_newest_comes_first(served: Served) -> None:
-    records = await served.page()
+async def test_the_newest_comes_first(served_by_each: Served) -> None:
+    records = await served_by_each.page()
     assert [record.sequence for record in records] == list(range(10, 0, -1))
     newest = record_from_proto(records[0])
     assert newest.decision == HOT._replace(principal="principals/p2")
-    assert newest == (await served.log.all_records())[-1]
+    assert newest == (await served_by_each.log.all_records())[-1]
 
 
-async def test_records_are_found_by_who_what_whether_and_when(served: Served) -> None:
-    begin = (await served.log.all_records())[0].time
+async def test_records_are_found_by_who_what_whether_and_when(served_by_each: Served) -> None:
+    begin = (await served_by_each.log.all_records())[0].time
     wanted: list[tuple[dict[str, Any], list[int]]] = [
         ({"principal": "principals/p1"}, [7]),
         ({"principal": "principals/p"}, []),
@@ -104,7 +117,7 @@ async def test_records_are_found_by_who_what_whether_and_when(served: Served) ->
         ({"refused_only": True, "after_time": to_proto(begin + timedelta(minutes=3))}, [9, 6]),
     ]
     for request, sequences in wanted:
-        assert [record.sequence for record in await served.page(**request)] == sequences, request
+        assert [record.sequence for record in await served_by_each.page(**request)] == sequences, request
 
 
 async def test_pages_are_whole_while_more_is_written(served: Served) -> None:
@@ -173,16 +186,16 @@ def test_every_column_is_changed_here() -> None:
     assert {column.name for column in RECORDS.columns} == CHANGES.keys() | {"chain", "sequence"}
 
 
-async def test_a_change_of_any_column_is_found(served: Served) -> None:
-    kept = await served.log.database.read(lambda conn: row(conn, 6))
+async def test_a_change_of_any_column_is_found(served_by_each: Served) -> None:
+    kept = await served_by_each.log.database.read(lambda conn: row(conn, 6))
     for column, value in CHANGES.items():
         assert kept[column] != value
-        await served.log.database.write(tamper(RECORDS.c.sequence == 6, **{column: value}))
-        found = await served.verify()
+        await served_by_each.log.database.write(tamper(RECORDS.c.sequence == 6, **{column: value}))
+        found = await served_by_each.verify()
         assert (found.intact, found.broken_sequence) == (False, 6), column
         assert found.problem
-        await served.log.database.write(tamper(RECORDS.c.sequence == 6, **{column: kept[column]}))
-    assert (await served.verify()).intact
+        await served_by_each.log.database.write(tamper(RECORDS.c.sequence == 6, **{column: kept[column]}))
+    assert (await served_by_each.verify()).intact
 
 
 async def test_a_deleted_record_is_found(served: Served) -> None:
@@ -192,9 +205,9 @@ async def test_a_deleted_record_is_found(served: Served) -> None:
     assert "record 6 should be here" in found.problem
 
 
-async def test_a_record_moved_to_another_chain_is_missing(served: Served) -> None:
-    await served.log.database.write(tamper(RECORDS.c.sequence == 6, chain="other"))
-    assert (await served.verify()).broken_sequence == 7
+async def test_a_record_moved_to_another_chain_is_missing(served_by_each: Served) -> None:
+    await served_by_each.log.database.write(tamper(RECORDS.c.sequence == 6, chain="other"))
+    assert (await served_by_each.verify()).broken_sequence == 7
 
 
 async def test_records_that_changed_places_are_found(served: Served) -> None:
@@ -219,15 +232,15 @@ async def test_a_cut_off_end_is_found_without_an_anchor_while_the_process_runs(s
     assert "its end was cut off" in found.problem
 
 
-async def test_and_with_one_after_it_has_stopped(url: str) -> None:
-    async with serving(url) as served:
+async def test_and_with_one_after_it_has_stopped(file_url: str) -> None:
+    async with serving(file_url) as served:
         for _ in range(3):
             await served.log.put(DECISION, Handling.AWAITED)
         noted = served.log.sink.head
-    async with open_log(url, keep=False) as log:
+    async with open_log(file_url, keep=False) as log:
         await log.database.write(remove(RECORDS.c.sequence > 2))
         await log.sink.close()
-    async with serving(url) as served:
+    async with serving(file_url) as served:
         found = await served.verify(noted)
         assert not found.intact
 
@@ -253,15 +266,15 @@ async def test_half_an_anchor_is_refused(
 # Exporting.
 
 
-async def test_an_export_can_be_checked_elsewhere(served: Served) -> None:
-    exported = await served.export()
-    check = ChainCheck(anchors=[served.log.sink.head])
+async def test_an_export_can_be_checked_elsewhere(served_by_each: Served) -> None:
+    exported = await served_by_each.export()
+    check = ChainCheck(anchors=[served_by_each.log.sink.head])
     for record in exported:
         check.add(record_from_proto(record))
     assert check.result().intact
     assert [record.sequence for record in exported] == list(range(1, 11))
-    assert [record.sequence for record in await served.export(after=8)] == [9, 10]
-    assert await served.export(after=10) == []
+    assert [record.sequence for record in await served_by_each.export(after=8)] == [9, 10]
+    assert await served_by_each.export(after=10) == []
 
 
 async def test_a_long_log_comes_in_parts(file_url: str) -> None:

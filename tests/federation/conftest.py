@@ -1,6 +1,7 @@
 """The federation service, on each engine in turn: what it promises on one, it promises on the other."""
 
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def clock() -> ManualClock:
-    return ManualClock()
+    return ManualClock(datetime.now(UTC))  # gRPC goes by the real time when it looks at certificates
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from hopper.federation.v1.peer_pb2 import Invitation, Pairing, Peer
 from hopper_cli.names import bare, short
 from hopper_cli.output import one_line
 from hopper_cli.render import facts, grid, plain, word
-from hopper_cli.times import format_age, format_time
+from hopper_cli.times import format_time
 from hopper_common.identity.spiffe import SpiffeInvalid, shown
 from hopper_common.timestamps import time_field
 
@@ -82,7 +82,7 @@ def peer_facts(peer: Peer, now: datetime) -> Table:
 
 
 def _time(time: datetime | None, now: datetime) -> str:
-    return "" if time is None else f"{format_time(time, now)} ({format_age(time, now)})"
+    return "" if time is None else format_time(time, now)
 
 
 def invitation_table(invitations: Iterable[Invitation], now: datetime) -> Table:

@@ -21,7 +21,7 @@ from hopper.federation.v1.peer_admin_service_pb2_grpc import PeerAdminServiceSer
 from hopper_common.clock import Clock
 from hopper_common.errors import FieldViolation, HopperError, InvalidArgument
 from hopper_common.eventlog import Event
-from hopper_common.ids import new_id
+from hopper_common.ids import Ids
 from hopper_common.pagination import PageTokens, page_size
 from hopper_common.timestamps import duration_field, to_proto
 from hopper_federation import addresses, admission, tokens, transcript
@@ -80,6 +80,7 @@ class PeerAdminServicer(PeerAdminServiceServicer):
         self._federation = federation
         self._introductions = introductions
         self._clock = clock
+        self._ids = Ids()  # later ones come later in lists, whatever the clock does
         self._port = port
         self._joiner = joiner
         self._asker = asker
@@ -118,7 +119,7 @@ class PeerAdminServicer(PeerAdminServiceServicer):
             )
         now = self._clock.now()
         return Invitation(
-            id=new_id(now),
+            id=self._ids.new(now),
             secret_id=secrets.token_bytes(tokens.ID_BYTES),
             key=transcript.key_of(secret),
             root_key=self._introductions.side().root_key,

@@ -24,7 +24,7 @@ from hopper_common.clock import Clock
 from hopper_common.errors import HopperError, Overloaded, StorageFull, StorageUnavailable
 from hopper_common.identity.bundles import roots_of
 from hopper_common.identity.certificates import issued_by
-from hopper_common.ids import new_id
+from hopper_common.ids import Ids
 from hopper_federation import admission, dialling, transcript
 from hopper_federation.convert import verdict_from_proto, verdict_to_proto
 from hopper_federation.dialling import Shown
@@ -46,6 +46,7 @@ class Asker:
         self._federation = federation
         self._introductions = introductions
         self._clock = clock
+        self._ids = Ids()  # later ones come later in lists, whatever the clock does
 
     async def request(self, address: str, peer_id: str) -> Session:
         """
@@ -81,7 +82,7 @@ class Asker:
         answerer.verify(revealed.signature, transcript.revealed_signed(binding, asker=False), "transcript")
         now = self._clock.now()
         made = Session(
-            id=new_id(now),
+            id=self._ids.new(now),
             session=session,
             outgoing=True,
             install_id=answerer.bundle.install_id,

@@ -129,16 +129,15 @@ class Joiner:
         )
 
     async def _called(self, shown: Shown, request: Callable[[], RedeemRequest]) -> RedeemResponse:
-        async with dialling.pinned(shown) as pairing:
-
-            async def once() -> RedeemResponse:
+        async def once() -> RedeemResponse:
+            async with dialling.pinned(shown) as pairing:
                 call = pairing.Redeem(request(), timeout=dialling.CALL_SECONDS)
                 return await dialling.called(shown.address, call)
 
-            try:
-                return await once()
-            except PeerUnreachable:  # perhaps only the answer was lost
-                return await once()
+        try:
+            return await once()
+        except PeerUnreachable:  # perhaps only the answer was lost; over another connection
+            return await once()
 
     async def _proved(self, response: RedeemResponse, token: Token, binding: bytes, key: bytes) -> Introduced:
         """

@@ -18,7 +18,7 @@ from hopper_common.clock import Clock
 from hopper_common.errors import FieldViolation, HopperError, InvalidArgument
 from hopper_common.identity.certificates import to_der
 from hopper_common.identity.errors import SignatureInvalid
-from hopper_common.ids import new_id
+from hopper_common.ids import Ids
 from hopper_common.timestamps import to_proto
 from hopper_federation import admission, transcript
 from hopper_federation.admission import Outcome, Redemption
@@ -70,6 +70,7 @@ class PairingServicer(PairingServiceServicer):
         self._federation = federation
         self._introductions = introductions
         self._clock = clock
+        self._ids = Ids()  # later ones come later in lists, whatever the clock does
         self._window = window
 
     async def Introduce(self, request: psvc.IntroduceRequest, context: _Context) -> psvc.IntroduceResponse:
@@ -178,7 +179,7 @@ class PairingServicer(PairingServiceServicer):
         ours = self._introductions.ours()
         now = self._clock.now()
         session = Session(
-            id=new_id(now),
+            id=self._ids.new(now),
             session=secrets.token_bytes(transcript.SESSION_BYTES),
             outgoing=False,
             install_id=asker.bundle.install_id,

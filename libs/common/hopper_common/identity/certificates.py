@@ -129,18 +129,9 @@ def spiffe_id_of(leaf: x509.Certificate) -> SpiffeId:
     name = SpiffeId.parse(uris[0])
     if not name.path:
         raise SpiffeInvalid(f"{name} is a trust domain, not a name in it")
-    if _may_issue(leaf):
+    if may_issue(leaf):
         raise SpiffeInvalid(f"the certificate of {name} may issue others: it is no leaf")
     return name
-
-
-def _may_issue(certificate: x509.Certificate) -> bool:
-    try:
-        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except x509.ExtensionNotFound:
-        return False
-    except _NO_EXTENSION:
-        return True  # what cannot be read does not say that it may not
 
 
 def to_pem(certificates: Iterable[x509.Certificate]) -> bytes:
@@ -354,7 +345,7 @@ def check_root(root: x509.Certificate, trust_domain: str) -> None:
     _p256(root)
     if not _issued_by(root, root):
         raise ValueError("the root is not signed by itself")
-    if not _may_issue(root):
+    if not may_issue(root):
         raise ValueError("the root may not issue certificates")
     if spiffe_uris(root) != [str(SpiffeId(trust_domain))]:
         raise ValueError(f"the root is not of the trust domain {trust_domain} alone")

@@ -154,7 +154,8 @@ class Rig:
     @cached_property
     def memory(self) -> HopperProcess:
         """Where the router's episodes go."""
-        return self._start(HopperProcess(self.directory / "memory", service="memory"))
+        same = {"HOPPER_IDENTITY_DIR": str(self.registry.identity_dir)}
+        return self._start(HopperProcess(self.directory / "memory", service="memory", environment=same))
 
     def _start(self, process: HopperProcess) -> HopperProcess:
         return self._stack.enter_context(process)
@@ -214,8 +215,9 @@ class Rig:
     def _environment(self, url: str) -> dict[str, str]:
         nobody = f"unix:{self.directory}/nobody"
         environment = {
-            "HOPPER_REGISTRY_ADDRESS": self.registry.address,
-            "HOPPER_MEMORY_ADDRESS": self.memory.address if self._memory else nobody,
+            "HOPPER_IDENTITY_DIR": str(self.registry.identity_dir),
+            "HOPPER_REGISTRY_ADDRESS": self.registry.services_address(),
+            "HOPPER_MEMORY_ADDRESS": self.memory.services_address() if self._memory else nobody,
             "HOPPER_LOG_LEVEL": "warning",
         }
         return environment | ({"HOPPER_ROUTER_DATABASE": url} if url else {})

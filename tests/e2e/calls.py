@@ -11,6 +11,8 @@ import grpc
 from hopper.memory.v1.episode_pb2 import Episode
 from hopper.memory.v1.episodic_service_pb2 import GetProjectHistoryRequest
 from hopper.memory.v1.episodic_service_pb2_grpc import EpisodicMemoryServiceStub
+from hopper.registry.v1.access_service_pb2 import BootstrapAdminRequest
+from hopper.registry.v1.access_service_pb2_grpc import AccessServiceStub
 from hopper.registry.v1.project_pb2 import Project
 from hopper.registry.v1.project_service_pb2 import GetProjectRequest, RegisterProjectRequest
 from hopper.registry.v1.project_service_pb2_grpc import ProjectServiceStub
@@ -52,6 +54,12 @@ def connected(address: str) -> Iterator[Stubs]:
             ProjectServiceStub(channel),
             EpisodicMemoryServiceStub(channel),
         )
+
+
+def first_admin(address: str) -> str:
+    """Make the first admin of a Hopper, on its owner's socket; returns their key."""
+    with grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        return AccessServiceStub(channel).BootstrapAdmin(BootstrapAdminRequest(), timeout=10).secret
 
 
 def register_crew(stubs: Stubs) -> None:

@@ -226,15 +226,18 @@ def test_feedback_for_a_project_that_is_gone_does_no_harm(school: School) -> Non
 def test_two_routers_on_one_database_know_the_same(directory: Path, processes: list[HopperProcess]) -> None:
     server = postgres_server()
     database = server.create_database()
-    registry, memory = (HopperProcess(directory / name, service=name) for name in ("registry", "memory"))
+    same = {"HOPPER_IDENTITY_DIR": str(directory / "identity")}
+    registry, memory = (
+        HopperProcess(directory / name, service=name, environment=same) for name in ("registry", "memory")
+    )
     processes += (registry, memory)
     registry.start()
     memory.start()
     environment = {
         "HOPPER_ROUTER_DATABASE": database,
-        "HOPPER_REGISTRY_ADDRESS": registry.address,
-        "HOPPER_MEMORY_ADDRESS": memory.address,
-    }
+        "HOPPER_REGISTRY_ADDRESS": registry.services_address(),
+        "HOPPER_MEMORY_ADDRESS": memory.services_address(),
+    } | same
     both = [HopperProcess(directory / name, service="router", environment=environment) for name in "ab"]
     processes += both
     try:

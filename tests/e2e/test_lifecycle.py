@@ -106,12 +106,18 @@ def test_a_port_that_is_taken_is_named(data_dir: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("address", ["0.0.0.0:0", "example.com:8300"])
-def test_an_address_that_others_can_reach_is_refused(data_dir: Path, address: str) -> None:
+def test_plain_text_for_others_and_names_are_refused(data_dir: Path) -> None:
+    plainly = {"HOPPER_LISTEN_TLS": "false"}
     with pytest.raises(NotStarted) as refused:
-        HopperProcess(data_dir, listen=address).start()
+        HopperProcess(data_dir, listen="0.0.0.0:0", environment=plainly).start()
     assert refused.value.exit_code == 4
-    assert refused.value.message.startswith(f"hopper: {address} is not of this machine: ")
+    assert refused.value.message.startswith("hopper: 0.0.0.0:0 is not of this machine: plain text")
+    with pytest.raises(NotStarted) as refused:
+        HopperProcess(data_dir, listen="example.com:8300").start()
+    assert refused.value.exit_code == 4
+    assert refused.value.message.startswith(
+        "hopper: example.com:8300: listen on the IP address of an interface"
+    )
 
 
 def test_a_setting_that_is_wrong_is_named(data_dir: Path) -> None:

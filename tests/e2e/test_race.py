@@ -69,10 +69,9 @@ async def hopper_client(hopper: HopperProcess) -> AsyncIterator[AsyncHopper]:
 async def callers(hopper_client: AsyncHopper, hopper: HopperProcess) -> AsyncIterator[Callers]:
     async with AsyncExitStack() as stack:
         stubs = []
-        for number in range(max(CALLERS)):
-            address = hopper.address if number % 2 else hopper.tcp_address
+        for _ in range(max(CALLERS)):
             own = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
-            channel = await stack.enter_async_context(grpc.aio.insecure_channel(address, options=own))
+            channel = await stack.enter_async_context(grpc.aio.insecure_channel(hopper.address, options=own))
             await channel.channel_ready()
             stubs.append(WorkServiceStub(channel))
         yield Callers(stubs)

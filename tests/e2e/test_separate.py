@@ -75,9 +75,12 @@ def either_way(request: pytest.FixtureRequest, directory: Path, processes: list[
         with occupied_port() as port:
             ports[service] = f"127.0.0.1:{port}"
     environment = {f"HOPPER_{service.upper()}_ADDRESS": address for service, address in ports.items()}
+    environment["HOPPER_IDENTITY_DIR"] = str(directory / "identity")
     parts = {
         service: HopperProcess(
-            directory / service, service=service, listen=ports[service], environment=environment
+            directory / service,
+            service=service,
+            environment=environment | {"HOPPER_SERVICES_LISTEN": ports[service]},
         )
         for service in SERVICES
     }

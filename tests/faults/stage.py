@@ -162,13 +162,16 @@ def set_up(engine: Engine, directory: Path, *, replicas: int = 2) -> Iterator[St
             database = server.create_database()
             environment["HOPPER_ROUTER_DATABASE"] = database
         whole = HopperProcess(directory / "a", environment=environment)
+        if replicas > 1:
+            whole.environment["HOPPER_SERVICES_LISTEN"] = "sockets"
         routers = [whole]
         if engine == "postgresql" and replicas > 1:
-            others = dict.fromkeys(("REGISTRY", "MEMORY"), f"unix:{whole.data_dir}/hopper.sock")
-            addresses = {f"HOPPER_{name}_ADDRESS": address for name, address in others.items()}
-            routers.append(
-                HopperProcess(directory / "b", service="router", environment=environment | addresses)
-            )
+            others = {
+                "HOPPER_REGISTRY_ADDRESS": whole.services_address("registry"),
+                "HOPPER_MEMORY_ADDRESS": whole.services_address("memory"),
+                "HOPPER_IDENTITY_DIR": str(whole.identity_dir),
+            }
+            routers.append(HopperProcess(directory / "b", service="router", environment=environment | others))
         ledger = stack.enter_context(Ledger(directory / "ledgers" / "nemesis.jsonl", "nemesis"))
         stage = Stage(engine, directory, routers, server, ledger, database)
         for router in routers:

@@ -15,10 +15,11 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
+from hopper_client.credentials import Credentials, credentials_for
 from hopper_client.errors import translate
 from hopper_client.policy import Attempts
 from hopper_common.errors import HopperError
-from hopper_common.rpc.address import check_address
+from hopper_common.rpc.address import check_address, check_secure_address
 from hopper_common.rpc.channel import OPTIONS
 
 
@@ -27,21 +28,32 @@ def open_async(address: str, timeout: float) -> grpc.aio.Channel:
     A `grpc.aio` channel that follows the policy; it connects with its first call.
 
     Raises:
-        AddressRefused: Malformed, or not of this machine.
+        AddressRefused: Malformed, or of another machine and to be spoken to in plain text.
+        Unauthenticated: The credentials in the environment cannot be used.
     """
-    calls = _Calls(address, timeout)
-    return grpc.aio.insecure_channel(
-        check_address(address),
-        options=OPTIONS,
-        # grpc.aio sorts interceptors by class and takes each for one shape only.
-        interceptors=[_AsyncUnary(calls), _AsyncServerStream(calls), _AsyncBothStreams(calls)],
+    credentials = credentials_for(address)
+    calls = _Calls(address, timeout, credentials)
+    options = (*OPTIONS, *credentials.options())
+    # grpc.aio sorts interceptors by class and takes each for one shape only.
+    interceptors = [_AsyncUnary(calls), _AsyncServerStream(calls), _AsyncBothStreams(calls)]
+    secure = credentials.channel_credentials()
+    if secure is None:
+        return grpc.aio.insecure_channel(check_address(address), options=options, interceptors=interceptors)
+    return grpc.aio.secure_channel(
+        check_secure_address(address), secure, options=options, interceptors=interceptors
     )
 
 
 def open_blocking(address: str, timeout: float) -> grpc.Channel:
     """The same, for threads."""
-    channel = grpc.insecure_channel(check_address(address), options=OPTIONS)
-    return grpc.intercept_channel(channel, _Blocking(_Calls(address, timeout)))
+    credentials = credentials_for(address)
+    options = (*OPTIONS, *credentials.options())
+    secure = credentials.channel_credentials()
+    if secure is None:
+        channel = grpc.insecure_channel(check_address(address), options=options)
+    else:
+        channel = grpc.secure_channel(check_secure_address(address), secure, options=options)
+    return grpc.intercept_channel(channel, _Blocking(_Calls(address, timeout, credentials)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +62,7 @@ class _Calls:
 
     address: str
     timeout: float
+    credentials: Credentials
 
     def attempts(self, details: Any, request: Message) -> Attempts[Message]:
         return Attempts(
@@ -74,8 +87,9 @@ class _AsyncUnary(grpc.aio.UnaryUnaryClientInterceptor):
         self, continuation: Callable[[Any, Any], Any], client_call_details: Any, request: Any
     ) -> Any:
         attempts = self._calls.attempts(client_call_details, request)
+        authorized = self._calls.credentials.on(client_call_details)
         while True:
-            details = client_call_details._replace(timeout=attempts.remaining(time.monotonic()))
+            details = authorized._replace(timeout=attempts.remaining(time.monotonic()))
             try:
                 return await (await continuation(details, attempts.request))
             except grpc.aio.AioRpcError as error:
@@ -93,7 +107,7 @@ class _AsyncServerStream(grpc.aio.UnaryStreamClientInterceptor):
     async def intercept_unary_stream(
         self, continuation: Callable[[Any, Any], Any], client_call_details: Any, request: Any
     ) -> Any:
-        call = await continuation(client_call_details, request)
+        call = await continuation(self._calls.credentials.on(client_call_details), request)
         return _translated(call, self._calls, client_call_details)
 
 
@@ -104,7 +118,7 @@ class _AsyncBothStreams(grpc.aio.StreamStreamClientInterceptor):
     async def intercept_stream_stream(
         self, continuation: Callable[[Any, Any], Any], client_call_details: Any, request_iterator: Any
     ) -> Any:
-        call = await continuation(client_call_details, request_iterator)
+        call = await continuation(self._calls.credentials.on(client_call_details), request_iterator)
         return _translated(call, self._calls, client_call_details)
 
 
@@ -126,8 +140,9 @@ class _Blocking(
         self, continuation: Callable[[Any, Any], Any], client_call_details: Any, request: Any
     ) -> Any:
         attempts = self._calls.attempts(client_call_details, request)
+        authorized = self._calls.credentials.on(client_call_details)
         while True:
-            details = client_call_details._replace(timeout=attempts.remaining(time.monotonic()))
+            details = authorized._replace(timeout=attempts.remaining(time.monotonic()))
             try:
                 call = continuation(details, attempts.request)
                 call.result()
@@ -142,12 +157,13 @@ class _Blocking(
     def intercept_unary_stream(
         self, continuation: Callable[[Any, Any], Any], client_call_details: Any, request: Any
     ) -> Any:
-        return _BlockingStream(continuation(client_call_details, request), self._calls, client_call_details)
+        authorized = self._calls.credentials.on(client_call_details)
+        return _BlockingStream(continuation(authorized, request), self._calls, client_call_details)
 
     def intercept_stream_stream(
         self, continuation: Callable[[Any, Any], Any], client_call_details: Any, request_iterator: Any
     ) -> Any:
-        call = continuation(client_call_details, request_iterator)
+        call = continuation(self._calls.credentials.on(client_call_details), request_iterator)
         return _BlockingStream(call, self._calls, client_call_details)
 
 

@@ -202,6 +202,15 @@ class HopperProcess:
         """`host:port`, where `listen` asked for one."""
         return self.addresses[1]
 
+    @property
+    def identity_dir(self) -> Path:
+        """Where its Hopper's keys are: `HOPPER_IDENTITY_DIR` of other processes of the same Hopper."""
+        return Path(self.environment.get("HOPPER_IDENTITY_DIR", self.data_dir / "identity"))
+
+    def services_address(self, service: str = "") -> str:
+        """Where other processes of the same Hopper call one of its services; the only one by default."""
+        return f"unix:{self.data_dir / (service or self.service)}.mtls.sock"
+
     def rss_bytes(self) -> int:
         """How much memory it has in use: its resident set. Linux only."""
         status = Path(f"/proc/{self.pid}/status").read_text(encoding="ascii")

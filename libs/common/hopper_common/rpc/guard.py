@@ -493,6 +493,11 @@ class CallerGuard:
 
     # Calls under way.
 
+    @property
+    def under_way(self) -> int:
+        """How many calls are."""
+        return len(self._visits)
+
     def enter(self, task: "asyncio.Task[Any]", visit: "_Visit") -> None:
         """Keep an eye on a call."""
         self._visits[task] = visit

@@ -40,6 +40,7 @@ from hopper_router.delegation_servicer import DelegationServicer
 from hopper_router.engine import Engine
 from hopper_router.episode_source import StoredEpisodes
 from hopper_router.episodes import EpisodeSender
+from hopper_router.holders import Holders
 from hopper_router.learned import Learned
 from hopper_router.lessons import LessonWatch
 from hopper_router.llm.budget import Budget
@@ -109,7 +110,9 @@ async def open_router(context: HostContext) -> AsyncIterator[Running]:
             engine.stop()
 
         yield Running(
-            registered=_registered(engine, MemoryVerdicts(memory_channel), advice),
+            registered=_registered(
+                engine, MemoryVerdicts(memory_channel), advice, Holders(db, context.directory)
+            ),
             measures=[RouterMeasures(engine)] if context.settings.metrics else [],
             tasks=[
                 registry.run,
@@ -194,7 +197,10 @@ async def _first_time(clock: Clock, db: Database) -> datetime:
 
 
 def _registered(
-    engine: Engine, verdicts: Verdicts | None = None, advice: Advice | None = None
+    engine: Engine,
+    verdicts: Verdicts | None = None,
+    advice: Advice | None = None,
+    holders: Holders | None = None,
 ) -> Sequence[Registered]:
     return [
         Registered.of(
@@ -211,7 +217,7 @@ def _registered(
         ),
         Registered.of(
             work_service_pb2.DESCRIPTOR.services_by_name["WorkService"],
-            WorkServicer(engine),
+            WorkServicer(engine, holders),
             add_WorkServiceServicer_to_server,
         ),
         Registered.of(

@@ -14,12 +14,14 @@ import structlog
 from hopper.router.v1 import task_pb2 as pb
 from hopper.router.v1 import work_service_pb2 as svc
 from hopper.router.v1.work_service_pb2_grpc import WorkServiceServicer
+from hopper_common.auth.directory import Directory
 from hopper_common.errors import FieldViolation, HopperError, InvalidArgument
 from hopper_common.idempotency import digest_of
 from hopper_common.timestamps import duration_field
 from hopper_router import work_wire, working
 from hopper_router.convert import failure_from_proto, input_from_proto, item_error, progress_from_proto
 from hopper_router.engine import Engine
+from hopper_router.holders import Holders
 from hopper_router.hot import End, Keep, Left, Repeat, Row, Want
 from hopper_router.model import DEFAULT_LEASE, MAX_LEASE, MIN_LEASE, Task
 from hopper_router.servicer import Context, each, lease_of, up_to_date
@@ -48,8 +50,10 @@ class WorkServicer(WorkServiceServicer):
     serialized already. They go out as they are.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, holders: Holders | None = None) -> None:
         self._engine = engine
+        # Without a directory nobody is known, and so nobody but the owner is let at any claim.
+        self._holders = holders or Holders(engine.db, Directory(engine.clock.monotonic))
         self._beside: set[asyncio.Task[None]] = set()
 
     async def ClaimTasks(self, request: svc.ClaimTasksRequest, context: Context) -> svc.ClaimTasksResponse:
@@ -149,6 +153,7 @@ class WorkServicer(WorkServiceServicer):
         lease = lease_of(request) or DEFAULT_LEASE
         bounded = max(MIN_LEASE, min(lease, MAX_LEASE))
         refs = request.claims
+        await self._holders.require_own(refs)
         kept = await self._engine.hot.renew(
             [Keep(task_id(ref.task), ref.fencing_token, bounded) for ref in refs]
         )
@@ -166,6 +171,7 @@ class WorkServicer(WorkServiceServicer):
         self, request: svc.ReportProgressRequest, context: Context
     ) -> svc.ReportProgressResponse:
         claim, how_far = request.claim, progress_from_proto(request.progress)
+        await self._holders.require_own([claim])
 
         def effect(unit: Unit) -> svc.ReportProgressResponse:
             lease = lease_of(request) or DEFAULT_LEASE
@@ -178,6 +184,7 @@ class WorkServicer(WorkServiceServicer):
         self, request: svc.RequestInputRequest, context: Context
     ) -> svc.RequestInputResponse:
         claim, question = request.claim, input_from_proto(request.input)
+        await self._holders.require_own([claim])
 
         def effect(unit: Unit) -> svc.RequestInputResponse:
             task = working.ask(unit, claim.task, claim.fencing_token, question)
@@ -192,6 +199,7 @@ class WorkServicer(WorkServiceServicer):
     ) -> svc.CompleteTasksResponse:
         ends = request.completions
         refs = [end.claim for end in ends]
+        await self._holders.require_own(refs)
         ended = await self._engine.hot.complete(
             [
                 End(task_id(ref.task), ref.fencing_token, end.result)
@@ -215,6 +223,7 @@ class WorkServicer(WorkServiceServicer):
 
     async def FailTask(self, request: svc.FailTaskRequest, context: Context) -> svc.FailTaskResponse:
         claim, failure = request.claim, failure_from_proto(request.failure)
+        await self._holders.require_own([claim])
 
         def effect(unit: Unit) -> svc.FailTaskResponse:
             task = working.fail(unit, claim.task, claim.fencing_token, failure)
@@ -224,6 +233,7 @@ class WorkServicer(WorkServiceServicer):
 
     async def ReleaseTask(self, request: svc.ReleaseTaskRequest, context: Context) -> svc.ReleaseTaskResponse:
         claim = request.claim
+        await self._holders.require_own([claim])
 
         def effect(unit: Unit) -> svc.ReleaseTaskResponse:
             task = working.release(unit, claim.task, claim.fencing_token)

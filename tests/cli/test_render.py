@@ -1,4 +1,5 @@
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
@@ -250,3 +251,9 @@ def test_stages_say_whom_they_chose_and_what_that_took() -> None:
 def test_how_it_went_is_what_people_say_or_else_how_it_ended(episode: Episode, words: str) -> None:
     """The newest feedback that says so counts."""
     assert words in str(how_it_went(episode))
+
+
+def test_what_an_advisers_word_is_worth_is_told_where_it_differs() -> None:
+    choice = partial(Opinion, stage="llm", word=Opinion.WORD_CHOICE, project="projects/web", threshold=0.6)
+    assert "55% (says 90%)" in shown(stage_table([choice(confidence=0.55, stated_confidence=0.9)]))
+    assert "says" not in shown(stage_table([choice(confidence=0.9, stated_confidence=0.9)]))

@@ -379,13 +379,19 @@ def stage_table(opinions: Sequence[Opinion]) -> Table:
         table.add_row(
             each.stage,
             bare(each.project) if chosen else _SAYS.get(each.word, ""),
-            f"{each.confidence:.0%}" if chosen else "",
+            _sure(each) if chosen else "",
             f"{each.threshold:.0%}",
             format_duration(from_proto(each.elapsed)),
             f"{each.money_micros / 1e6:.4f}" if each.money_micros else "",
             plain(each.answer or each.reason),
         )
     return table
+
+
+def _sure(opinion: Opinion) -> str:
+    """How sure somebody is and, where that has proved to mean something else, how sure they say they are."""
+    sure, stated = f"{opinion.confidence:.0%}", f"{opinion.stated_confidence:.0%}"
+    return f"{sure} (says {stated})" if opinion.stated_confidence and stated != sure else sure
 
 
 # Episodes.

@@ -211,6 +211,24 @@ def test_a_bad_file_is_named(here: Terminal, identity: Identity) -> None:
     assert ran.out == ""
 
 
+def test_the_doctor_looks_at_the_files_and_changes_nothing(here: Terminal, identity: Identity) -> None:
+    def said() -> dict[str, str]:
+        found = here("doctor", "--json").json["checks"]
+        made: dict[str, str] = next(check for check in found if check["name"] == "identity")
+        return made
+
+    assert said()["status"] == "ok"
+    assert here.json("identity", "show")["shown"] in said()["detail"]
+    (file,) = (identity.directory / "signing").iterdir()
+    file.chmod(0o640)
+    assert said()["status"] == "fail"
+    assert str(file) in said()["detail"]
+    assert "chmod 600" in said()["remedy"]
+    file.chmod(0o600)
+    identity.directory.rename(identity.directory.with_name("gone"))
+    assert (said()["status"], identity.directory.exists()) == ("ok", False)
+
+
 def test_services_are_offered_for_completion() -> None:
     assert "registry" in commands._services("r")
     assert "/svc/registry" in commands._services("/svc/r")

@@ -88,7 +88,7 @@ def examine(cli: Cli) -> list[Check]:
     running = all(check.status is Status.OK for check in answers)
     if cli.data_dir.is_dir():
         found += [_database(cli.data_dir / name, running) for name in _DATABASES]
-        found.append(_claims(cli.data_dir / CLAIMS))
+        found += [_identity(cli), _claims(cli.data_dir / CLAIMS)]
     found.append(_clock(cli, running))
     if running:
         found += [_asked(name, check, cli) for name, check in _CALLS]
@@ -178,6 +178,29 @@ def _quick_check(path: Path, size: str) -> Check:
     except sqlite3.Error as error:
         return _fail(path.name, f"cannot be read: {error}", remedy)
     return _ok(path.name, f"{size}, sound") if said == "ok" else _fail(path.name, str(said), remedy)
+
+
+def _identity(cli: Cli) -> Check:
+    """Looks at the files only: what is due is for the Hopper that runs, or is started."""
+    from hopper_common.identity.errors import IdentityRefused
+    from hopper_common.identity.spiffe import shown
+    from hopper_common.identity.state import Directory
+    from hopper_common.identity.store import read_passphrase
+    from hopper_common.settings import load_settings
+
+    try:
+        settings = load_settings()
+        where, file = Directory(settings.identity_path), settings.identity_passphrase_file
+        if not where.exists():
+            return _ok("identity", "not there yet; `hopper up` makes it")
+        state = where.read(cli.now)
+        where.read_keys(state, cli.now, None if file is None else read_passphrase(file))
+    except IdentityRefused as error:
+        message, _, remedy = str(error).rpartition(": ")
+        return _fail("identity", message, remedy)
+    except StartupError:
+        return _ok("identity", "not looked at: the settings are wrong")
+    return _ok("identity", f"{shown(state.bundle.install_id)}, its files are sound and yours alone")
 
 
 def _claims(path: Path) -> Check:

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ from hopper.common.v1 import audit_service_pb2 as pb
 from hopper.common.v1.audit_service_pb2_grpc import AuditServiceStub
 from hopper_common import failpoints
 from hopper_common.audit.model import OPENED
-from hopper_common.host import Ready, ServiceNotOpened, serve
+from hopper_common.host import Ready, Service, ServiceNotOpened, serve
 from hopper_common.rpc.channel import open_channel
 from hopper_common.rpc.errors import from_rpc_error
 from hopper_common.settings import HostSettings
 from hopper_common.startup import StartupError
+from hopper_registry.app import SERVICE as REGISTRY
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -29,16 +30,18 @@ PATIENCE = 30
 
 
 @asynccontextmanager
-async def hosting(settings: HostSettings) -> AsyncIterator[grpc.aio.Channel]:
-    """A host without services of its own, and a channel to its socket."""
+async def hosting(
+    settings: HostSettings, *, services: Sequence[Service] = (), door: int = 0
+) -> AsyncIterator[grpc.aio.Channel]:
+    """A host, and a channel to its socket; or to another address of it."""
     stop = asyncio.Event()
     ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
-    running = asyncio.create_task(serve([], settings, ready=ready.set_result, stop=stop))
+    running = asyncio.create_task(serve(services, settings, ready=ready.set_result, stop=stop))
     either: list[asyncio.Future[Any]] = [running, ready]
     await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     try:
         if not running.done():
-            async with open_channel(ready.result().addresses[0]) as channel:
+            async with open_channel(ready.result().addresses[door]) as channel:
                 yield channel
     finally:
         stop.set()
@@ -122,6 +125,47 @@ async def test_a_process_that_cannot_write_its_log_says_so_and_does_nothing_far_
         assert (await asyncio.wait_for(watch.read(), PATIENCE)).status == SERVING
         assert len(await listed(channel, method_prefix=VERIFY)) == 1  # the decision; nothing came of it
         watch.cancel()
+
+
+CANARY = "canary7f3a"
+PROOFS = {
+    "nothing": (),
+    "a key": (("authorization", f"Bearer hop_7k2m9q7k2m9q_{CANARY}{'A' * 33}_aB3dE6"),),
+    "half a key": (("authorization", f"Bearer hop_{CANARY}"),),
+    "a token": (("authorization", f"Bearer eyJhbGciOiJFUzI1NiJ9.{CANARY}.{CANARY}"),),
+    "a password": (("authorization", f"Basic {CANARY}"),),
+    "other headers": (("x-forwarded-for", CANARY), ("user-agent", CANARY)),
+}
+
+
+async def test_who_has_not_proved_who_he_is_is_recorded_and_what_he_tried_is_not(tmp_path: Path) -> None:
+    settings = HostSettings(data_dir=tmp_path / "hopper", listen="127.0.0.1:0")
+    async with hosting(settings, services=[REGISTRY], door=1) as stranger:
+        for proof in PROOFS.values():
+            assert await refusal(stranger, proof) is grpc.StatusCode.UNAUTHENTICATED
+    async with hosting(settings) as channel:
+        records = await listed(channel, refused_only=True)
+        assert {(each.principal, each.source, each.method) for each in records} == {
+            ("stranger", "127.0.0.1", "/hopper.common.v1.AuditService/ListAuditRecords")
+        }
+        assert sum(each.count for each in records) >= len(PROOFS)
+        assert all(each.reason and each.rule for each in records)
+        assert CANARY not in str(await listed(channel))
+    assert [
+        path.name for path in settings.data_dir.glob("*.db*") if CANARY.encode() in path.read_bytes()
+    ] == []
+
+
+async def refusal(channel: grpc.aio.Channel, metadata: Any) -> grpc.StatusCode:
+    """How a call is answered, once it is known who may be let in."""
+    stub: Any = AuditServiceStub(channel)
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await stub.ListAuditRecords(pb.ListAuditRecordsRequest(principal=CANARY), metadata=metadata)
+            if from_rpc_error(refused.value).reason not in ("TRUST_STORE_STALE", "RATE_LIMITED"):
+                return refused.value.code()
+            await asyncio.sleep(0.1)
 
 
 def test_where_the_log_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

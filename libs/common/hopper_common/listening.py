@@ -133,5 +133,6 @@ def rates(settings: HostSettings) -> Rates:
         work=rate(settings.rate_work),
         admin=rate(settings.rate_admin),
         services=rate(settings.rate_services),
+        strangers=Rate(settings.rate_strangers, max(1.0, 20 * settings.rate_strangers)),
         open_streams=settings.rate_open_streams,
     )

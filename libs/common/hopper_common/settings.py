@@ -137,6 +137,11 @@ class HostSettings(BaseSettings):
     rate_services: float = Field(
         default=5000, gt=0, description="Calls of each class a second, of one service."
     )
+    rate_strangers: float = Field(
+        default=1,
+        gt=0,
+        description="Failures to prove who calls, a second, from one network; 20 times that at once.",
+    )
     rate_open_streams: int = Field(
         default=100, ge=1, description="Streams open at a time, of one person or agent."
     )

@@ -51,6 +51,19 @@ def _checked_host(host: str) -> str:
     return host
 
 
+def check(address: str, field: str) -> str:
+    """
+    The address, in the form that all others have.
+
+    Raises:
+        InvalidArgument: It is none.
+    """
+    try:
+        return joined(*split(address))
+    except ValueError as error:
+        raise InvalidArgument(violations=[FieldViolation(field, str(error))]) from None
+
+
 def check_all(addresses: Iterable[str], field: str) -> tuple[str, ...]:
     """
     The addresses, each once.
@@ -58,12 +71,13 @@ def check_all(addresses: Iterable[str], field: str) -> tuple[str, ...]:
     Raises:
         InvalidArgument: With each that is none, by its place in *field*.
     """
-    violations, found = [], dict[str, None]()
+    violations: list[FieldViolation] = []
+    found = dict[str, None]()
     for number, address in enumerate(addresses):
         try:
-            found[joined(*split(address))] = None
-        except ValueError as error:
-            violations.append(FieldViolation(f"{field}[{number}]", str(error)))
+            found[check(address, f"{field}[{number}]")] = None
+        except InvalidArgument as error:
+            violations.extend(error.violations)
     if violations:
         raise InvalidArgument(violations=violations)
     return tuple(found)

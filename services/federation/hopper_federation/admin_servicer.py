@@ -169,7 +169,7 @@ class PeerAdminServicer(PeerAdminServiceServicer):
     async def RequestPairing(
         self, request: svc.RequestPairingRequest, context: _Context
     ) -> svc.RequestPairingResponse:
-        (address,) = addresses.check_all([request.address], "address")
+        address = addresses.check(request.address, "address")
         session = await self._asker.request(address, request.peer_id)
         return svc.RequestPairingResponse(pairing=pairing_to_proto(session))
 

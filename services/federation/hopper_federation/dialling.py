@@ -157,12 +157,17 @@ def _read(address: str, leaf: bytes) -> Shown:
 
 @asynccontextmanager
 async def pinned(shown: Shown) -> AsyncIterator["PairingServiceAsyncStub"]:
+    """What who showed that certificate offers to strangers."""
+    async with channel(shown) as opened:
+        yield PairingServiceStub(opened)
+
+
+def channel(shown: Shown) -> grpc.aio.Channel:
     """A channel to who showed that certificate, and to nobody else."""
     credentials = grpc.ssl_channel_credentials(shown.certificate.public_bytes(Encoding.PEM))
     name = f"federation.{shown.install_id}.hopper"
     options = (*_OPTIONS, ("grpc.ssl_target_name_override", name))
-    async with grpc.aio.secure_channel(shown.address, credentials, options=options) as channel:
-        yield PairingServiceStub(channel)
+    return grpc.aio.secure_channel(shown.address, credentials, options=options)
 
 
 async def called(address: str, call: Awaitable[T]) -> T:

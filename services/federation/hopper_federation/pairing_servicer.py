@@ -44,7 +44,7 @@ from hopper_federation.pairing import (
 )
 from hopper_federation.pairing_port import Window
 from hopper_federation.store_sql import Federation, SqlStore
-from hopper_federation.strangers import network
+from hopper_federation.strangers import caller_network
 from hopper_federation.transcript import Side
 
 log = structlog.get_logger(__name__)
@@ -84,7 +84,7 @@ class PairingServicer(PairingServiceServicer):
     # By invitation.
 
     async def Redeem(self, request: psvc.RedeemRequest, context: _Context) -> psvc.RedeemResponse:
-        source = network(context)
+        source = caller_network(context)
         _check_lengths(request, invitation=16, nonce=transcript.NONCE_BYTES)
         redeemer = await self._introductions.read(request.introduction)
         invitation = await self._federation.read(lambda store: store.invitation_of(request.invitation))
@@ -167,13 +167,15 @@ class PairingServicer(PairingServiceServicer):
     async def StartPairing(
         self, request: psvc.StartPairingRequest, context: _Context
     ) -> psvc.StartPairingResponse:
-        source = network(context)
+        source = caller_network(context)
         _check_lengths(request, commitment=32)
         if not self._window.open:
             raise PairingWrongStep(
                 "this Hopper's owner does not pair now: they open pairing with `hopper peer open`",
                 step="OPEN",
             )
+        # First, because it costs least: most callers of a flood get no further.
+        await self._federation.read(lambda store: _check_room(store, source))
         asker = await self._introductions.read(request.introduction)
         asker.check_meets(self._clock.now())
         ours = self._introductions.ours()
@@ -291,17 +293,21 @@ def _check_lengths(request: Any, **lengths: int) -> None:
         raise InvalidArgument(violations=violations)
 
 
-def _begin(store: SqlStore, session: Session) -> None:
+def _check_room(store: SqlStore, source: str) -> None:
     """
-    Keep a pairing that somebody asks for, if there is room.
+    Refuse one more pairing that waits for an answer, if there are enough.
 
     Raises:
-        PairingFull: There is not.
+        PairingFull: Of that network, or of all.
     """
-    for source, most in ((session.source, MOST_PENDING_OF_SOURCE), ("", MOST_PENDING)):
-        pending = store.pending(source)
+    for network, most in ((source, MOST_PENDING_OF_SOURCE), ("", MOST_PENDING)):
+        pending = store.pending(network)
         if pending >= most:
             raise PairingFull(pending=str(pending), limit=str(most))
+
+
+def _begin(store: SqlStore, session: Session) -> None:
+    _check_room(store, session.source)
     store.save_session(session)
 
 

@@ -18,7 +18,7 @@ EACH: Final = Rate(per_second=1, burst=5)
 TOGETHER: Final = Rate(per_second=20, burst=40)
 
 
-def network(context: Any) -> str:
+def caller_network(context: Any) -> str:
     """The network a call comes from."""
     return network_of(source_of(context))
 
@@ -52,7 +52,7 @@ class StrangerGuard:
     def _count(self, context: Any) -> None:
         now = self._clock.monotonic()
         # A network over its own limit uses up nothing of the others'.
-        wait = self._networks.take_stranger(network(context), now) or self._together.take(now)
+        wait = self._networks.take_stranger(caller_network(context), now) or self._together.take(now)
         if wait:
             error = RateLimited("too many calls to pair: wait a moment", rate_class="STRANGER")
             error.retry_after = timedelta(seconds=max(wait, 0.001))

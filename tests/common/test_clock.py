@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hopper_common.clock import LOOK_EVERY, SLEW, SharedClock, SystemClock
+from hopper_common.clock import LOOK_EVERY, SLEW, SharedClock, SystemClock, WallClock
 from hopper_testing.clock import ManualClock
 
 MICROSECOND = timedelta(microseconds=1)
@@ -186,3 +186,21 @@ def test_a_step_of_the_shared_clock_is_followed_slowly_and_never_backwards(step:
     for _ in range(100_000):
         clock.agree(ours.now() + step)
     assert clock.now() == max(NOON + step, before)
+
+
+def test_the_wall_clock_itself_steps(machine: Machine) -> None:
+    """Certificates are looked at by it, however long ago this process began."""
+    steady = machine.clock()
+    wall = WallClock(steady)
+    for step in (HOUR, -2 * HOUR, timedelta(days=400)):
+        machine.step(step)
+        assert wall.now() == machine.time_of_day
+    assert steady.now() == NOON
+    assert wall.monotonic() <= steady.monotonic()
+
+
+def test_a_clock_of_a_test_is_its_own_wall_clock() -> None:
+    manual = ManualClock(NOON)
+    wall = WallClock(manual)
+    manual.advance(HOUR)
+    assert (wall.now(), wall.monotonic()) == (NOON + HOUR, HOUR.total_seconds())

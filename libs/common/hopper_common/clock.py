@@ -101,6 +101,27 @@ class SystemClock:
         return now
 
 
+class WallClock:
+    """
+    The wall clock itself, steps and all, for what others check by it: certificates, tokens.
+
+    Args:
+        clock: This process's. One of a test is taken as it is.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    def now(self) -> datetime:
+        """The time of day as the machine tells it; may step, also backwards."""
+        behind = self._clock.behind if isinstance(self._clock, SystemClock) else timedelta()
+        return self._clock.now() + behind
+
+    def monotonic(self) -> float:
+        """Seconds since some fixed point; never backwards."""
+        return self._clock.monotonic()
+
+
 class SharedClock:
     """
     A clock on which several processes agree: one of their own, moved to what they share.

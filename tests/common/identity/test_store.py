@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from hopper_common.clock import SystemClock
 from hopper_common.identity import signing
 from hopper_common.identity.bundles import verify_bundle, verify_data
 from hopper_common.identity.certificates import install_id_of, issued_by, spiffe_id_of
@@ -346,6 +347,18 @@ def test_a_leaf_that_is_not_valid_yet_is_replaced_after_a_step_back(
     identity.leaf()
     clock.time = NOW - timedelta(hours=1)
     assert identity.leaf().valid_at(clock.now())
+
+
+def test_a_machine_that_learns_the_time_late_has_leaves_of_the_right_time(directory: Path) -> None:
+    """F50: started by a clock that is months behind, which is then set: TLS goes by that, and so do leaves."""
+    wall = [10**18]
+    identity = IdentityStore.open(directory, SystemClock(wall=lambda: wall[0], passed=lambda: 1))
+    assert identity.leaf().valid_at(datetime.fromtimestamp(1e9, UTC))
+    for step in (300, -1, 400):
+        wall[0] += step * 86_400 * 10**9
+        identity.refresh()
+        assert identity.leaf().valid_at(datetime.fromtimestamp(wall[0] / 1e9, UTC))
+        assert identity.problem is None
 
 
 async def test_keep_fresh_renews_when_the_time_has_come(identity: Identity, clock: ManualClock) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from hopper_common import failpoints
-from hopper_common.clock import Clock
+from hopper_common.clock import Clock, WallClock
 from hopper_common.identity import bundles, files, sealing
 from hopper_common.identity.errors import IdentityDamaged, IdentityExists, IdentityLocked, IdentityNewer
 from hopper_common.identity.sealing import FOR_BACKUPS, Cost
@@ -84,7 +84,7 @@ def restore(
         IdentityLocked: The root's key is sealed, and no passphrase for it was given.
     """
     content = _opened(backup, passphrase, name)
-    where = Directory(directory)
+    where, now = Directory(directory), WallClock(clock).now()
     draft = Directory(directory.with_name(directory.name + ".restoring"))
     make_private(directory.parent)
     refuse_if_running(directory.parent)
@@ -98,11 +98,11 @@ def restore(
                 shutil.rmtree(leftover)
         try:
             _unpack(content, draft)
-            _go_on(draft, clock.now(), root_passphrase, name)
+            _go_on(draft, now, root_passphrase, name)
         except BaseException:
             shutil.rmtree(draft.path)
             raise
-        _swap(where, draft, clock.now())
+        _swap(where, draft, now)
     return IdentityStore.open(directory, clock, passphrase=root_passphrase)
 
 

@@ -234,13 +234,14 @@ def constrained_anchor(root: x509.Certificate, trust_domain: str, signer: RootKe
     Args:
         signer: Any root; a throw-away one, which is trusted nowhere.
     """
-    until = min(root.not_valid_after_utc, signer.certificate.not_valid_after_utc)
+    # As long as the root: our clock may be set back later, or the peer's be ahead of it.
+    since, until = min(root.not_valid_before_utc, now - BACKDATED), root.not_valid_after_utc
     constraints = x509.NameConstraints(
         permitted_subtrees=[x509.UniformResourceIdentifier(trust_domain), x509.DNSName(trust_domain)],
         excluded_subtrees=[x509.IPAddress(network) for network in _EVERY_ADDRESS],
     )
     builder = (
-        _builder(root.subject, signer.certificate.subject, _p256(root), min(now, until) - BACKDATED, until)
+        _builder(root.subject, signer.certificate.subject, _p256(root), since, until)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(signs_certificates=True), critical=True)
         .add_extension(constraints, critical=True)

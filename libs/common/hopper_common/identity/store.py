@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from hopper.common.v1.identity_pb2 import SignedBundle, SigningKey, TrustBundle
 from hopper_common import failpoints
-from hopper_common.clock import Clock
+from hopper_common.clock import Clock, WallClock
 from hopper_common.identity import bundles, files, rotation, signing
 from hopper_common.identity.certificates import (
     LEAF_LIFETIME,
@@ -115,7 +115,7 @@ class IdentityStore:
         with files.locked(where.lock):
             where.finish_restore()
             if create and not directory.exists():
-                _create(where, clock.now(), passphrase)
+                _create(where, WallClock(clock).now(), passphrase)
         identity = Identity(where, clock, passphrase=passphrase, leaf_lifetime=leaf_lifetime)
         identity._maintain()
         return identity
@@ -172,7 +172,7 @@ class Identity:
         self, where: Directory, clock: Clock, *, passphrase: bytes | None, leaf_lifetime: timedelta
     ) -> None:
         self._where = where
-        self._clock = clock
+        self._clock = WallClock(clock)  # by which TLS looks at certificates
         self._passphrase = passphrase
         self._lifetime = leaf_lifetime
         self._mutex = threading.RLock()

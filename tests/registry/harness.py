@@ -1,7 +1,7 @@
 """A real registry, on a real database and a Unix socket, for one test."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,11 +34,17 @@ class RunningRegistry:
 
     `start` and `stop` may alternate: the data directory stays. Channels stay open until `close`, so that whoever
     reads while the server stops hears it from the server, not from a channel that is closed meanwhile.
+
+    Args:
+        settings: Of the host, besides where the data is.
     """
 
-    def __init__(self, directory: Path, clock: ManualClock, database_url: str) -> None:
+    def __init__(self, directory: Path, clock: ManualClock, database_url: str, **settings: Any) -> None:
         self.clock = clock
-        self._settings = HostSettings(data_dir=directory, registry_database=SecretStr(database_url))
+        self.settings = HostSettings(
+            data_dir=directory, registry_database=SecretStr(database_url), **settings
+        )
+        self.addresses: Sequence[str] = ()
         self._server = AsyncExitStack()
         self._channels = AsyncExitStack()
         self.projects: ProjectServiceAsyncStub
@@ -46,11 +52,16 @@ class RunningRegistry:
         self.access: AccessServiceAsyncStub
 
     async def start(self) -> None:
-        await self._server.enter_async_context(_served(self._settings, self.clock))
-        channel = await self._channels.enter_async_context(open_channel(f"unix:{self._settings.socket_path}"))
+        ready = await self._server.enter_async_context(_served(self.settings, self.clock))
+        self.addresses = ready.addresses
+        channel = await self.keep(open_channel(f"unix:{self.settings.socket_path}"))
         self.projects = ProjectServiceStub(channel)
         self.instances = InstanceServiceStub(channel)
         self.access = AccessServiceStub(channel)
+
+    async def keep(self, channel: grpc.aio.Channel) -> grpc.aio.Channel:
+        """Keep a channel open until `close`."""
+        return await self._channels.enter_async_context(channel)
 
     async def stop(self) -> None:
         await self._server.aclose()
@@ -65,13 +76,12 @@ class RunningRegistry:
 
 
 @asynccontextmanager
-async def _served(settings: HostSettings, clock: ManualClock) -> AsyncIterator[None]:
+async def _served(settings: HostSettings, clock: ManualClock) -> AsyncIterator[Ready]:
     stop = asyncio.Event()
     started: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
     async with asyncio.TaskGroup() as group:
         group.create_task(serve([SERVICE], settings, ready=started.set_result, stop=stop, clock=clock))
-        await started
-        yield
+        yield await started
         stop.set()
 
 

@@ -16,7 +16,7 @@ import grpc
 from hopper_common.auth.bearer import Bearers
 from hopper_common.auth.directory import Directory
 from hopper_common.auth.rates import Limiter, Rate, Rates
-from hopper_common.clock import Clock
+from hopper_common.clock import Clock, WallClock
 from hopper_common.identity.spiffe import SpiffeId
 from hopper_common.identity.store import Identity
 from hopper_common.identity.tls import own_roots, server_credentials
@@ -89,7 +89,7 @@ class Listening:
         return Certificates(
             lambda trust_domain: identity.roots() if trust_domain == identity.trust_domain else (),
             lambda: identity.generation,
-            self.clock.now,
+            WallClock(self.clock).now,
         )
 
     def _listen_for_people(self, door: Door, address: str) -> str:

@@ -19,7 +19,7 @@ from cryptography import x509
 
 from hopper_common.auth.decide import Session
 from hopper_common.auth.model import Kind, Principal, TrustLevel
-from hopper_common.clock import Clock
+from hopper_common.clock import Clock, WallClock
 from hopper_common.errors import HopperError, IssuerMismatch, PathDenied, TrustStoreStale
 from hopper_common.identity.certificates import issued_by
 from hopper_common.identity.spiffe import SpiffeId, SpiffeInvalid, install_id_of_domain, trust_domain_of
@@ -63,7 +63,7 @@ class Peers:
         self._certificates = Certificates(
             lambda trust_domain: _roots(self._peer_of(trust_domain)),
             lambda: snapshots.current.generation,
-            clock.now,
+            WallClock(clock).now,
         )
 
     def session(self, context: Any) -> PeerSession:

@@ -153,7 +153,7 @@ def hopper(short_dir: Callable[[], Path]) -> Iterator[Terminal]:
     with terminal.started("up", "--json") as up:
         assert up.stdout is not None
         reached = json.loads(up.stdout.readline())
-        assert reached["services"] == ["memory", "registry", "router"]
+        assert reached["services"] == ["federation", "memory", "registry", "router"]
         yield terminal
 
 

@@ -75,6 +75,14 @@ class Echo(grpc.GenericRpcHandler):
                 await self.go_on.wait()
             return b"|".join([caller.encode(), *found.get("ssl_tls_version", [])])
 
+        async def count(request: bytes, context: Any) -> AsyncIterator[bytes]:
+            for number in range(3):
+                yield b"%d" % number
+            await self.go_on.wait()
+            yield b"end"
+
+        if handler_call_details.method == "/test/Count":
+            return grpc.unary_stream_rpc_method_handler(count)
         return grpc.unary_unary_rpc_method_handler(answer)
 
 
@@ -311,6 +319,40 @@ async def test_a_call_under_way_finishes_on_the_connection_before(identity: Iden
         assert not waiting.done()
         echo.go_on.set()
         assert await waiting
+
+
+class Noted(grpc.aio.UnaryStreamClientInterceptor):
+    """Counts the streams that go through it."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    async def intercept_unary_stream(self, continuation: Any, details: Any, request: Any) -> Any:
+        self.seen += 1
+        return await continuation(details, request)
+
+
+@pytest.mark.parametrize("intercepted", [False, True])
+async def test_a_stream_goes_on_where_it_began(identity: Identity, intercepted: bool) -> None:
+    noted = Noted()
+    async with (
+        serving(own_server(identity)) as (address, echo),
+        open_secure_channel(
+            address, identity, "registry", interceptors=[noted] if intercepted else []
+        ) as channel,
+    ):
+        assert isinstance(channel, FollowingChannel)
+        method: Any = channel.unary_stream("/test/Count")
+        stream = aiter(method(b"", timeout=SECONDS))
+        seen = [await anext(stream) for _ in range(3)]
+        before = channel.current
+        for verb in (Verb.PREPARE, Verb.ACTIVATE, Verb.TAINT):
+            identity.move(verb)
+        assert await ask(channel)
+        assert channel.current is not before
+        echo.go_on.set()
+        assert [*seen, *[each async for each in stream]] == [b"0", b"1", b"2", b"end"]
+        assert noted.seen == intercepted
 
 
 async def test_a_channel_that_closes_ends_what_still_drains(identity: Identity) -> None:

@@ -43,6 +43,7 @@ from pydantic import ValidationError
 
 from hopper_common import logs
 from hopper_common.audit.app import Audit, open_audit
+from hopper_common.audit.sink import AuditSink
 from hopper_common.auth.directory import Directory
 from hopper_common.auth.follow import AccessFollower
 from hopper_common.clock import Clock, SystemClock
@@ -97,6 +98,7 @@ class HostContext:
         identity: This Hopper's.
         directory: Who may call here. The registry fills it, where it runs in this process.
         here: The services of this process.
+        audit: Where to write down what the service decides by itself. Calls are written down without it.
         service: The one that is opened.
     """
 
@@ -106,6 +108,7 @@ class HostContext:
     stopping: asyncio.Event
     identity: Identity
     directory: Directory
+    audit: AuditSink
     here: frozenset[str]
     service: str = ""
 
@@ -208,16 +211,18 @@ async def serve(
         make_private(settings.data_dir)
         stack.enter_context(_hold(settings.lock_path))
         clock = clock or SystemClock()
+        identity = _open_identity(settings, clock)
+        audit = await _open_audit(settings, clock, stack)
         context = HostContext(
             data_dir=settings.data_dir,
             clock=clock,
             settings=settings,
             stopping=stopping,
-            identity=_open_identity(settings, clock),
+            identity=identity,
             directory=Directory(clock.monotonic),
+            audit=audit.sink,
             here=frozenset(service.name for service in services),
         )
-        audit = await _open_audit(context, stack)
         running = {service.name: await _open(service, context, stack) for service in services}
         offered = [registered for service in running.values() for registered in service.registered]
         server = build_server([*offered, audit.registered], owner=OwnerGuard(audit.sink))
@@ -244,9 +249,9 @@ def _open_identity(settings: HostSettings, clock: Clock) -> Identity:
     return IdentityStore.open(settings.identity_path, clock, passphrase=passphrase)
 
 
-async def _open_audit(context: HostContext, stack: AsyncExitStack) -> Audit:
+async def _open_audit(settings: HostSettings, clock: Clock, stack: AsyncExitStack) -> Audit:
     try:
-        return await stack.enter_async_context(open_audit(context))
+        return await stack.enter_async_context(open_audit(settings, clock))
     except HopperError as error:
         raise ServiceNotOpened(f"cannot open the audit log: {error.message}") from error
 

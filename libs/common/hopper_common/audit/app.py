@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import structlog
 
@@ -18,10 +18,8 @@ from hopper_common.audit.tables import METADATA
 from hopper_common.clock import Clock
 from hopper_common.database import Database, dialect_of
 from hopper_common.rpc.server import Registered
+from hopper_common.settings import HostSettings
 from hopper_common.startup import StartupError
-
-if TYPE_CHECKING:
-    from hopper_common.host import HostContext
 
 log = structlog.get_logger(__name__)
 
@@ -54,20 +52,20 @@ class Audit:
 
 
 @asynccontextmanager
-async def open_audit(context: "HostContext") -> AsyncIterator[Audit]:
+async def open_audit(settings: HostSettings, clock: Clock) -> AsyncIterator[Audit]:
     """
-    Open the log of the process that *context* is of.
+    Open the log of the process that *settings* are of.
 
     Raises:
         StorageFull, StorageUnavailable: It cannot be written, so nothing should be let in.
     """
-    where = context.settings.audit_database_url
-    chain = context.settings.process
+    where = settings.audit_database_url
+    chain = settings.process
     if dialect_of(where) != "sqlite":
-        chain = _own_chain(context.data_dir / f"audit_{chain}.chain", chain)
+        chain = _own_chain(settings.data_dir / f"audit_{chain}.chain", chain)
     database = await Database.open(where, metadata=METADATA, migrations=MIGRATIONS, service=NAME)
     try:
-        async with open_chain(database, chain, context.clock) as audit:
+        async with open_chain(database, chain, clock) as audit:
             yield audit
     finally:
         await database.close()

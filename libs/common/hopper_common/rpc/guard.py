@@ -21,6 +21,7 @@ done or said.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import lru_cache
@@ -464,6 +465,9 @@ class CallerGuard:
     Args:
         directory: The tree that places are in; and what it says of a change.
         limiter: One for all listeners of a process.
+
+    Attributes:
+        ended: By a principal's name, how many of its calls were ended under way.
     """
 
     def __init__(
@@ -474,6 +478,7 @@ class CallerGuard:
         self.limiter = limiter
         self.audit = audit
         self.monotonic = clock.monotonic
+        self.ended: Counter[str] = Counter()
         self._visits: dict[asyncio.Task[Any], _Visit] = {}
         self._watching = False
         self._looking = False
@@ -513,20 +518,22 @@ class CallerGuard:
         """Ask again about all calls under way, as soon as whatever changes now is done."""
         if self._visits and not self._looking:
             self._looking = True
-            asyncio.get_running_loop().call_soon(self._look)
+            asyncio.get_running_loop().call_soon(self.look)
 
     def _look_again(self) -> None:
-        self._look()
+        self.look()
         self._watching = bool(self._visits)
         if self._watching:
             asyncio.get_running_loop().call_later(_LOOK_EVERY, self._look_again)
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Ask again about all calls under way, now."""
         self._looking = False
         for task, visit in list(self._visits.items()):
             error = visit.objection()
             if error is not None:
                 del self._visits[task]
+                self.ended[visit.session.principal.name] += 1
                 visit.end(task, error)
 
 

@@ -17,12 +17,16 @@ def commands() -> dict[str, object]:
     """Every command by its full name, without the groups."""
     root = get_command(build())
     assert isinstance(root, TyperGroup)
+    return _below(root)
+
+
+def _below(group: TyperGroup, prefix: str = "") -> dict[str, object]:
     found: dict[str, object] = {}
-    for name, command in root.commands.items():
+    for name, command in group.commands.items():
         if isinstance(command, TyperGroup):
-            found |= {f"{name} {inner}": each for inner, each in command.commands.items()}
+            found |= _below(command, f"{prefix}{name} ")
         else:
-            found[name] = command
+            found[f"{prefix}{name}"] = command
     return found
 
 
@@ -46,6 +50,10 @@ EXPECTED = {
     "schedule ": "add list show pause resume run rm",
     "rules ": "check show apply replay remove",
     "audit ": "list verify export",
+    "auth ": "init whoami token",
+    "auth person ": "add list show grant revoke-role disable enable remove",
+    "auth agent ": "add list show grant revoke-role disable enable remove",
+    "auth key ": "create list rotate revoke",
     "identity ": "show backup restore issue",
     "ca ": "status rotate prepare activate taint revoke",
     "sage ": "report",

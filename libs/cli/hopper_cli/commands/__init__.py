@@ -11,6 +11,7 @@ def register_all(app: typer.Typer) -> None:
     from hopper_cli.commands import (
         archive,
         audit,
+        auth,
         completion,
         delegations,
         demo,
@@ -52,6 +53,7 @@ def register_all(app: typer.Typer) -> None:
         policy,
         stats,
         archive,
+        auth,
         sage,
         audit,
         identity,

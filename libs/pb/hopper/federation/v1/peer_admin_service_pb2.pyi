@@ -1059,7 +1059,7 @@ class RevokePeerRequest(_message.Message):
 
     @_builtins.property
     def since_time(self) -> _timestamp_pb2.Timestamp:
-        """Of COMPROMISED: since when."""
+        """Of COMPROMISED: since when its keys may have been in other hands. Default: now."""
 
     def __init__(
         self,
@@ -1195,7 +1195,7 @@ class Check(_message.Message):
     REMEDY_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     title: _builtins.str
-    """`identity`, `address`, `port`, `tls`, `name`, `pairing`, `clock`, `version`, `policy`."""
+    """`identity`, `federation`, `address`, `port`, `name`, `certificate`, `pairing`, `clock`, `version`, `policy`."""
     outcome: Global___Check.Outcome.ValueType
     """What came of it."""
     finding: _builtins.str

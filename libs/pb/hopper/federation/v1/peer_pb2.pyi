@@ -69,6 +69,8 @@ class Peer(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     BUNDLE_SEQUENCE_FIELD_NUMBER: _builtins.int
+    DRAIN_TIME_FIELD_NUMBER: _builtins.int
+    COMPROMISE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`peers/{peer}`: the name this Hopper's owner gave it. Nothing it says changes that."""
     install_id: _builtins.str
@@ -109,6 +111,14 @@ class Peer(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was paired."""
 
+    @_builtins.property
+    def drain_time(self) -> _timestamp_pb2.Timestamp:
+        """Of DRAIN: until when what is under way may go on."""
+
+    @_builtins.property
+    def compromise_time(self) -> _timestamp_pb2.Timestamp:
+        """Of COMPROMISED: since when its keys may have been in other hands."""
+
     def __init__(
         self,
         *,
@@ -126,10 +136,12 @@ class Peer(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
         bundle_sequence: _builtins.int = ...,
+        drain_time: _timestamp_pb2.Timestamp | None = ...,
+        compromise_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "revoke_time", b"revoke_time", "verify_time", b"verify_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["compromise_time", b"compromise_time", "create_time", b"create_time", "drain_time", b"drain_time", "revoke_time", b"revoke_time", "verify_time", b"verify_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "alert", b"alert", "bundle_sequence", b"bundle_sequence", "create_time", b"create_time", "etag", b"etag", "install_id", b"install_id", "level", b"level", "name", b"name", "policy_version", b"policy_version", "revocation", b"revocation", "revoke_time", b"revoke_time", "verified_by", b"verified_by", "verify_time", b"verify_time", "words", b"words"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "alert", b"alert", "bundle_sequence", b"bundle_sequence", "compromise_time", b"compromise_time", "create_time", b"create_time", "drain_time", b"drain_time", "etag", b"etag", "install_id", b"install_id", "level", b"level", "name", b"name", "policy_version", b"policy_version", "revocation", b"revocation", "revoke_time", b"revoke_time", "verified_by", b"verified_by", "verify_time", b"verify_time", "words", b"words"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

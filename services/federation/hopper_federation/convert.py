@@ -31,7 +31,8 @@ def level_from_proto(level: TrustLevel.ValueType, default: Level) -> Level:
     return Level(TrustLevel.Name(level).removeprefix("TRUST_LEVEL_")) if level else default
 
 
-def _revocation_from_stored(value: ppb.Peer.Revocation.ValueType) -> Revocation:
+def revocation_from_proto(value: ppb.Peer.Revocation.ValueType) -> Revocation:
+    """How a peer was ended, or is to be."""
     return (
         Revocation(ppb.Peer.Revocation.Name(value).removeprefix("REVOCATION_")) if value else Revocation.NONE
     )
@@ -61,6 +62,8 @@ def stored_peer(peer: Peer) -> ppb.Peer:
         alert=peer.alert,
         create_time=to_proto(peer.create_time),
         bundle_sequence=peer.bundle_sequence,
+        drain_time=to_proto(peer.drain_time),
+        compromise_time=to_proto(peer.compromise_time),
     )
 
 
@@ -85,11 +88,12 @@ def peer_from_stored(body: bytes, revision: int, drain_time: datetime | None) ->
         verified_by=proto.verified_by,
         verify_time=time_field(proto, "verify_time"),
         policy_version=proto.policy_version,
-        revocation=_revocation_from_stored(proto.revocation),
+        revocation=revocation_from_proto(proto.revocation),
         revoke_time=time_field(proto, "revoke_time"),
         alert=proto.alert,
         bundle_sequence=proto.bundle_sequence,
         drain_time=drain_time,
+        compromise_time=time_field(proto, "compromise_time"),
     )
 
 

@@ -46,6 +46,7 @@ class Peer:
         verified_by: Who compared them, and how; empty: nobody has.
         alert: Why its level fell by itself, or why to look twice.
         drain_time: Of DRAIN: until when what is under way may go on.
+        compromise_time: Of COMPROMISED: since when its keys may have been in other hands.
         bundle_sequence: Of its trust bundle, as known here.
     """
 
@@ -62,6 +63,7 @@ class Peer:
     revocation: Revocation = Revocation.NONE
     revoke_time: datetime | None = None
     drain_time: datetime | None = None
+    compromise_time: datetime | None = None
     alert: str = ""
     bundle_sequence: int = 0
 
@@ -115,6 +117,7 @@ class Peer:
             revocation=Revocation.NONE,
             revoke_time=None,
             drain_time=None,
+            compromise_time=None,
             alert="",
             bundle_sequence=sequence,
             revision=self.revision + 1,

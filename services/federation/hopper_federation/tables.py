@@ -45,6 +45,7 @@ GRANTS = Table(
     Column("policy", Text, nullable=False),
     Column("set_by", String, nullable=False),
     Column("set_time", BigInteger, nullable=False),
+    Column("sign_time", BigInteger, nullable=False),  # signed anew as keys change
     Column("signature", LargeBinary, nullable=False),
     Column("key_id", String, nullable=False),
 )

@@ -48,6 +48,7 @@ def _grants() -> None:
         sa.Column("policy", sa.Text, nullable=False),
         sa.Column("set_by", sa.String, nullable=False),
         sa.Column("set_time", sa.BigInteger, nullable=False),
+        sa.Column("sign_time", sa.BigInteger, nullable=False),
         sa.Column("signature", sa.LargeBinary, nullable=False),
         sa.Column("key_id", sa.String, nullable=False),
     )

@@ -16,11 +16,11 @@ from hopper.registry.v1.instance_service_pb2_grpc import InstanceServiceStub
 from hopper.registry.v1.project_service_pb2_grpc import ProjectServiceStub
 from hopper_common.errors import HopperError, InvalidArgument
 from hopper_common.host import Ready, serve
-from hopper_common.rpc.channel import open_channel
 from hopper_common.rpc.errors import from_rpc_error
 from hopper_common.settings import HostSettings
 from hopper_registry.app import SERVICE
 from hopper_testing.clock import ManualClock
+from tests.channels import separate_channel
 
 if TYPE_CHECKING:  # they are in the type stubs only
     from hopper.registry.v1.access_service_pb2_grpc import AccessServiceAsyncStub
@@ -54,7 +54,7 @@ class RunningRegistry:
     async def start(self) -> None:
         ready = await self._server.enter_async_context(_served(self.settings, self.clock))
         self.addresses = ready.addresses
-        channel = await self.keep(open_channel(f"unix:{self.settings.socket_path}"))
+        channel = await self.keep(separate_channel(f"unix:{self.settings.socket_path}"))
         self.projects = ProjectServiceStub(channel)
         self.instances = InstanceServiceStub(channel)
         self.access = AccessServiceStub(channel)

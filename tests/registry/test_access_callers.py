@@ -164,6 +164,12 @@ async def test_an_admin_of_a_team_acts_in_it_from_the_first_moment(registry: Run
     await caller.access.CreatePrincipal(
         asvc.CreatePrincipalRequest(principal_id="bo", principal=person), metadata=caller.metadata
     )
+    await caller.access.CreateApiKey(
+        asvc.CreateApiKeyRequest(parent="principals/bo"), metadata=caller.metadata
+    )
+    await caller.access.DeletePrincipal(
+        asvc.DeletePrincipalRequest(name="principals/bo"), metadata=caller.metadata
+    )
     await add(registry, "cy", bindings=[role("VIEWER"), role("MEMBER", "instances/team")])
     taken = Principal(name="principals/cy", bindings=[role("MEMBER", "instances/team")])
     call = caller.access.UpdatePrincipal(

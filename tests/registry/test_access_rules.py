@@ -58,6 +58,8 @@ async def test_an_admin_of_a_team_manages_who_is_only_in_it(registry: Registry) 
         access.create(store, LEAD, "principals/new", person(Binding(Role.ADMIN, TEAM)))
         access.create_key(store, LEAD, "principals/new", KeySpec(), new_key())
         access.update(store, LEAD, "principals/bo", "", lambda spec: person(Binding(Role.VIEWER, TEAM)))
+        assert access.see(store, LEAD, "principals/bo").places == [TEAM]
+        assert len(access.keys(store, LEAD, "principals/new")) == 1
         return access.delete(store, LEAD, "principals/new")
 
     assert await registry.write(work) == 1
@@ -71,10 +73,22 @@ async def test_nobody_takes_what_is_above_or_beside_them(registry: Registry, who
         lambda store: access.update(store, LEAD, name, "", lambda spec: person()),
         lambda store: access.create_key(store, LEAD, name, KeySpec(), new_key()),
         lambda store: access.delete(store, LEAD, name),
+        lambda store: access.see(store, LEAD, name),
+        lambda store: access.keys(store, LEAD, name),
     )
     for attempt in attempts:
         with pytest.raises(PermissionDenied):
             await registry.write(attempt)
+
+
+async def test_an_auditor_sees_and_changes_nothing(registry: Registry) -> None:
+    """Of the places they audit."""
+    auditor = Caller("principals/au", Kind.PERSON, bindings=(Binding(Role.AUDITOR, TEAM),))
+    await registry.read(lambda store: access.keys(store, auditor, "principals/bo"))
+    with pytest.raises(PermissionDenied):
+        await registry.read(lambda store: access.see(store, auditor, "principals/cy"))
+    with pytest.raises(PermissionDenied):
+        await registry.write(lambda store: access.delete(store, auditor, "principals/bo"))
 
 
 async def test_nobody_grants_beyond_their_place(registry: Registry) -> None:
@@ -129,7 +143,7 @@ async def test_old_keys_are_forgotten_and_those_in_use_never(registry: Registry)
         return kept.name
 
     kept = await registry.write(wear_out)
-    listed = await registry.read(lambda store: access.keys(store, "principals/bo"))
+    listed = await registry.read(lambda store: access.keys(store, OWNER, "principals/bo"))
     assert len(listed) <= 100
     assert kept in {key.name for key in listed}
 

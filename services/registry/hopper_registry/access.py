@@ -32,7 +32,7 @@ from hopper_registry.errors import (
     ProjectNotFound,
     TooManyApiKeys,
 )
-from hopper_registry.granting import check_manages, check_manages_key
+from hopper_registry.granting import check_manages, check_manages_key, check_reads
 from hopper_registry.ports import AccessStore
 
 FIRST_ADMIN_KEY = "made together with the first admin"
@@ -102,6 +102,19 @@ def get(store: AccessStore, name: str) -> Principal:
     if principal is None:
         raise PrincipalNotFound(f"there is nobody called {name}: add them first", principal=name)
     return principal
+
+
+def see(store: AccessStore, caller: Caller, name: str) -> Principal:
+    """
+    The principal of that name, for somebody.
+
+    Raises:
+        PermissionDenied: The caller is neither an admin nor an auditor of every place it is bound to.
+        PrincipalNotFound: There is none.
+    """
+    principal = store.principal(name)
+    check_reads(caller, [] if principal is None else principal.places, StoredTree(store))
+    return get(store, name)
 
 
 def check_changes(store: AccessStore, caller: Caller, name: str, bindings: Iterable[Binding] = ()) -> None:
@@ -243,14 +256,14 @@ def create_key(store: AccessStore, caller: Caller, parent: str, spec: KeySpec, n
     return _add_key(store, parent, spec, new)
 
 
-def keys(store: AccessStore, parent: str) -> Sequence[ApiKey]:
+def keys(store: AccessStore, caller: Caller, parent: str) -> Sequence[ApiKey]:
     """
     Somebody's keys, newest first, those that ended too.
 
     Raises:
-        PrincipalNotFound: There is nobody of that name.
+        PermissionDenied, PrincipalNotFound: As for `see`.
     """
-    get(store, parent)
+    see(store, caller, parent)
     return store.keys(parent)
 
 

@@ -97,7 +97,8 @@ class AccessServicer(AccessServiceServicer):
     async def GetPrincipal(
         self, request: asvc.GetPrincipalRequest, context: _Context
     ) -> asvc.GetPrincipalResponse:
-        principal = await self._registry.read(lambda store: access.get(store, request.name))
+        caller = current()
+        principal = await self._registry.read(lambda store: access.see(store, caller, request.name))
         return asvc.GetPrincipalResponse(principal=principal_to_proto(principal))
 
     async def ListPrincipals(
@@ -168,7 +169,8 @@ class AccessServicer(AccessServiceServicer):
     async def ListApiKeys(
         self, request: asvc.ListApiKeysRequest, context: _Context
     ) -> asvc.ListApiKeysResponse:
-        keys = await self._registry.read(lambda store: access.keys(store, request.parent))
+        caller = current()
+        keys = await self._registry.read(lambda store: access.keys(store, caller, request.parent))
         return asvc.ListApiKeysResponse(keys=map(key_to_proto, keys))
 
     async def RotateApiKey(

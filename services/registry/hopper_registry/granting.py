@@ -9,12 +9,16 @@ A caller counts as an admin of a place if both its roles and the scopes of its k
 nobody, whoever they act for.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from typing import Final
 
 from hopper_common.auth.decide import covers, lets_in
 from hopper_common.auth.model import ROOT, Binding, Kind, Role, Tree
 from hopper_common.auth.model import Principal as Caller
 from hopper_common.errors import PermissionDenied
+
+_ADMIN: Final = (Role.ADMIN,)
+_ADMIN_OR_AUDITOR: Final = (Role.ADMIN, Role.AUDITOR)
 
 
 def check_manages(caller: Caller, places: Iterable[str], tree: Tree) -> None:
@@ -24,13 +28,22 @@ def check_manages(caller: Caller, places: Iterable[str], tree: Tree) -> None:
     Raises:
         PermissionDenied: Names the first place that is not theirs.
     """
+    _check(caller, places, tree, _ADMIN, "an admin")
+
+
+def check_reads(caller: Caller, places: Iterable[str], tree: Tree) -> None:
+    """The same for an admin or an auditor of each."""
+    _check(caller, places, tree, _ADMIN_OR_AUDITOR, "an admin or auditor")
+
+
+def _check(caller: Caller, places: Iterable[str], tree: Tree, roles: Collection[Role], shown: str) -> None:
     if caller.kind is Kind.OWNER:
         return
     for place in sorted(set(places)) or [ROOT]:
-        if not _is_admin(caller, place, tree):
+        if not _has_one_of(caller, roles, place, tree):
             raise PermissionDenied(
-                f"only an admin of {place} may do this: ask one, or use this machine's own socket",
-                rule=f"admin of {place}",
+                f"only {shown} of {place} may do this: ask one, or use this machine's own socket",
+                rule=f"{shown.partition(' ')[2]} of {place}",
             )
 
 
@@ -67,14 +80,12 @@ def _is_own(caller: Caller, key: str) -> bool:
     return caller.scopes is None or caller.credential == f"key:{key_id}"
 
 
-def _is_admin(caller: Caller, place: str, tree: Tree) -> bool:
+def _has_one_of(caller: Caller, roles: Collection[Role], place: str, tree: Tree) -> bool:
     if caller.kind is not Kind.PERSON:
         return False
-    granted = _has_admin(caller.bindings, place, tree)
-    return granted and (caller.scopes is None or _has_admin(caller.scopes, place, tree))
+    granted = _grant(caller.bindings, roles, place, tree)
+    return granted and (caller.scopes is None or _grant(caller.scopes, roles, place, tree))
 
 
-def _has_admin(bindings: Iterable[Binding], place: str, tree: Tree) -> bool:
-    return any(
-        lets_in(binding.role, (Role.ADMIN,)) and covers(binding.resource, place, tree) for binding in bindings
-    )
+def _grant(bindings: Iterable[Binding], roles: Collection[Role], place: str, tree: Tree) -> bool:
+    return any(lets_in(binding.role, roles) and covers(binding.resource, place, tree) for binding in bindings)

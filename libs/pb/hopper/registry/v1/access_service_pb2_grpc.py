@@ -30,7 +30,7 @@ class AccessServiceStub:
     so that a call is judged without asking anybody, and a revocation holds everywhere within a second.
 
     Agents may call none of the methods that change anything here, whoever they act for. Nobody grants what they have not:
-    a role on a place is given only by an admin of that place.
+    a role on a place is given only by an admin of that place. Who is bound to nothing is for admins of the root.
     """
 
     def __init__(self, channel):
@@ -116,7 +116,7 @@ class AccessServiceServicer:
     so that a call is judged without asking anybody, and a revocation holds everywhere within a second.
 
     Agents may call none of the methods that change anything here, whoever they act for. Nobody grants what they have not:
-    a role on a place is given only by an admin of that place.
+    a role on a place is given only by an admin of that place. Who is bound to nothing is for admins of the root.
     """
 
     def CreatePrincipal(self, request, context):
@@ -130,7 +130,7 @@ class AccessServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetPrincipal(self, request, context):
-        """Returns one. Callers: admin, auditor.
+        """Returns one. Callers: admin, auditor of every place they are bound to.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -156,7 +156,7 @@ class AccessServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeletePrincipal(self, request, context):
-        """Removes somebody, their keys, and the agents that act for them. Callers: admin.
+        """Removes somebody, their keys, and the agents that act for them. Callers: admin of every place all of them are bound to.
 
         NOT_FOUND / PRINCIPAL_NOT_FOUND.
         """
@@ -175,7 +175,7 @@ class AccessServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListApiKeys(self, request, context):
-        """Lists the keys of one principal, without what proves anything. Callers: admin, auditor.
+        """Lists the keys of one principal, without what proves anything. Callers: admin, auditor of every place it is bound to.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -326,7 +326,7 @@ class AccessService:
     so that a call is judged without asking anybody, and a revocation holds everywhere within a second.
 
     Agents may call none of the methods that change anything here, whoever they act for. Nobody grants what they have not:
-    a role on a place is given only by an admin of that place.
+    a role on a place is given only by an admin of that place. Who is bound to nothing is for admins of the root.
     """
 
     @staticmethod

@@ -31,7 +31,7 @@ class AccessServiceStub:
     so that a call is judged without asking anybody, and a revocation holds everywhere within a second.
 
     Agents may call none of the methods that change anything here, whoever they act for. Nobody grants what they have not:
-    a role on a place is given only by an admin of that place.
+    a role on a place is given only by an admin of that place. Who is bound to nothing is for admins of the root.
     """
 
     @_typing.overload
@@ -45,7 +45,7 @@ class AccessServiceStub:
     PROJECT_NOT_FOUND: a place it is bound to.
     """
     GetPrincipal: _grpc.UnaryUnaryMultiCallable[_access_service_pb2.GetPrincipalRequest, _access_service_pb2.GetPrincipalResponse]
-    """Returns one. Callers: admin, auditor."""
+    """Returns one. Callers: admin, auditor of every place they are bound to."""
     ListPrincipals: _grpc.UnaryUnaryMultiCallable[_access_service_pb2.ListPrincipalsRequest, _access_service_pb2.ListPrincipalsResponse]
     """Lists by id. Callers: admin, auditor.
 
@@ -58,7 +58,7 @@ class AccessServiceStub:
     ABORTED / ETAG_MISMATCH. NOT_FOUND / PRINCIPAL_NOT_FOUND.
     """
     DeletePrincipal: _grpc.UnaryUnaryMultiCallable[_access_service_pb2.DeletePrincipalRequest, _access_service_pb2.DeletePrincipalResponse]
-    """Removes somebody, their keys, and the agents that act for them. Callers: admin.
+    """Removes somebody, their keys, and the agents that act for them. Callers: admin of every place all of them are bound to.
 
     NOT_FOUND / PRINCIPAL_NOT_FOUND.
     """
@@ -69,7 +69,7 @@ class AccessServiceStub:
     FAILED_PRECONDITION / TOO_MANY_API_KEYS: two are in use. NOT_FOUND / PRINCIPAL_NOT_FOUND.
     """
     ListApiKeys: _grpc.UnaryUnaryMultiCallable[_access_service_pb2.ListApiKeysRequest, _access_service_pb2.ListApiKeysResponse]
-    """Lists the keys of one principal, without what proves anything. Callers: admin, auditor."""
+    """Lists the keys of one principal, without what proves anything. Callers: admin, auditor of every place it is bound to."""
     RotateApiKey: _grpc.UnaryUnaryMultiCallable[_access_service_pb2.RotateApiKeyRequest, _access_service_pb2.RotateApiKeyResponse]
     """Makes a key like another one, which goes on working for `overlap`. Callers: admin; a person, their own.
 
@@ -107,7 +107,7 @@ class AccessServiceAsyncStub(AccessServiceStub):
     so that a call is judged without asking anybody, and a revocation holds everywhere within a second.
 
     Agents may call none of the methods that change anything here, whoever they act for. Nobody grants what they have not:
-    a role on a place is given only by an admin of that place.
+    a role on a place is given only by an admin of that place. Who is bound to nothing is for admins of the root.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -118,7 +118,7 @@ class AccessServiceAsyncStub(AccessServiceStub):
     PROJECT_NOT_FOUND: a place it is bound to.
     """
     GetPrincipal: _aio.UnaryUnaryMultiCallable[_access_service_pb2.GetPrincipalRequest, _access_service_pb2.GetPrincipalResponse]  # type: ignore[assignment]
-    """Returns one. Callers: admin, auditor."""
+    """Returns one. Callers: admin, auditor of every place they are bound to."""
     ListPrincipals: _aio.UnaryUnaryMultiCallable[_access_service_pb2.ListPrincipalsRequest, _access_service_pb2.ListPrincipalsResponse]  # type: ignore[assignment]
     """Lists by id. Callers: admin, auditor.
 
@@ -131,7 +131,7 @@ class AccessServiceAsyncStub(AccessServiceStub):
     ABORTED / ETAG_MISMATCH. NOT_FOUND / PRINCIPAL_NOT_FOUND.
     """
     DeletePrincipal: _aio.UnaryUnaryMultiCallable[_access_service_pb2.DeletePrincipalRequest, _access_service_pb2.DeletePrincipalResponse]  # type: ignore[assignment]
-    """Removes somebody, their keys, and the agents that act for them. Callers: admin.
+    """Removes somebody, their keys, and the agents that act for them. Callers: admin of every place all of them are bound to.
 
     NOT_FOUND / PRINCIPAL_NOT_FOUND.
     """
@@ -142,7 +142,7 @@ class AccessServiceAsyncStub(AccessServiceStub):
     FAILED_PRECONDITION / TOO_MANY_API_KEYS: two are in use. NOT_FOUND / PRINCIPAL_NOT_FOUND.
     """
     ListApiKeys: _aio.UnaryUnaryMultiCallable[_access_service_pb2.ListApiKeysRequest, _access_service_pb2.ListApiKeysResponse]  # type: ignore[assignment]
-    """Lists the keys of one principal, without what proves anything. Callers: admin, auditor."""
+    """Lists the keys of one principal, without what proves anything. Callers: admin, auditor of every place it is bound to."""
     RotateApiKey: _aio.UnaryUnaryMultiCallable[_access_service_pb2.RotateApiKeyRequest, _access_service_pb2.RotateApiKeyResponse]  # type: ignore[assignment]
     """Makes a key like another one, which goes on working for `overlap`. Callers: admin; a person, their own.
 
@@ -179,7 +179,7 @@ class AccessServiceServicer(metaclass=_abc_1.ABCMeta):
     so that a call is judged without asking anybody, and a revocation holds everywhere within a second.
 
     Agents may call none of the methods that change anything here, whoever they act for. Nobody grants what they have not:
-    a role on a place is given only by an admin of that place.
+    a role on a place is given only by an admin of that place. Who is bound to nothing is for admins of the root.
     """
 
     @_abc_1.abstractmethod
@@ -200,7 +200,7 @@ class AccessServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _access_service_pb2.GetPrincipalRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_access_service_pb2.GetPrincipalResponse, _abc.Awaitable[_access_service_pb2.GetPrincipalResponse]]:
-        """Returns one. Callers: admin, auditor."""
+        """Returns one. Callers: admin, auditor of every place they are bound to."""
 
     @_abc_1.abstractmethod
     def ListPrincipals(
@@ -231,7 +231,7 @@ class AccessServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _access_service_pb2.DeletePrincipalRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_access_service_pb2.DeletePrincipalResponse, _abc.Awaitable[_access_service_pb2.DeletePrincipalResponse]]:
-        """Removes somebody, their keys, and the agents that act for them. Callers: admin.
+        """Removes somebody, their keys, and the agents that act for them. Callers: admin of every place all of them are bound to.
 
         NOT_FOUND / PRINCIPAL_NOT_FOUND.
         """
@@ -254,7 +254,7 @@ class AccessServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _access_service_pb2.ListApiKeysRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_access_service_pb2.ListApiKeysResponse, _abc.Awaitable[_access_service_pb2.ListApiKeysResponse]]:
-        """Lists the keys of one principal, without what proves anything. Callers: admin, auditor."""
+        """Lists the keys of one principal, without what proves anything. Callers: admin, auditor of every place it is bound to."""
 
     @_abc_1.abstractmethod
     def RotateApiKey(

@@ -262,21 +262,27 @@ class DiscoverResponse(_message.Message):
 
     SIGHTINGS_FIELD_NUMBER: _builtins.int
     LEFT_OUT_FIELD_NUMBER: _builtins.int
+    PROBLEMS_FIELD_NUMBER: _builtins.int
     left_out: _builtins.int
     """How many were left out."""
     @_builtins.property
     def sightings(self) -> _containers.RepeatedCompositeFieldContainer[_peer_pb2.Sighting]:
         """At most 200, the latest first."""
 
+    @_builtins.property
+    def problems(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Where could not be looked, and why, for people."""
+
     def __init__(
         self,
         *,
         sightings: _abc.Iterable[_peer_pb2.Sighting] | None = ...,
         left_out: _builtins.int = ...,
+        problems: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["left_out", b"left_out", "sightings", b"sightings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["left_out", b"left_out", "problems", b"problems", "sightings", b"sightings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1087,7 +1093,7 @@ class RevokePeerResponse(_message.Message):
     PEER_FIELD_NUMBER: _builtins.int
     ENDED_CALLS_FIELD_NUMBER: _builtins.int
     ended_calls: _builtins.int
-    """How many calls and streams of it were ended."""
+    """How many calls and streams of it were ended, by this call; a repeat ends none."""
     @_builtins.property
     def peer(self) -> _peer_pb2.Peer:
         """As it is now."""

@@ -67,7 +67,7 @@ class Asker:
         async with dialling.pinned(shown) as pairing:
             start = StartPairingRequest(introduction=ours, commitment=transcript.commitment(nonce, told.side))
             response = await dialling.called(
-                address, pairing.StartPairing(start, timeout=dialling.CALL_SECONDS)
+                address, lambda: pairing.StartPairing(start, timeout=dialling.CALL_SECONDS)
             )
             answerer = await self._met(shown, response)
             session, leaf = response.session, shown.leaf
@@ -77,7 +77,7 @@ class Asker:
             )
             reveal = RevealPairingRequest(session=session, nonce=nonce, signature=signature)
             revealed = await dialling.called(
-                address, pairing.RevealPairing(reveal, timeout=dialling.CALL_SECONDS)
+                address, lambda: pairing.RevealPairing(reveal, timeout=dialling.CALL_SECONDS)
             )
         answerer.verify(revealed.signature, transcript.revealed_signed(binding, asker=False), "transcript")
         now = self._clock.now()
@@ -130,7 +130,7 @@ class Asker:
                 log.warning("verdicts are exchanged later", reason=error.reason)
                 waiting = True
             if waiting:
-                await asyncio.sleep(LEAST_PAUSE)  # whatever is committed meanwhile: others count how often we call
+                await asyncio.sleep(LEAST_PAUSE)  # whatever is committed meanwhile: calls are counted
             try:
                 async with asyncio.timeout(ASK_EVERY if waiting else None):
                     await self._federation.committed.wait(after=commits)
@@ -184,8 +184,9 @@ class Asker:
             signature=self._introductions.identity.sign_with_root(data),
         )
         async with dialling.pinned(_shown(session)) as pairing:
-            call = pairing.ConfirmPairing(request, timeout=dialling.CALL_SECONDS)
-            response = await dialling.called(session.address, call)
+            response = await dialling.called(
+                session.address, lambda: pairing.ConfirmPairing(request, timeout=dialling.CALL_SECONDS)
+            )
         theirs = verdict_from_proto(response.verdict)
         answerer.verify(
             response.signature, transcript.verdict_signed(session.binding, theirs, asker=False), "verdict"

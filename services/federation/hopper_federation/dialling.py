@@ -10,7 +10,7 @@ certificate and no other.
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from hopper.federation.v1.pairing_service_pb2_grpc import PairingServiceStub
-from hopper_common.errors import HopperError, Unavailable
+from hopper_common.errors import HopperError, RateLimited, Unavailable
 from hopper_common.identity.certificates import BACKDATED, spiffe_uris
 from hopper_common.identity.spiffe import SpiffeId, SpiffeInvalid, install_id_of_domain
 from hopper_common.rpc.errors import DeadlineExceeded, from_rpc_error
@@ -37,6 +37,8 @@ if TYPE_CHECKING:  # it is in the type stubs only
 
 HANDSHAKE_SECONDS: Final = 5.0
 CALL_SECONDS: Final = 10.0
+MOST_WAITS: Final = 4
+LONGEST_WAIT: Final = 2.0
 SERVICE_PATH: Final = "/svc/federation"
 
 T = TypeVar("T")
@@ -170,16 +172,26 @@ def channel(shown: Shown) -> grpc.aio.Channel:
     return grpc.aio.secure_channel(shown.address, credentials, options=options)
 
 
-async def called(address: str, call: Awaitable[T]) -> T:
+async def called(address: str, call: Callable[[], Awaitable[T]]) -> T:
     """
-    The answer of a call.
+    The answer of a call. Who is told to wait a moment, because callers are counted, waits.
 
     Raises:
         PeerUnreachable: There was none.
         HopperError: What the other answered instead.
     """
+    for _ in range(MOST_WAITS):
+        try:
+            return await _once(address, call)
+        except RateLimited as limited:
+            wait = LONGEST_WAIT if limited.retry_after is None else limited.retry_after.total_seconds()
+            await asyncio.sleep(min(wait, LONGEST_WAIT))
+    return await _once(address, call)
+
+
+async def _once(address: str, call: Callable[[], Awaitable[T]]) -> T:
     try:
-        return await call
+        return await call()
     except grpc.aio.AioRpcError as error:
         problem = from_rpc_error(error)
         if isinstance(problem, Unavailable | DeadlineExceeded) and problem.reason not in _TOLD:

@@ -131,8 +131,9 @@ class Joiner:
     async def _called(self, shown: Shown, request: Callable[[], RedeemRequest]) -> RedeemResponse:
         async def once() -> RedeemResponse:
             async with dialling.pinned(shown) as pairing:
-                call = pairing.Redeem(request(), timeout=dialling.CALL_SECONDS)
-                return await dialling.called(shown.address, call)
+                return await dialling.called(
+                    shown.address, lambda: pairing.Redeem(request(), timeout=dialling.CALL_SECONDS)
+                )
 
         try:
             return await once()

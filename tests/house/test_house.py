@@ -31,7 +31,7 @@ EXTRAS = {
     "discovery",
     "dev",
 }
-SERVICES = ("registry", "router", "memory")
+SERVICES = ("registry", "router", "memory", "federation")
 
 
 def committed() -> list[str]:
@@ -132,12 +132,14 @@ def _subclasses(kind: type[HopperError]) -> set[type[HopperError]]:
 
 
 def test_every_error_of_every_service_is_in_the_catalogue() -> None:
+    import hopper_federation.errors
     import hopper_memory.errors
     import hopper_registry.errors
     import hopper_router.errors
     import hopper_router.sage.errors
     import hopper_sage.errors
 
+    assert hopper_federation.errors
     assert hopper_memory.errors
     assert hopper_registry.errors
     assert hopper_router.errors

@@ -48,6 +48,7 @@ EXPECTED = {
     "project ": "add list show edit remove pause resume workers",
     "instance ": "create tree list show start pause resume stop terminate edit",
     "schedule ": "add list show pause resume run rm",
+    "peer ": "invite join invitations open close request pairings approve decline list show rename address",
     "rules ": "check show apply replay remove",
     "audit ": "list verify export",
     "auth ": "init whoami token",

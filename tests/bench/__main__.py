@@ -18,6 +18,7 @@ from rich.table import Table
 from tests.bench import (  # noqa: F401 - importing them registers their bars
     bars_fairness,
     bars_growth,
+    bars_guard,
     bars_hopper,
     bars_memory,
     bars_partitions,

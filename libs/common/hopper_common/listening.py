@@ -90,6 +90,7 @@ class Listening:
             lambda trust_domain: identity.roots() if trust_domain == identity.trust_domain else (),
             lambda: identity.generation,
             WallClock(self.clock).now,
+            self.clock.monotonic,
         )
 
     def _listen_for_people(self, door: Door, address: str) -> str:

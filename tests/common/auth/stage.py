@@ -140,7 +140,10 @@ async def stage(directory: Path, answer: Unary = whoever, rates: Rates | None = 
         authority = Authority.new(clock.now())
         trust_domain, roots = authority.trust_domain, [authority.root.certificate]
         certificates = Certificates(
-            lambda domain: roots if domain == trust_domain else [], lambda: len(changes), clock.now
+            lambda domain: roots if domain == trust_domain else [],
+            lambda: len(changes),
+            clock.now,
+            clock.monotonic,
         )
         bearers = Bearers(known, clock, audiences=[registry_of(authority)], issuer=trust_domain)
         limiter = Limiter(rates or Rates())

@@ -131,7 +131,7 @@ def test_people_and_agents_work_as_their_own_workers_and_the_owner_as_anybody() 
 
 
 def test_a_verdict_is_kept_by_method_and_places() -> None:
-    session = Session(person((Role.MEMBER, "instances/a")), {})
+    session = Session(person((Role.MEMBER, "instances/a")))
     for _ in range(2):
         assert session.decide("/x", MEMBERS, ("instances/a",), TREE).allowed
         assert not session.decide("/x", MEMBERS, ("instances/b",), TREE).allowed

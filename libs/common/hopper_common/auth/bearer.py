@@ -6,6 +6,7 @@ text, and made into a principal again only when the directory has changed. What 
 """
 
 import hashlib
+import math
 from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ class Proof(Session):
     claims: Claims | None
     generation: int
     used: datetime
+    valid_until: float = -math.inf
+    """When to look at the time of day again, on the clock that never steps."""
 
 
 class Bearers:
@@ -62,9 +65,10 @@ class Bearers:
     ) -> None:
         self._directory = directory
         self._clock = clock
+        self._monotonic = clock.monotonic
         self._audiences = frozenset(audiences)
         self._issuer = issuer
-        self._kept: OrderedDict[bytes, Proof] = OrderedDict()
+        self._kept: OrderedDict[tuple[bytes, str], Proof] = OrderedDict()
         self._spent: dict[str, datetime] = {}
 
     def proof_of(self, header: str, source: str, *, keys: bool = True) -> Proof:
@@ -84,13 +88,14 @@ class Bearers:
         self._require_fresh()
         if header[: len(_SCHEME)].lower() != _SCHEME:
             raise Unauthenticated("the authorization header must be: Bearer, a space, and a key or token")
-        digest = hashlib.sha256(header.encode() + source.encode()).digest()
-        proof = self._kept.get(digest)
+        known = (hashlib.sha256(header.encode()).digest(), source)
+        proof = self._kept.get(known)
         if proof is None or proof.generation != self._directory.generation:
-            proof = self._keep(digest, self._check(header[len(_SCHEME) :].strip(), source, proof))
+            proof = self._keep(known, self._check(header[len(_SCHEME) :].strip(), source, proof))
         if proof.claims is None and not keys:
             raise Unauthenticated("between services only tokens are taken, not keys")
-        self._look_at_time(proof)
+        if self._monotonic() >= proof.valid_until:
+            self._look_at_time(proof)
         return proof
 
     def again(self, proof: Proof) -> Proof:
@@ -103,7 +108,8 @@ class Bearers:
         self._require_fresh()
         if proof.generation != self._directory.generation:
             proof = self._made(proof.key, proof.claims, proof.principal.source)
-        self._look_at_time(proof)
+        if self._monotonic() >= proof.valid_until:
+            self._look_at_time(proof)
         return proof
 
     def spend(self, proof: Proof) -> None:
@@ -135,14 +141,16 @@ class Bearers:
         now = self._clock.now()
         if proof.expires <= now:
             raise CredentialsExpired(expire_time=proof.expires.isoformat())
+        left = (proof.expires - now).total_seconds()
+        proof.valid_until = self._monotonic() + min(1.0, left)  # the time of day may step
         if proof.key and now - proof.used >= _MINUTE:
             proof.used = now
             self._directory.used(proof.key, now)
 
-    def _keep(self, digest: bytes, proof: Proof) -> Proof:
+    def _keep(self, known: tuple[bytes, str], proof: Proof) -> Proof:
         if len(self._kept) >= _MOST_KEPT:
             self._kept.popitem(last=False)
-        self._kept[digest] = proof
+        self._kept[known] = proof
         return proof
 
     def _check(self, text: str, source: str, before: Proof | None) -> Proof:
@@ -182,7 +190,7 @@ class Bearers:
         else:
             raise AssertionError("a proof is a key or a token")
         unused = self._clock.now() - _MINUTE
-        return Proof(principal, {}, expires, key_id, claims, self._directory.generation, unused)
+        return Proof(principal, expires, key_id, claims, self._directory.generation, unused)
 
     def _live_key(self, key_id: str) -> KeyRecord:
         key = self._directory.key(key_id)

@@ -14,8 +14,8 @@ place for is about the root.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Final, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
 
 from hopper_common.auth.model import ROOT, Access, Binding, Kind, Principal, Role, Tree, TrustLevel
 
@@ -52,7 +52,9 @@ class Session:
     """
 
     principal: Principal
-    verdicts: dict[tuple[str, tuple[str, ...] | None], Verdict]
+    verdicts: dict[tuple[str, tuple[str, ...] | None], Verdict] = field(default_factory=dict, kw_only=True)
+    kept: dict[Any, Any] = field(default_factory=dict, kw_only=True)
+    """What else whoever asks has concluded about the principal, under keys of their own."""
 
     def decide(self, method: str, access: Access, places: tuple[str, ...] | None, tree: Tree) -> Verdict:
         """As `decide`, of which it keeps the answers."""

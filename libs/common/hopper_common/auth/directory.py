@@ -18,6 +18,7 @@ from hopper_common.auth.model import ROOT, KeyRecord, PrincipalRecord, TokenKey
 FRESH_FOR: Final = timedelta(seconds=30)
 """How long what was heard last may be gone by."""
 
+_FRESH_SECONDS: Final = FRESH_FOR.total_seconds()
 _DEEPEST: Final = 64
 
 
@@ -53,8 +54,7 @@ class Directory:
     @property
     def fresh(self) -> bool:
         """Whether it may be gone by."""
-        age = self.age
-        return age is not None and age <= FRESH_FOR
+        return self._heard is not None and self._monotonic() - self._heard <= _FRESH_SECONDS
 
     def principal(self, name: str) -> PrincipalRecord | None:
         """A person or an agent; None: there is none of that name."""

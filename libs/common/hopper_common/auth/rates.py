@@ -5,6 +5,7 @@ The owner is not limited. Time is given in seconds of a clock that never steps.
 """
 
 import ipaddress
+import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Final, NamedTuple
@@ -20,6 +21,9 @@ class Rate(NamedTuple):
 
     per_second: float
     burst: float
+
+
+_NO_LIMIT: Final = Rate(math.inf, math.inf)
 
 
 class Rates(NamedTuple):
@@ -85,7 +89,7 @@ class _Buckets:
     def __init__(self) -> None:
         self._buckets: OrderedDict[tuple[str, int], Bucket] = OrderedDict()
 
-    def take(self, key: tuple[str, int], rate: Rate, now: float) -> float:
+    def of(self, key: tuple[str, int], rate: Rate, now: float) -> Bucket:
         bucket = self._buckets.get(key)
         if bucket is None:
             if len(self._buckets) >= _MOST_BUCKETS:
@@ -93,7 +97,7 @@ class _Buckets:
             bucket = self._buckets[key] = Bucket(rate, now)
         else:
             self._buckets.move_to_end(key)
-        return bucket.take(now)
+        return bucket
 
 
 class Limiter:
@@ -106,6 +110,15 @@ class Limiter:
         self._networks = _Buckets()  # apart: strangers can be any number, and must not push out the others
         self._open: dict[str, int] = {}
 
+    def bucket(self, principal: Principal, rate_class: RateClass, now: float) -> Bucket:
+        """What calls of that class by that principal are counted with. May be kept for a while."""
+        rate = self._by_class[rate_class]
+        if principal.kind is Kind.SERVICE:
+            rate = self._rates.services
+        elif principal.kind is Kind.OWNER:
+            rate = _NO_LIMIT
+        return self._principals.of((principal.name, rate_class), rate, now)
+
     def take(self, principal: Principal, rate_class: RateClass, now: float) -> float:
         """
         Count a call.
@@ -113,14 +126,11 @@ class Limiter:
         Returns:
             0; or, when it is one too many, the seconds until it would not be.
         """
-        if principal.kind is Kind.OWNER:
-            return 0.0
-        rate = self._rates.services if principal.kind is Kind.SERVICE else self._by_class[rate_class]
-        return self._principals.take((principal.name, rate_class), rate, now)
+        return self.bucket(principal, rate_class, now).take(now)
 
     def take_stranger(self, network: str, now: float) -> float:
         """Count a failure to prove who one is, from that network. Returns as `take`."""
-        return self._networks.take((network, RateClass.STRANGER), self._rates.strangers, now)
+        return self._networks.of((network, RateClass.STRANGER), self._rates.strangers, now).take(now)
 
     def open(self, principal: Principal) -> bool:
         """Count a stream as open; False: it is one too many."""

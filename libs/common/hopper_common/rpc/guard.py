@@ -38,7 +38,7 @@ from hopper_common.auth.current import CURRENT, OWNER
 from hopper_common.auth.decide import PERMISSION_DENIED, Session, Verdict, owns_worker
 from hopper_common.auth.directory import Directory
 from hopper_common.auth.model import Access, Kind, Principal, RateClass, Service
-from hopper_common.auth.rates import Limiter, network_of
+from hopper_common.auth.rates import Bucket, Limiter, network_of
 from hopper_common.clock import Clock
 from hopper_common.errors import (
     HopperError,
@@ -349,7 +349,7 @@ class _OfService(Session):
     __slots__ = ("presented",)
 
     def __init__(self, principal: Principal, presented: Presented) -> None:
-        super().__init__(principal, {})
+        super().__init__(principal)
         self.presented = presented
 
 
@@ -359,7 +359,7 @@ class _PassedOn(Session):
     __slots__ = ("proof", "service")
 
     def __init__(self, service: _OfService, proof: Proof) -> None:
-        super().__init__(proof.principal, proof.verdicts)
+        super().__init__(proof.principal, verdicts=proof.verdicts, kept=proof.kept)
         self.service = service
         self.proof = proof
 
@@ -573,7 +573,11 @@ class _Door:
 
     def _count(self, session: Session) -> None:
         guard, principal = self.guard, session.principal
-        wait = guard.limiter.take(principal, self._rate_class, guard.monotonic())
+        now = guard.monotonic()
+        bucket: Bucket | None = session.kept.get(self._rate_class)
+        if bucket is None:
+            bucket = session.kept[self._rate_class] = guard.limiter.bucket(principal, self._rate_class, now)
+        wait = bucket.take(now)
         if wait:
             raise Refusal(_limited(self._rate_class, wait))
         if self._rate_class is RateClass.ADMIN:
@@ -642,7 +646,17 @@ class _Visit:
             raise door.refusal(principal, verdict, names=named.names)
         if door.handling is Handling.IGNORED:
             return 0
-        return door.guard.audit.record(_decision(principal, door.method, verdict, named.names), door.handling)
+        return door.guard.audit.record(self._decision(verdict, named.names), door.handling)
+
+    def _decision(self, verdict: Verdict, names: tuple[str, ...]) -> Decision:
+        """What is written down; of the few that come again and again, the same as before."""
+        kept, key = self.session.kept, (self._door.method.path, names)
+        decision: Decision | None = kept.get(key)
+        if decision is None:
+            if len(kept) >= _MOST_DECISIONS:
+                kept.clear()
+            decision = kept[key] = _decision(self.session.principal, self._door.method, verdict, names)
+        return decision
 
     def _judge(self, named: Named) -> Verdict:
         door, session = self._door, self.session
@@ -691,4 +705,5 @@ class _Visit:
             self._door.guard.limiter.close(self.session.principal)
 
 
+_MOST_DECISIONS: Final = 1_000
 _WORKING: Final = frozenset({Kind.PERSON, Kind.AGENT})

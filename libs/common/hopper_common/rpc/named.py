@@ -8,6 +8,7 @@ besides the resource's own name: what is not changed is not named.
 The names are the caller's text, in the form that the limits have checked.
 """
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple, cast
 
@@ -53,7 +54,7 @@ _Walk = Callable[[Any, _Found], None]
 def compile_names(request: Descriptor, access: Access) -> Callable[[Message], Named]:
     """Make the function that tells what requests of that type name, for a method that declares *access*."""
     masked = _MASK in request.fields_by_name
-    walk = _message(request, {}, updates=masked)
+    walk = _flat(request) or _message(request, {}, updates=masked)
     anywhere = access.anywhere
     if walk is None:
         always = Named(None if anywhere else (), (), ())
@@ -71,6 +72,55 @@ def compile_names(request: Descriptor, access: Access) -> Callable[[Message], Na
 
 def _once(items: list[str]) -> tuple[str, ...]:
     return tuple(items) if len(items) < 2 else tuple(dict.fromkeys(items))
+
+
+# The walk where names are in fields of messages that there is one of, as in nearly every request: all are got at once.
+
+
+def _flat(descriptor: Descriptor) -> _Walk | None:
+    """The walk through a message whose names are all at fixed places; None: they are not."""
+    leaves = _leaves(descriptor, "", ())
+    if not leaves or _MASK in descriptor.fields_by_name:
+        return None
+    get = operator.attrgetter(
+        *(path for path, _, _ in leaves), "DESCRIPTOR"
+    )  # with one path it would be no tuple
+    steps = [(step, repeated) for _, step, repeated in leaves]
+
+    def walk(message: Any, found: _Found) -> None:
+        for value, (step, repeated) in zip(get(message), steps, strict=False):
+            if not value:
+                continue
+            if repeated:
+                for item in value:
+                    step(item, found)
+            else:
+                step(value, found)
+
+    return walk
+
+
+def _leaves(
+    descriptor: Descriptor, prefix: str, within: tuple[Descriptor, ...]
+) -> list[tuple[str, _Walk, bool]] | None:
+    """The fields that hold names: path, what to do, whether there are many. None: a message with names may be many."""
+    if descriptor in within:
+        return None
+    found: list[tuple[str, _Walk, bool]] = []
+    for field in descriptor.fields:
+        if field.message_type is None:
+            step = _value(field, {}, updates=False)
+            if step is not None:
+                found.append((prefix + field.name, step, field.is_repeated))
+        elif field.is_repeated:
+            if _value(field, {}, updates=False) is not None:
+                return None
+        else:
+            below = _leaves(_type_of(field), f"{prefix}{field.name}.", (*within, descriptor))
+            if below is None:
+                return None
+            found += below
+    return found
 
 
 _Known = dict[Descriptor, _Walk | None]

@@ -3,12 +3,13 @@ The certificate that a caller has shown, checked again with every call.
 
 The handshake has verified it once, against all roots of all peers together, and a connection outlives it. So each call
 asks anew: exactly one SPIFFE id, TLS 1.3, issued by a root *of the trust domain that it names*, and valid now. What was
-read of a certificate is kept; the time is looked at every time.
+read of a certificate is kept.
 
 Only `peer_spiffe_id` is read: gRPC mixes all kinds of names in `peer_identities`, where a DNS name can spell somebody
 else's SPIFFE id.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,26 +26,35 @@ _MOST_KEPT: Final = 4_096
 _TLS: Final = b"TLSv1.3"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Presented:
-    """A certificate whose signature was verified. *generation* is that of the roots then."""
+    """
+    A certificate whose signature was verified.
+
+    Attributes:
+        generation: That of the roots then.
+        valid_until: When to look at the time of day again, on the clock that never steps: a second from the last look,
+            or when it runs out, if that is sooner.
+    """
 
     name: SpiffeId
     not_before: datetime
     not_after: datetime
     pem: bytes
     generation: int
+    valid_until: float = -math.inf
 
-    def require_valid(self, now: datetime) -> None:
+    def look(self, now: datetime, monotonic: float) -> None:
         """
         Raises:
             LeafExpired: It is not valid now.
         """
-        if not self.not_before <= now <= self.not_after:
+        if not self.not_before <= now < self.not_after:
             raise LeafExpired(
                 not_before=self.not_before.isoformat(timespec="seconds"),
                 not_after=self.not_after.isoformat(timespec="seconds"),
             )
+        self.valid_until = monotonic + min(1.0, (self.not_after - now).total_seconds())
 
 
 class Certificates:
@@ -54,7 +64,8 @@ class Certificates:
     Args:
         roots_of: The roots of a trust domain; none: nobody of it is let in. Asked again when *generation* grows.
         generation: Grows with every change of any roots.
-        now: UTC.
+        now: UTC, the time of day that certificates go by.
+        monotonic: Seconds, of a clock that never steps.
     """
 
     def __init__(
@@ -62,10 +73,12 @@ class Certificates:
         roots_of: Callable[[str], Sequence[x509.Certificate]],
         generation: Callable[[], int],
         now: Callable[[], datetime],
+        monotonic: Callable[[], float],
     ) -> None:
         self._roots_of = roots_of
         self._generation = generation
         self._now = now
+        self._monotonic = monotonic
         self._kept: OrderedDict[bytes, Presented] = OrderedDict()
 
     def presented(self, auth: Mapping[str, Sequence[bytes]]) -> Presented:
@@ -79,16 +92,16 @@ class Certificates:
             Unauthenticated: There is no certificate.
             TlsTooOld, BadSan, IssuerMismatch, LeafExpired: What is wrong with it.
         """
-        pems = auth.get("x509_pem_cert", ())
+        pems, versions = auth.get("x509_pem_cert", ()), auth.get("ssl_tls_version", ())
         if len(pems) != 1:
             raise Unauthenticated("there is no client certificate")
-        version = next(iter(auth.get("ssl_tls_version", ())), b"none")
-        if version != _TLS:
-            raise TlsTooOld(version=version.decode(errors="replace"))
+        if len(versions) != 1 or versions[0] != _TLS:
+            raise TlsTooOld(version=b" ".join(versions).decode(errors="replace"))
         presented = self._kept.get(pems[0])
         if presented is None or presented.generation != self._generation():
             presented = self._keep(self._verified(pems[0], auth.get("peer_spiffe_id", ())))
-        presented.require_valid(self._now())
+        if self._monotonic() >= presented.valid_until:
+            presented.look(self._now(), self._monotonic())
         return presented
 
     def again(self, presented: Presented) -> Presented:
@@ -100,7 +113,8 @@ class Certificates:
         """
         if presented.generation != self._generation():
             presented = self._keep(self._verified(presented.pem, [str(presented.name).encode()]))
-        presented.require_valid(self._now())
+        if self._monotonic() >= presented.valid_until:
+            presented.look(self._now(), self._monotonic())
         return presented
 
     def _keep(self, presented: Presented) -> Presented:

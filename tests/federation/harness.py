@@ -12,6 +12,8 @@ import grpc.aio
 import pytest
 from pydantic import SecretStr
 
+from hopper.common.v1.audit_service_pb2 import ListAuditRecordsRequest
+from hopper.common.v1.audit_service_pb2_grpc import AuditServiceStub
 from hopper.federation.v1 import peer_admin_service_pb2 as svc
 from hopper.federation.v1 import peer_pb2 as ppb
 from hopper.federation.v1.peer_admin_service_pb2_grpc import PeerAdminServiceStub
@@ -23,7 +25,8 @@ from hopper_common.settings import HostSettings
 from hopper_federation.app import SERVICE
 from hopper_testing.clock import ManualClock
 
-if TYPE_CHECKING:  # it is in the type stubs only
+if TYPE_CHECKING:  # they are in the type stubs only
+    from hopper.common.v1.audit_service_pb2_grpc import AuditServiceAsyncStub
     from hopper.federation.v1.peer_admin_service_pb2_grpc import PeerAdminServiceAsyncStub
 
 PATIENCE: Final = 30.0
@@ -50,12 +53,14 @@ class RunningFederation:
         self._server = AsyncExitStack()
         self._channels = AsyncExitStack()
         self.admin: PeerAdminServiceAsyncStub
+        self.audit: AuditServiceAsyncStub
 
     async def start(self) -> None:
         with environment(**self._environment):
             await self._server.enter_async_context(_served(self._settings, self.clock))
         channel = await self._channels.enter_async_context(open_channel(f"unix:{self._settings.socket_path}"))
         self.admin = PeerAdminServiceStub(channel)
+        self.audit = AuditServiceStub(channel)
 
     async def stop(self) -> None:
         await self._server.aclose()
@@ -88,6 +93,13 @@ class RunningFederation:
         """All peers."""
         request = svc.ListPeersRequest(include_blocked=True)
         return list((await self.admin.ListPeers(request)).peers)
+
+    async def audited(self) -> list[tuple[str, str, bool, str]]:
+        """Who called what, whether it was let through, and why not: the newest first."""
+        records = (await self.audit.ListAuditRecords(ListAuditRecordsRequest())).records
+        return [
+            (each.principal, each.method.rpartition("/")[2], each.allowed, each.reason) for each in records
+        ]
 
     async def pairings(self) -> list[ppb.Pairing]:
         """Pairings by digits, the newest first."""

@@ -19,7 +19,7 @@ from hopper_common.timestamps import to_proto
 from hopper_federation import tokens
 from hopper_federation.model import MOST_OPEN_INVITATIONS
 from hopper_testing.clock import ManualClock
-from tests.federation.harness import RunningFederation, refusal, violations
+from tests.federation.harness import PATIENCE, RunningFederation, refusal, violations
 from tests.federation.relay import Relay
 
 DENIED = grpc.StatusCode.PERMISSION_DENIED
@@ -155,6 +155,24 @@ async def test_one_that_is_not_there_is_refused_in_the_same_words(
         bob.join(altered(token, invitation=secrets.token_bytes(16)), "alice"), DENIED, "INVITATION_REFUSED"
     )
     assert (wrong.message, wrong.metadata) == (absent.message, absent.metadata)
+
+
+async def test_what_strangers_do_is_written_down(alice: RunningFederation, bob: RunningFederation) -> None:
+    token = await alice.invite("bob")
+    guess = altered(token, secret=secrets.token_bytes(16))
+    await refusal(bob.join(guess, "alice"), DENIED, "INVITATION_REFUSED")
+    await bob.join(token, "alice")
+    redeemed: list[tuple[str, str, bool, str]] = []
+    async with asyncio.timeout(PATIENCE):
+        while len(redeemed) < 3:
+            await asyncio.sleep(0.05)  # the last one is written a moment after its call
+            redeemed = [each for each in reversed(await alice.audited()) if each[1] == "Redeem"]
+    assert redeemed == [
+        ("stranger", "Redeem", True, ""),  # it was let in, and then
+        ("stranger", "Redeem", False, "INVITATION_REFUSED"),
+        ("stranger", "Redeem", True, ""),
+    ]
+    assert ("owner", "CreateInvitation", True, "") in await alice.audited()
 
 
 async def test_an_altered_key_or_name_in_a_token_is_found_before_anything_is_said(

@@ -125,6 +125,19 @@ async def test_of_a_hundred_who_redeem_at_once_one_has_done_it(
     assert (now.state, now.contested) == (InvitationState.REDEEMED, 99)
 
 
+async def test_of_two_who_race_a_hundred_times_one_has_won_each_time(
+    federation: Federation, clock: ManualClock
+) -> None:
+    for number in range(100):
+        open_one = invitation(clock, number, peer_id=f"peer-{number}")
+        await federation.write(lambda store, each=open_one: store.add_invitation(each))  # type: ignore[misc]  # bound now
+        came = await asyncio.gather(
+            *(federation.write(redeeming(open_one, candidate(letter))) for letter in "bc")
+        )
+        assert sorted(each.outcome for each in came) == [Outcome.DONE, Outcome.USED]
+    assert len(await federation.read(lambda store: store.peers())) <= 2
+
+
 async def test_the_same_redeemer_gets_the_same_answer(federation: Federation, clock: ManualClock) -> None:
     open_one = invitation(clock)
     await federation.write(lambda store: store.add_invitation(open_one))

@@ -60,7 +60,7 @@ async def open_federation(context: HostContext) -> AsyncIterator[Running]:
                     add_PairingServiceServicer_to_server,
                 )
             ],
-            guard=StrangerGuard(clock),
+            guard=StrangerGuard(clock, context.audit),
             window=window,
         )
         asker = Asker(federation, introductions, clock)

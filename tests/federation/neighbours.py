@@ -88,7 +88,7 @@ class Neighbour:
             self.clock,
             self.audit,
             listen=self.listen,
-            takes=lambda _: ["docs.review"],
+            takes=self._takes,
             stopping=self.stopping,
         ) as self.peering:
             self.listen = f"127.0.0.1:{self.peering.port}"
@@ -103,6 +103,9 @@ class Neighbour:
                 for outcome in await asyncio.gather(*tasks, return_exceptions=True):
                     if isinstance(outcome, Exception):
                         raise outcome
+
+    async def _takes(self, install_id: str) -> list[str]:
+        return ["docs.review"]
 
     async def knows(
         self, other: "Neighbour", *, level: Level = Level.KNOWN, address: str = "", **fields: Any

@@ -68,13 +68,10 @@ class Contact:
     async def run(self) -> None:
         """Keep in touch, for ever."""
         async with asyncio.TaskGroup() as group:
-            try:
-                while True:
-                    self._changed.clear()
-                    await self._follow(group)
-                    await self._changed.wait()
-            finally:
-                await self._links.close()
+            while True:
+                self._changed.clear()
+                await self._follow(group)
+                await self._changed.wait()
 
     async def _follow(self, group: asyncio.TaskGroup) -> None:
         """A task for each peer that may be spoken to, and none for the others."""

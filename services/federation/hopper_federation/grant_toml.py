@@ -12,7 +12,8 @@ The whole form, with the defaults::
     direction = "in"             # required: in (from the peer) | out (to it) | both
     capabilities = ["docs.*"]    # exact names, or all below one; the work must need nothing else. Of a deny rule:
                                  # any of these is refused
-    labels = ["work"]            # default: every label that is not sensitive. Of a deny rule: any of these is refused
+    labels = ["work"]            # tags and labels, as key or key=value. Default: all that are not sensitive.
+                                 # Of a deny rule: any of these is refused
     max_priority = 100           # 0 to 100
     max_bytes = "1 MiB"          # of a task with everything in it; a number of bytes, or with KiB, MiB, GiB
     in_flight = 100              # how many that crossed by this rule may be open at once

@@ -55,7 +55,8 @@ class Rule:
         directions: Which ways it speaks of.
         capabilities: Names, or prefixes as `docs.*`. An allow rule must cover every one of the work's; a deny rule
             fits if it names one. An allow rule with none covers work that needs none.
-        labels: As `capabilities`. None: an allow rule lets every label cross that is not sensitive.
+        labels: As `capabilities`; `key` names every `key=value`, and `key=value` that alone. None: an allow rule lets
+            every label cross that is not sensitive.
         max_priority: Of a task, 0 to 100.
         max_bytes: Of a task with everything in it.
         in_flight: How many that crossed by this rule may be open at once.
@@ -274,7 +275,7 @@ def _denies(rule: Rule, crossing: Crossing, now: datetime) -> _No | None:
         if _covers(rule.capabilities, capability):
             return _No("CAPABILITY_DENIED", f"capability {capability}")
     for label in crossing.labels:
-        if _covers(rule.labels or (), label):
+        if _names_label(rule.labels or (), label):
             return _No("LABEL_DENIED", f"label {label}")
     return None
 
@@ -316,8 +317,8 @@ def _uncovered(rule: Rule, crossing: Crossing) -> _No | None:
 
 
 def _label(grant: Grant, rule: Rule, level: Level, label: str) -> _No | None:
-    named = rule.labels is not None and _covers(rule.labels, label)
-    if _covers(grant.sensitive, label) and not (named and level is Level.VERIFIED):
+    named = rule.labels is not None and _names_label(rule.labels, label)
+    if _names_label(grant.sensitive, label) and not (named and level is Level.VERIFIED):
         return _No(
             "LABEL_DENIED",
             f"label {label} is sensitive: a {Level.VERIFIED} peer and a rule naming it are needed",
@@ -345,6 +346,23 @@ def _covers(names: Iterable[str], wanted: str) -> bool:
         or (name.endswith(".*") and wanted.startswith(name[:-1]) and len(wanted) > len(name) - 1)
         for name in names
     )
+
+
+def _names_label(names: Sequence[str], label: str) -> bool:
+    return _covers(names, label) or _covers(names, label.partition("=")[0])
+
+
+def takes(grant: Grant | None, level: Level, now: datetime) -> tuple[str, ...]:
+    """
+    What a peer may be told that this Hopper would take from it: names and prefixes of the allow rules, without those
+    that a deny rule names. A hint: each task is decided by itself.
+    """
+    if grant is None or not reaches(level, Level.TRUSTED) or not reaches(level, grant.level):
+        return ()
+    rules = [rule for rule in grant.rules if Direction.IN in rule.directions and not _expired(rule, now)]
+    denied = [name for rule in rules if rule.effect is Effect.DENY for name in rule.capabilities]
+    allowed = [name for rule in rules if rule.effect is Effect.ALLOW for name in rule.capabilities]
+    return tuple(name for name in dict.fromkeys(allowed) if name not in denied and not _covers(denied, name))
 
 
 def differences(before: Grant | None, after: Grant | None) -> list[str]:

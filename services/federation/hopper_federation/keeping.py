@@ -77,6 +77,7 @@ class TrustKeeper:
         self._snapshots = snapshots
         self._clock = clock
         self._confirm_every = confirm_every
+        self._looking = asyncio.Lock()
 
     async def run(self) -> None:
         """Look for ever."""
@@ -96,6 +97,7 @@ class TrustKeeper:
 
     async def look(self) -> None:
         """Take over what the store says now."""
-        asked = self._clock.monotonic()  # before the answer: it may have been true no longer than that
-        peers = await self._federation.read(lambda store: store.trusted_peers())
-        self._snapshots.replace(peers, asked)
+        async with self._looking:  # one after the other, or an earlier answer could replace a later one
+            asked = self._clock.monotonic()  # before the answer: it may have been true no longer than that
+            peers = await self._federation.read(lambda store: store.trusted_peers())
+            self._snapshots.replace(peers, asked)

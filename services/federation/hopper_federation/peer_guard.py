@@ -42,7 +42,7 @@ class PeerSession(Session):
     def __init__(
         self, principal: Principal, peer: TrustedPeer, presented: Presented, generation: int
     ) -> None:
-        super().__init__(principal, {})
+        super().__init__(principal)
         self.peer = peer
         self.presented = presented
         self.generation = generation
@@ -64,6 +64,7 @@ class Peers:
             lambda trust_domain: _roots(self._peer_of(trust_domain)),
             lambda: snapshots.current.generation,
             WallClock(clock).now,
+            clock.monotonic,
         )
 
     def session(self, context: Any) -> PeerSession:

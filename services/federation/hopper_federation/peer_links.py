@@ -4,7 +4,8 @@ peer's next address when one does not answer.
 """
 
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import grpc
@@ -61,11 +62,17 @@ T = TypeVar("T")
 
 
 class PeerLink:
-    """The way to one peer. Made by `PeerLinks`."""
+    """
+    The way to one peer. Made by `PeerLinks`.
 
-    def __init__(self, links: "PeerLinks", install_id: str) -> None:
+    Args:
+        at: Where it leads; empty: to where the peer is said to be.
+    """
+
+    def __init__(self, links: "PeerLinks", install_id: str, at: str = "") -> None:
         self.install_id = install_id
         self._links = links
+        self._at = at
         self._tried = 0
         self._channel = FollowingChannel(self._dial, self._generation, self._dialled_with)
         self.stub: PeerServiceAsyncStub = PeerServiceStub(self._channel)
@@ -79,7 +86,7 @@ class PeerLink:
             PeerUnreachable: It is none any more, or nobody knows where it is.
         """
         peer = self._links.snapshots.current.peers.get(self.install_id)
-        if peer is None or not peer.addresses:
+        if peer is None or not self._where(peer):
             name = self.install_id if peer is None else peer.name
             raise PeerUnreachable(
                 f"nobody has said where {name} is: `hopper peer address`", peer=name, cause="no address"
@@ -89,8 +96,11 @@ class PeerLink:
     @property
     def address(self) -> str:
         """Where the next call goes."""
-        addresses = self.peer.addresses
+        addresses = self._where(self.peer)
         return addresses[self._tried % len(addresses)]
+
+    def _where(self, peer: TrustedPeer) -> Sequence[str]:
+        return (self._at,) if self._at else peer.addresses
 
     async def call(self, make: "Callable[[PeerServiceAsyncStub], Awaitable[T]]") -> T:
         """
@@ -189,7 +199,7 @@ class PeerLink:
 
     def _dialled_with(self) -> object:
         peer = self._links.snapshots.current.peers.get(self.install_id)
-        if peer is None or not peer.addresses:
+        if peer is None or not self._where(peer):
             return None
         return self._links.introductions.identity.held_leaf(PATH), peer.roots, self.address
 
@@ -197,7 +207,7 @@ class PeerLink:
         peer = self._links.snapshots.current.peers.get(self.install_id)
         anchors = b"" if peer is None else self._links.anchors.of(peer)
         # Without an anchor gRPC would go by the system's roots; with a port where nobody is, nobody is reached.
-        address = self.address if anchors and peer is not None and peer.addresses else "127.0.0.1:1"
+        address = self.address if anchors and peer is not None and self._where(peer) else "127.0.0.1:1"
         name = f"federation.{trust_domain_of(self.install_id)}"
         options = (*OPTIONS, ("grpc.ssl_target_name_override", name))
         credentials = channel_credentials(
@@ -240,6 +250,15 @@ class PeerLinks:
         if link is None:
             link = self._links[install_id] = PeerLink(self, install_id)
         return link
+
+    @asynccontextmanager
+    async def at(self, install_id: str, address: str) -> AsyncIterator[PeerLink]:
+        """A way of its own to a peer at one address, which knows nothing of how others went."""
+        link = PeerLink(self, install_id, address)
+        try:
+            yield link
+        finally:
+            await link.close()
 
     async def close(self) -> None:
         """Hang up on all."""

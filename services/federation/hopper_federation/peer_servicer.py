@@ -5,7 +5,7 @@ Who calls has been proved, call by call (`peer_guard`), and limits have been che
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Final
 
 import grpc.aio
@@ -49,7 +49,7 @@ class PeerServicer(PeerServiceServicer):
         statuses: Statuses,
         clock: Clock,
         *,
-        takes: Callable[[str], Sequence[str]],
+        takes: Callable[[str], Awaitable[Sequence[str]]],
         alarm: Callable[[str, Alert], None],
         stopping: asyncio.Event,
         beat: float = BEAT_SECONDS,
@@ -97,7 +97,7 @@ class PeerServicer(PeerServiceServicer):
     async def GetCapabilities(
         self, request: svc.GetCapabilitiesRequest, context: _Context
     ) -> svc.GetCapabilitiesResponse:
-        return svc.GetCapabilitiesResponse(capabilities=self._takes(self._caller()))
+        return svc.GetCapabilitiesResponse(capabilities=await self._takes(self._caller()))
 
     async def Listen(
         self, request: svc.ListenRequest, context: _Context

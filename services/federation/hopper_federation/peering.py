@@ -15,13 +15,14 @@ from hopper.federation.v1 import peer_service_pb2
 from hopper.federation.v1.peer_service_pb2_grpc import add_PeerServiceServicer_to_server
 from hopper_common.auth.rates import Limiter, Rates
 from hopper_common.clock import Clock
-from hopper_common.rpc.guard import Auditing
+from hopper_common.identity.spiffe import SpiffeId, trust_domain_of
+from hopper_common.rpc.guard import Auditing, CallerGuard
 from hopper_common.rpc.server import Registered
 from hopper_federation.alarms import Alarms
 from hopper_federation.anchors import Anchors
 from hopper_federation.contact import Contact
 from hopper_federation.introductions import Introductions
-from hopper_federation.peer_guard import Peers
+from hopper_federation.peer_guard import PATH, Peers
 from hopper_federation.peer_links import PeerLinks
 from hopper_federation.peer_port import guard_of, peer_port
 from hopper_federation.peer_servicer import PeerServicer
@@ -37,14 +38,25 @@ class Peering:
 
     Attributes:
         port: The peer port's number; 0: it is not listened on.
+        guard: Of that port; None: it is not listened on.
         tasks: What runs beside the server.
     """
 
     port: int
+    guard: CallerGuard | None
     statuses: Statuses
     links: PeerLinks
     anchors: Anchors
     tasks: Sequence[Callable[[], Awaitable[None]]]
+
+    def end_calls(self) -> None:
+        """End calls under way that would not be let in any more, now."""
+        if self.guard is not None:
+            self.guard.look()
+
+    def ended_calls(self, install_id: str) -> int:
+        """How many calls of a peer have been ended under way so far."""
+        return 0 if self.guard is None else self.guard.ended[str(SpiffeId(trust_domain_of(install_id), PATH))]
 
 
 @asynccontextmanager
@@ -56,14 +68,14 @@ async def open_peering(
     audit: Auditing,
     *,
     listen: str | None,
-    takes: Callable[[str], Sequence[str]],
+    takes: Callable[[str], Awaitable[Sequence[str]]],
     stopping: asyncio.Event,
 ) -> AsyncIterator[Peering]:
     """
     Listen for peers, and be ready to speak to them.
 
     Args:
-        listen: `host:port`; None: no peer can call here.
+        listen: `host:port`; None: federation is off: no peer can call here, and none is called by itself.
         takes: What this Hopper would take from a peer, by its install id.
 
     Raises:
@@ -72,17 +84,21 @@ async def open_peering(
     identity = introductions.identity
     statuses, alarms, anchors = Statuses(clock.monotonic), Alarms(federation), Anchors(snapshots, clock)
     links = PeerLinks(federation, introductions, snapshots, anchors, statuses, clock, alarm=alarms)
-    contact = Contact(links, snapshots, statuses, identity)
-    tasks = [alarms.run, contact.run]
-    if listen is None:
-        yield Peering(0, statuses, links, anchors, tasks)
-        return
-    servicer = PeerServicer(
-        federation, introductions, statuses, clock, takes=takes, alarm=alarms, stopping=stopping
-    )
-    offered = Registered.of(
-        peer_service_pb2.DESCRIPTOR.services_by_name["PeerService"], servicer, add_PeerServiceServicer_to_server
-    )
-    guard = guard_of(Peers(snapshots, clock, alarms), snapshots, Limiter(Rates()), audit, clock)
-    async with peer_port(listen, identity, anchors, guard, [offered]) as port:
-        yield Peering(port, statuses, links, anchors, tasks)
+    try:
+        if listen is None:
+            yield Peering(0, None, statuses, links, anchors, [alarms.run])
+            return
+        contact = Contact(links, snapshots, statuses, identity)
+        servicer = PeerServicer(
+            federation, introductions, statuses, clock, takes=takes, alarm=alarms, stopping=stopping
+        )
+        offered = Registered.of(
+            peer_service_pb2.DESCRIPTOR.services_by_name["PeerService"],
+            servicer,
+            add_PeerServiceServicer_to_server,
+        )
+        guard = guard_of(Peers(snapshots, clock, alarms), snapshots, Limiter(Rates()), audit, clock)
+        async with peer_port(listen, identity, anchors, guard, [offered]) as port:
+            yield Peering(port, guard, statuses, links, anchors, [alarms.run, contact.run])
+    finally:
+        await links.close()

@@ -337,6 +337,7 @@ def _trusted(row: Row[Any], now: datetime) -> TrustedPeer:
         bundle=payload,
         bundle_sequence=bundle.sequence,
         policy_version=peer.policy_version,
+        alert=peer.alert,
     )
 
 

@@ -44,6 +44,7 @@ class TrustedPeer:
     bundle: bytes = field(default=b"", repr=False)
     bundle_sequence: int = 0
     policy_version: int = 0
+    alert: str = ""
 
     def may(self, needed: Level) -> bool:
         """Whether its level lets it do what needs the other."""

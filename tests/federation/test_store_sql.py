@@ -222,9 +222,21 @@ async def test_pairing_again_ends_a_revocation(federation: Federation) -> None:
     peer = await federation.write(_admitting(candidate("b")))
     revoked = replace(peer, level=Level.BLOCKED, revocation=Revocation.NOW, verified_by="alice", revision=2)
     await federation.write(_saving(revoked))
-    back = await federation.write(_admitting(candidate("b", sequence=4), "other"))
+    back = await federation.write(_admitting(candidate("b", sequence=4)))
     assert (back.name, back.level, back.revocation) == ("peers/bob", Level.KNOWN, Revocation.NONE)
     assert (back.verified_by, back.bundle_sequence) == ("", 4)
+
+
+async def test_a_blocked_peer_does_not_come_back_with_somebody_elses_invitation(
+    federation: Federation, clock: ManualClock
+) -> None:
+    eve = await federation.write(_admitting(candidate("e"), "eve"))
+    await federation.write(_saving(replace(eve, level=Level.BLOCKED, revocation=Revocation.NOW)))
+    for_bob = invitation(clock)
+    await federation.write(lambda store: store.add_invitation(for_bob))
+    with pytest.raises(PeerRevoked, match="no other"):
+        await federation.write(redeeming(for_bob, candidate("e")))
+    assert (await federation.write(redeeming(for_bob, candidate("b")))).outcome is Outcome.DONE
 
 
 async def test_pairing_again_takes_nothing_from_who_is_trusted(federation: Federation) -> None:

@@ -71,7 +71,7 @@ def admit(store: PeerStore, candidate: Candidate, peer_id: str, level: Level, wo
         peer_id: What it is called if it is new. If that is taken, it gets a number behind it.
 
     Raises:
-        PeerRevoked: Its keys were in other hands, and it comes with the same ones.
+        PeerRevoked: It is blocked, and meant by another name; or its keys were in other hands, and are the same.
         BundleRollback: Its bundle is older than the one known.
     """
     install_id = candidate.side.install_id
@@ -87,23 +87,24 @@ def admit(store: PeerStore, candidate: Candidate, peer_id: str, level: Level, wo
             bundle_sequence=candidate.sequence,
         )
     else:
-        _check_again(store, there, candidate)
+        _check_again(store, there, candidate, peer_id)
         peer = there.paired_again(level, words, candidate.addresses, candidate.sequence)
     store.save_bundle(install_id, candidate.sequence, candidate.side.root_key, candidate.bundle)
     store.save_peer(peer)
     return peer
 
 
-def _check_again(store: PeerStore, there: Peer, candidate: Candidate) -> None:
-    if (
-        there.revocation is Revocation.COMPROMISED
-        and store.root_key(there.install_id) == candidate.side.root_key
-    ):
+def _check_again(store: PeerStore, there: Peer, candidate: Candidate, peer_id: str) -> None:
+    revoked = {"install_id": there.install_id, "mode": str(there.revocation)}
+    if there.level is Level.BLOCKED and there.name != f"peers/{peer_id}":
+        # Whoever was blocked may have got hold of an invitation that was meant for somebody else.
+        raise PeerRevoked(f"{there.name} is blocked: it is let in by that name, and by no other", **revoked)
+    same_key = store.root_key(there.install_id) == candidate.side.root_key
+    if there.revocation is Revocation.COMPROMISED and same_key:
         raise PeerRevoked(
             f"{there.name} was revoked because its keys are in other hands, and it still has the same: "
             "it must rotate its root first",
-            install_id=there.install_id,
-            mode=there.revocation,
+            **revoked,
         )
     if candidate.sequence < there.bundle_sequence:
         raise BundleRollback(

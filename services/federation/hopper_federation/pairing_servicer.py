@@ -7,6 +7,7 @@ those alone who prove that they hold it.
 
 import secrets
 from typing import Any, NoReturn
+from urllib.parse import unquote
 
 import grpc.aio
 import structlog
@@ -186,7 +187,7 @@ class PairingServicer(PairingServiceServicer):
             outgoing=False,
             install_id=asker.bundle.install_id,
             claimed_name=asker.shown_name,
-            address=context.peer().partition(":")[2],
+            address=unquote(context.peer().partition(":")[2]),
             create_time=now,
             expire_time=now + TIME_TO_LIVE,
             source=source,

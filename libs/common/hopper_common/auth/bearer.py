@@ -88,7 +88,7 @@ class Bearers:
         self._require_fresh()
         if header[: len(_SCHEME)].lower() != _SCHEME:
             raise Unauthenticated("the authorization header must be: Bearer, a space, and a key or token")
-        known = (hashlib.sha256(header.encode()).digest(), source)
+        known = (hashlib.blake2b(header.encode(), digest_size=32).digest(), source)
         proof = self._kept.get(known)
         if proof is None or proof.generation != self._directory.generation:
             proof = self._keep(known, self._check(header[len(_SCHEME) :].strip(), source, proof))

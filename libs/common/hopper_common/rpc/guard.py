@@ -541,53 +541,63 @@ _LOOK_EVERY: Final = 0.5
 
 
 class _Door:
-    """Where calls of one method come in."""
+    """Where calls of one method come in. What every call needs is looked up beforehand."""
 
     def __init__(self, guard: CallerGuard, method: GuardedMethod, end: End) -> None:
         self.guard = guard
         self.method = method
         self.end = end
+        self.path = method.path
+        self.access = method.access
+        self.names = method.names
         self.handling = _handling(method)
         self.declared = method.access.rate_class is not None
-        self._stream = method.streams_in or method.streams_out
+        self.streams = method.streams_in or method.streams_out
+        self._session = guard.callers.session
+        self._monotonic = guard.monotonic
+        self._anywhere = (method.path, None)
         self._rate_class = method.access.rate_class or RateClass.READ
-        # Whoever replaces or ends their own key has to hear what came of it: the new one is shown nowhere else. Such
-        # calls do not last.
-        self._lasts = self._stream or self._rate_class is not RateClass.ADMIN
+        self._special = self.streams or self._rate_class is RateClass.ADMIN
 
     def __call__(self, context: Any) -> "Visit":
         try:
-            session = self.guard.callers.session(context)
+            session = self._session(context)
         except HopperError as error:
             raise self._stranger(error, source_of(context)) from error
         if self.declared:
-            verdict = session.decide(self.method.path, self.method.access, None, self.guard.directory)
+            verdict = session.verdicts.get(self._anywhere) or self.decide(session, None)
             if not verdict.allowed:
                 raise self.refusal(session.principal, verdict)
-        self._count(session)
-        CURRENT.set(session.principal)
-        visit = _Visit(self, session)
-        if self._lasts:
-            self.guard.enter(visit.task, visit)
-        return visit
-
-    def _count(self, session: Session) -> None:
-        guard, principal = self.guard, session.principal
-        now = guard.monotonic()
-        bucket: Bucket | None = session.kept.get(self._rate_class)
-        if bucket is None:
-            bucket = session.kept[self._rate_class] = guard.limiter.bucket(principal, self._rate_class, now)
+        now = self._monotonic()
+        bucket: Bucket = session.kept.get(self._rate_class) or self._bucket(session, now)
         wait = bucket.take(now)
         if wait:
             raise Refusal(_limited(self._rate_class, wait))
+        if self._special:
+            self._count(session)
+        CURRENT.set(session.principal)
+        visit = _Visit(self, session)
+        self.guard.enter(visit.task, visit)
+        return visit
+
+    def decide(self, session: Session, places: tuple[str, ...] | None) -> Verdict:
+        """Whether the principal may call the method, about these places."""
+        return session.decide(self.path, self.access, places, self.guard.directory)
+
+    def _bucket(self, session: Session, now: float) -> Bucket:
+        bucket = self.guard.limiter.bucket(session.principal, self._rate_class, now)
+        session.kept[self._rate_class] = bucket
+        return bucket
+
+    def _count(self, session: Session) -> None:
+        guard, principal = self.guard, session.principal
         if self._rate_class is RateClass.ADMIN:
             try:
                 guard.callers.spend(session)
             except HopperError as error:
-                raise self.refusal(
-                    principal, Verdict(False, "a token is good once", error.reason), error
-                ) from error
-        if self._stream and not guard.limiter.open(principal):
+                verdict = Verdict(False, "a token is good once", error.reason)
+                raise self.refusal(principal, verdict, error) from error
+        if self.streams and not guard.limiter.open(principal):
             raise Refusal(_limited(RateClass.WATCH, 1.0))
 
     def refusal(
@@ -625,51 +635,46 @@ def _limited(rate_class: RateClass, wait: float) -> RateLimited:
 class _Visit:
     """A call that was let in, by whom it is, and what it was found to be about."""
 
-    __slots__ = ("_about", "_door", "_streams", "session", "task")
+    __slots__ = ("_about", "_door", "session", "task")
 
     def __init__(self, door: _Door, session: Session) -> None:
         self.task = cast("asyncio.Task[Any]", asyncio.current_task())
         self.session = session
         self._door = door
         self._about: tuple[str, ...] | None = None
-        self._streams = door.method.streams_in or door.method.streams_out
 
     def about(self, request: Message) -> int:
-        door = self._door
+        door, session = self._door, self.session
         if not door.declared:
             return 0
-        principal = self.session.principal
-        named = door.method.names(request)
-        self._about = named.places
-        verdict = self._judge(named)
+        places, names, workers = door.names(request)
+        self._about = places
+        verdict = session.verdicts.get((door.path, places)) or door.decide(session, places)
+        if workers and verdict.allowed:
+            verdict = self._as_workers(workers) or verdict
         if not verdict.allowed:
-            raise door.refusal(principal, verdict, names=named.names)
+            raise door.refusal(session.principal, verdict, names=names)
         if door.handling is Handling.IGNORED:
             return 0
-        return door.guard.audit.record(self._decision(verdict, named.names), door.handling)
+        decision = session.kept.get((door.path, names)) or self._decision(verdict, names)
+        return door.guard.audit.record(decision, door.handling)
 
     def _decision(self, verdict: Verdict, names: tuple[str, ...]) -> Decision:
-        """What is written down; of the few that come again and again, the same as before."""
-        kept, key = self.session.kept, (self._door.method.path, names)
-        decision: Decision | None = kept.get(key)
-        if decision is None:
-            if len(kept) >= _MOST_DECISIONS:
-                kept.clear()
-            decision = kept[key] = _decision(self.session.principal, self._door.method, verdict, names)
+        """What is written down; kept for the few that come again and again."""
+        kept = self.session.kept
+        if len(kept) >= _MOST_DECISIONS:
+            kept.clear()
+        decision = _decision(self.session.principal, self._door.method, verdict, names)
+        kept[self._door.path, names] = decision
         return decision
 
-    def _judge(self, named: Named) -> Verdict:
-        door, session = self._door, self.session
-        guard = door.guard
-        verdict = session.decide(door.method.path, door.method.access, named.places, guard.directory)
-        if verdict.allowed and named.workers and session.principal.kind in _WORKING:
-            for worker in named.workers:
-                if not owns_worker(session.principal, worker, guard.known):
-                    own = session.principal.name.rpartition("/")[2]
-                    return Verdict(
-                        False, f"a worker of somebody else: ids of yours begin with {own}", PERMISSION_DENIED
-                    )
-        return verdict
+    def _as_workers(self, workers: tuple[str, ...]) -> Verdict | None:
+        """Why the caller may not work as those; None: they may."""
+        principal, known = self.session.principal, self._door.guard.known
+        if principal.kind not in _WORKING or all(owns_worker(principal, each, known) for each in workers):
+            return None
+        own = principal.name.rpartition("/")[2]
+        return Verdict(False, f"a worker of somebody else: ids of yours begin with {own}", PERMISSION_DENIED)
 
     def another(self) -> float:
         guard = self._door.guard
@@ -682,18 +687,18 @@ class _Visit:
 
     def objection(self) -> HopperError | None:
         """Why the call would not be let in now; None: it would."""
-        guard, method = self._door.guard, self._door.method
+        door = self._door
         try:
-            session = guard.callers.again(self.session)
+            session = door.guard.callers.again(self.session)
         except HopperError as error:
             return error
         if session is self.session:
             return None
         self.session = session
-        if not self._door.declared:
+        if not door.declared:
             return None
-        verdict = session.decide(method.path, method.access, self._about, guard.directory)
-        return None if verdict.allowed else denial(verdict, method.path)
+        verdict = door.decide(session, self._about)
+        return None if verdict.allowed else denial(verdict, door.path)
 
     def end(self, task: "asyncio.Task[Any]", error: HopperError) -> None:
         """End it under way."""
@@ -701,7 +706,7 @@ class _Visit:
 
     def leave(self) -> None:
         self._door.guard.leave(self.task)
-        if self._streams:
+        if self._door.streams:
             self._door.guard.limiter.close(self.session.principal)
 
 

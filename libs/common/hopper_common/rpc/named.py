@@ -47,15 +47,23 @@ class _Found:
         self.workers: list[str] = []
         self.own = False
 
+    def named(self, anywhere: bool) -> Named:
+        """All of it; a role *anywhere* is enough where no place was found."""
+        nowhere = not self.places and (anywhere or self.own)
+        return Named(None if nowhere else _once(self.places), _once(self.names), tuple(self.workers))
+
 
 _Walk = Callable[[Any, _Found], None]
 
 
 def compile_names(request: Descriptor, access: Access) -> Callable[[Message], Named]:
     """Make the function that tells what requests of that type name, for a method that declares *access*."""
-    masked = _MASK in request.fields_by_name
-    walk = _flat(request) or _message(request, {}, updates=masked)
     anywhere = access.anywhere
+    flat = _flat(request, anywhere)
+    if flat is not None:
+        return flat
+    masked = _MASK in request.fields_by_name
+    walk = _message(request, {}, updates=masked)
     if walk is None:
         always = Named(None if anywhere else (), (), ())
         return lambda message: always
@@ -63,9 +71,7 @@ def compile_names(request: Descriptor, access: Access) -> Callable[[Message], Na
     def names_in(message: Message) -> Named:
         found = _Found(cast("Any", message).update_mask.paths if masked else None)
         walk(message, found)
-        if found.places or not (anywhere or found.own):
-            return Named(_once(found.places), _once(found.names), tuple(found.workers))
-        return Named(None, _once(found.names), tuple(found.workers))
+        return found.named(anywhere)
 
     return names_in
 
@@ -77,41 +83,70 @@ def _once(items: list[str]) -> tuple[str, ...]:
 # The walk where names are in fields of messages that there is one of, as in nearly every request: all are got at once.
 
 
-def _flat(descriptor: Descriptor) -> _Walk | None:
-    """The walk through a message whose names are all at fixed places; None: they are not."""
+def _flat(descriptor: Descriptor, anywhere: bool) -> Callable[[Message], Named] | None:
+    """What tells the names of a message where all are at fixed places; None: they are not."""
     leaves = _leaves(descriptor, "", ())
     if not leaves or _MASK in descriptor.fields_by_name:
         return None
-    get = operator.attrgetter(
-        *(path for path, _, _ in leaves), "DESCRIPTOR"
-    )  # with one path it would be no tuple
-    steps = [(step, repeated) for _, step, repeated in leaves]
-
-    def walk(message: Any, found: _Found) -> None:
-        for value, (step, repeated) in zip(get(message), steps, strict=False):
-            if not value:
-                continue
-            if repeated:
-                for item in value:
-                    step(item, found)
-            else:
-                step(value, found)
-
-    return walk
+    return _Flat(leaves, anywhere).names_in
 
 
-def _leaves(
-    descriptor: Descriptor, prefix: str, within: tuple[Descriptor, ...]
-) -> list[tuple[str, _Walk, bool]] | None:
-    """The fields that hold names: path, what to do, whether there are many. None: a message with names may be many."""
+class _Flat:
+    """Tells the names of one type of message, and remembers them: the same few come again and again."""
+
+    __slots__ = ("_anywhere", "_get", "_known", "_leaves", "_many")
+
+    def __init__(self, leaves: "Sequence[_Leaf]", anywhere: bool) -> None:
+        self._anywhere = anywhere
+        self._leaves = leaves
+        self._many = [place for place, leaf in enumerate(leaves) if leaf.many]
+        # With one path alone it would be no tuple.
+        self._get = operator.attrgetter(*(leaf.path for leaf in leaves), "DESCRIPTOR")
+        self._known: dict[tuple[Any, ...], Named] = {}
+
+    def names_in(self, message: Message) -> Named:
+        """See `compile_names`."""
+        values: tuple[Any, ...] = self._get(message)
+        if self._many:
+            plain = list(values)
+            for place in self._many:
+                plain[place] = tuple(plain[place])
+            values = tuple(plain)
+        return self._known.get(values) or self._look(values)
+
+    def _look(self, values: tuple[Any, ...]) -> Named:
+        found = _Found(None)
+        for value, leaf in zip(values, self._leaves, strict=False):
+            for name in value if leaf.many else (value,):
+                if name or leaf.many:
+                    leaf.note(name, found)
+        if len(self._known) >= _REMEMBERED:
+            self._known.clear()
+        named = self._known[values] = found.named(self._anywhere)
+        return named
+
+
+_REMEMBERED: Final = 2_000
+
+
+class _Leaf(NamedTuple):
+    """A field that holds names: where it is, what to do with each, and whether there are many."""
+
+    path: str
+    note: _Walk
+    many: bool
+
+
+def _leaves(descriptor: Descriptor, prefix: str, within: tuple[Descriptor, ...]) -> list[_Leaf] | None:
+    """The fields that hold names. None: some are in messages of which there may be many, or that contain themselves."""
     if descriptor in within:
         return None
-    found: list[tuple[str, _Walk, bool]] = []
+    found: list[_Leaf] = []
     for field in descriptor.fields:
         if field.message_type is None:
             step = _value(field, {}, updates=False)
             if step is not None:
-                found.append((prefix + field.name, step, field.is_repeated))
+                found.append(_Leaf(prefix + field.name, step, field.is_repeated))
         elif field.is_repeated:
             if _value(field, {}, updates=False) is not None:
                 return None

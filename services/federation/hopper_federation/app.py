@@ -11,21 +11,29 @@ from hopper.federation.v1.pairing_service_pb2_grpc import add_PairingServiceServ
 from hopper.federation.v1.peer_admin_service_pb2_grpc import add_PeerAdminServiceServicer_to_server
 from hopper_common.database import Database
 from hopper_common.host import HostContext, Running, Service
+from hopper_common.identity.store import Identity
 from hopper_common.pagination import PageTokens
 from hopper_common.rpc.server import Registered
 from hopper_federation import addresses
-from hopper_federation.admin_servicer import PeerAdminServicer
 from hopper_federation.asking import Asker
+from hopper_federation.checking import Checker
+from hopper_federation.discovery.finding import Finder
+from hopper_federation.discovery.mdns import Announcer, require_zeroconf
 from hopper_federation.introductions import Introductions
 from hopper_federation.joining import Joiner
+from hopper_federation.journal import TrustJournal
 from hopper_federation.keeping import Housekeeper, TrustKeeper
 from hopper_federation.own_hosts import own_hosts
 from hopper_federation.pairing_port import PairingPort, Window
 from hopper_federation.pairing_servicer import PairingServicer
+from hopper_federation.peering import open_peering
+from hopper_federation.policy_keeping import PolicyKeeper
 from hopper_federation.settings import FederationSettings
 from hopper_federation.store_sql import Federation
 from hopper_federation.strangers import StrangerGuard
 from hopper_federation.tables import METADATA, MIGRATIONS
+from hopper_federation.trust_admin import TrustAdmin
+from hopper_federation.trust_servicer import PeerAdmin, Trusting
 from hopper_federation.trust_snapshot import TrustSnapshots
 
 NAME = "federation"
@@ -38,12 +46,9 @@ async def open_federation(context: HostContext) -> AsyncIterator[Running]:
     db = await Database.open(context.database(NAME), metadata=METADATA, migrations=MIGRATIONS, service=NAME)
     try:
         federation = Federation(db, clock)
+        whereabouts = _Whereabouts(settings)
         introductions = Introductions(
-            identity,
-            federation,
-            clock,
-            name=settings.name,
-            peer_addresses=lambda: _peer_addresses(settings),
+            identity, federation, clock, name=settings.name, peer_addresses=whereabouts.addresses
         )
         window = Window(clock)
         strangers = PairingServicer(federation, introductions, clock, window)
@@ -64,43 +69,113 @@ async def open_federation(context: HostContext) -> AsyncIterator[Running]:
             window=window,
         )
         asker = Asker(federation, introductions, clock)
-        admin = PeerAdminServicer(  # type: ignore[abstract]  # some of its methods are not offered yet
-            federation,
-            introductions,
-            clock,
-            port,
-            Joiner(federation, introductions, clock),
-            asker,
-            PageTokens(),
-        )
         snapshots = TrustSnapshots()
         trust_keeper = TrustKeeper(federation, snapshots, clock)
         await trust_keeper.look()
-        yield Running(
-            registered=[
-                Registered.of(
-                    peer_admin_service_pb2.DESCRIPTOR.services_by_name["PeerAdminService"],
-                    admin,
-                    add_PeerAdminServiceServicer_to_server,
-                )
-            ],
-            tasks=[
-                trust_keeper.run,
-                Housekeeper(federation, clock).run,
-                port.run,
-                asker.run,
-            ],
-        )
+        journal = TrustJournal(context.audit, snapshots)
+        trust = TrustAdmin(identity)
+
+        async def takes(install_id: str) -> Sequence[str]:
+            return await federation.read(lambda store: trust.takes(store, install_id))
+
+        async with (
+            context.open_channel("router") as router,
+            open_peering(
+                federation,
+                introductions,
+                snapshots,
+                clock,
+                context.audit,
+                listen=settings.peers_at,
+                takes=takes,
+                stopping=context.stopping,
+            ) as peering,
+        ):
+            whereabouts.port = peering.port
+            announcer = _announcer(settings, identity, peering.port, port)
+            admin = PeerAdmin(
+                federation,
+                introductions,
+                clock,
+                port,
+                Joiner(federation, introductions, clock),
+                asker,
+                PageTokens(),
+                Trusting(
+                    admin=trust,
+                    keeper=trust_keeper,
+                    snapshots=snapshots,
+                    peering=peering,
+                    finder=Finder(
+                        identity.install_id,
+                        clock,
+                        static=settings.static_peers,
+                        interfaces=settings.discovery_interfaces,
+                    ),
+                    checker=Checker(
+                        identity, peering.links, peering.statuses, clock, listens=bool(peering.port)
+                    ),
+                    router=router,
+                ),
+            )
+            yield Running(
+                registered=[
+                    Registered.of(
+                        peer_admin_service_pb2.DESCRIPTOR.services_by_name["PeerAdminService"],
+                        admin,
+                        add_PeerAdminServiceServicer_to_server,
+                    )
+                ],
+                tasks=[
+                    trust_keeper.run,
+                    Housekeeper(federation, clock).run,
+                    PolicyKeeper(federation, identity, journal).run,
+                    port.run,
+                    asker.run,
+                    *peering.tasks,
+                    *([] if announcer is None else [announcer.run]),
+                ],
+            )
     finally:
         await db.close()
 
 
-def _peer_addresses(settings: FederationSettings) -> Sequence[str]:
-    """Where others reach the peer port; nothing if there is none."""
-    if settings.peers_at is None:
-        return ()
-    host, port = addresses.split(settings.peers_at, least_port=0)
-    return [addresses.joined(each, port) for each in own_hosts(host, settings.hosts)] if port else ()
+class _Whereabouts:
+    """Where others reach the peer port, once it is listened on."""
+
+    def __init__(self, settings: FederationSettings) -> None:
+        self._settings = settings
+        self.port = 0
+
+    def addresses(self) -> Sequence[str]:
+        """Nothing while there is none."""
+        listen = self._settings.peers_at
+        if listen is None or not self.port:
+            return ()
+        host, _ = addresses.split(listen, least_port=0)
+        return [addresses.joined(each, self.port) for each in own_hosts(host, self._settings.hosts)]
+
+
+def _announcer(
+    settings: FederationSettings, identity: Identity, peer_port: int, pairing: PairingPort
+) -> Announcer | None:
+    """
+    What tells the network where this Hopper is, if its owner wants that.
+
+    Raises:
+        DiscoveryUnavailable: They do, and what it takes is not installed.
+    """
+    if not settings.discovery:
+        return None
+    require_zeroconf()
+    announcer = Announcer(identity.install_id, interfaces=settings.discovery_interfaces)
+
+    def tell() -> None:
+        announcer.tell(peer_port=peer_port, pairing_port=pairing.port)
+
+    pairing.on_change(tell)
+    tell()
+    return announcer
 
 
 SERVICE = Service(name=NAME, open=open_federation)

@@ -10,7 +10,7 @@ finished in five seconds is cut.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Final
@@ -40,6 +40,8 @@ OPTIONS: Final = {
     "grpc.max_receive_message_length": 128 * 1024,
     "grpc.max_send_message_length": 128 * 1024,
     "grpc.max_metadata_size": 8 * 1024,
+    "grpc.absolute_max_metadata_size": 8
+    * 1024,  # else what is twice as much is only refused more often than not
     "grpc.max_concurrent_streams": 8,
     "grpc.max_allowed_incoming_connections": 20,
     "grpc.server_handshake_timeout_ms": 5_000,
@@ -102,8 +104,17 @@ class PairingPort:
         self._server: HopperServer | None = None
         self._port = 0
         self._holders = 0
+        self._callbacks: list[Callable[[], None]] = []
 
     # What others need to know.
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        """Call back whenever it has been opened or closed."""
+        self._callbacks.append(callback)
+
+    def _tell(self) -> None:
+        for callback in self._callbacks:
+            callback()
 
     @property
     def is_open(self) -> bool:
@@ -207,6 +218,7 @@ class PairingPort:
         self._port = await self._bind(server, host, port)
         await server.start()
         self._server = server
+        self._tell()
         log.info("the pairing port is open", address=addresses.joined(host, self._port))
 
     async def _bind(self, server: HopperServer, host: str, port: int) -> int:
@@ -231,5 +243,6 @@ class PairingPort:
     async def _close(self) -> None:
         server, self._server, self._port = self._server, None, 0
         if server is not None:
+            self._tell()
             await server.stop(CLOSE_GRACE)
             log.info("the pairing port is closed")

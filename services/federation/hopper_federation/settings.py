@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from typing import Annotated
 
@@ -42,15 +43,43 @@ class FederationSettings(BaseSettings):
         description="Where others reach this machine, hosts without port, with commas. Default: its own addresses.",
     )
 
-    @field_validator("hosts", mode="before")
+    discovery: bool = Field(
+        default=False, description="Whether to announce this Hopper on the local network (multicast DNS)."
+    )
+    discovery_interfaces: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        max_length=16,
+        description="Addresses of the interfaces to announce and to look on, with commas. Default: all of them.",
+    )
+    static_peers: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        max_length=100,
+        description="Peer ports, host:port with commas, that `hopper peer discover` shows too.",
+    )
+
+    @field_validator("hosts", "discovery_interfaces", "static_peers", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+        return (
+            tuple(part.strip() for part in value.split(",") if part.strip())
+            if isinstance(value, str)
+            else value
+        )
 
     @field_validator("hosts")
     @classmethod
     def _check_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(addresses.check_host(host) for host in hosts)
+
+    @field_validator("discovery_interfaces")
+    @classmethod
+    def _check_interfaces(cls, interfaces: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(ipaddress.ip_address(address)) for address in interfaces)
+
+    @field_validator("static_peers")
+    @classmethod
+    def _check_static(cls, peers: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(addresses.joined(*addresses.split(address)) for address in peers)
 
     @field_validator("peer_listen", "pairing_listen")
     @classmethod

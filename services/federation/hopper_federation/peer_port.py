@@ -29,6 +29,8 @@ log = structlog.get_logger(__name__)
 OPTIONS: Final = {
     "grpc.max_receive_message_length": 4 * 1024 * 1024,
     "grpc.max_metadata_size": 8 * 1024,
+    "grpc.absolute_max_metadata_size": 8
+    * 1024,  # else what is twice as much is only refused more often than not
     "grpc.max_concurrent_streams": 128,
     "grpc.max_allowed_incoming_connections": 256,
     "grpc.server_handshake_timeout_ms": 5_000,

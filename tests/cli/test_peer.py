@@ -4,10 +4,12 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import typer
 
+from hopper_cli import complete
 from hopper_cli.peering import qr_code
 from tests.cli.conftest import Terminal
 
@@ -151,7 +153,19 @@ def test_a_token_fits_on_a_terminal_as_a_qr_code() -> None:
     assert max(map(len, lines)) <= 64
 
 
-def test_the_shell_completes_peers(real: Terminal, paired: str) -> None:
-    """By name, with how far each is trusted."""
-    ran = real(_HOPPER_COMPLETE="complete_bash", COMP_WORDS="hopper peer show a", COMP_CWORD="3")
-    assert "alice" in ran.out.split()
+class Context:
+    """The part of typer's context that completions read."""
+
+    def __init__(self, hopper: Terminal) -> None:
+        self.params = {"_address": f"unix:{hopper.data_dir}/hopper.sock"}
+
+
+def test_names_are_completed(
+    alice: Terminal, hopper: Terminal, paired: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Peers with how far each is trusted, invitations with whom they are for."""
+    monkeypatch.setattr(complete, "_PATIENCE", PATIENCE)  # a prompt would rather offer nothing
+    here, there = cast("typer.Context", Context(alice)), cast("typer.Context", Context(hopper))
+    assert ("alice", "known") in complete.peers(there, "")
+    assert ("peers/alice", "known") in complete.peers(there, "peers/")
+    assert "bob" in {peer for _, peer in complete.invitations(here, "")}

@@ -36,7 +36,7 @@ def up(
         typer.Option(
             "--listen",
             metavar="HOST:PORT",
-            help="A port for people and agents with a key; port 0 takes a free one. Default: $HOPPER_LISTEN, else none.",
+            help="A port for people and agents with keys; 0 takes a free one. Default: $HOPPER_LISTEN, else none.",
         ),
     ] = None,
     data_dir: Annotated[

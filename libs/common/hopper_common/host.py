@@ -46,6 +46,7 @@ from hopper_common.audit.app import Audit, open_audit
 from hopper_common.audit.sink import AuditSink
 from hopper_common.auth.directory import Directory
 from hopper_common.auth.follow import AccessFollower
+from hopper_common.auth.model import Service as HopperService
 from hopper_common.clock import Clock, SystemClock
 from hopper_common.errors import HopperError
 from hopper_common.identity.store import Identity, IdentityStore, read_passphrase
@@ -275,7 +276,8 @@ def _listening(context: HostContext, audit: Audit) -> Listening:
 
 async def _following(context: HostContext, stack: AsyncExitStack) -> Sequence[_Task]:
     """What keeps up with who may call, where the registry is in another process."""
-    if _REGISTRY in context.here or not context.settings.alone:
+    known = {service.name.lower() for service in HopperService}  # a Sage, say, has no registry to follow
+    if _REGISTRY in context.here or context.settings.process not in known:
         return []
     channel = replace(context, service=context.settings.process).open_channel(_REGISTRY)
     return [AccessFollower(await stack.enter_async_context(channel), context.directory).run]

@@ -16,4 +16,4 @@ async def memory(tmp_path: Path) -> AsyncIterator[RunningMemory]:
     running = RunningMemory(tmp_path / "hopper", ManualClock())
     await running.start()
     yield running
-    await running.stop()
+    await running.close()

@@ -16,11 +16,11 @@ from hopper.memory.v1.learning_service_pb2_grpc import LearningServiceStub
 from hopper.memory.v1.working_service_pb2_grpc import WorkingMemoryServiceStub
 from hopper_common.errors import HopperError, InvalidArgument
 from hopper_common.host import Ready, serve
-from hopper_common.rpc.channel import open_channel
 from hopper_common.rpc.errors import from_rpc_error
 from hopper_common.settings import HostSettings
 from hopper_memory.app import SERVICE
 from hopper_testing.clock import ManualClock
+from tests.channels import separate_channel
 
 if TYPE_CHECKING:  # they are in the type stubs only
     from hopper.memory.v1.episodic_service_pb2_grpc import EpisodicMemoryServiceAsyncStub
@@ -33,28 +33,34 @@ class RunningMemory:
     """
     The service as its host runs it, with a clock in the test's hand.
 
-    `start` and `stop` may alternate: the data directory stays.
+    `start` and `stop` may alternate: the data directory stays. Channels stay open until `close`, so that whoever
+    reads while the server stops hears it from the server, not from a channel that is closed meanwhile.
     """
 
     def __init__(self, directory: Path, clock: ManualClock) -> None:
         self.clock = clock
         self.directory = directory
-        self._stack = AsyncExitStack()
+        self._server = AsyncExitStack()
+        self._channels = AsyncExitStack()
         self.episodes: EpisodicMemoryServiceAsyncStub
         self.feedback: FeedbackServiceAsyncStub
         self.learning: LearningServiceAsyncStub
         self.working: WorkingMemoryServiceAsyncStub
 
     async def start(self) -> None:
-        address = await self._stack.enter_async_context(_served(self.directory, self.clock))
-        channel = await self._stack.enter_async_context(open_channel(address))
+        address = await self._server.enter_async_context(_served(self.directory, self.clock))
+        channel = await self._channels.enter_async_context(separate_channel(address))
         self.episodes = EpisodicMemoryServiceStub(channel)
         self.feedback = FeedbackServiceStub(channel)
         self.learning = LearningServiceStub(channel)
         self.working = WorkingMemoryServiceStub(channel)
 
     async def stop(self) -> None:
-        await self._stack.aclose()
+        await self._server.aclose()
+
+    async def close(self) -> None:
+        await self.stop()
+        await self._channels.aclose()
 
     async def restart(self) -> None:
         await self.stop()

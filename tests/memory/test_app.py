@@ -64,7 +64,7 @@ async def test_the_database_can_be_elsewhere(tmp_path: Path, monkeypatch: pytest
     memory = RunningMemory(tmp_path / "hopper", ManualClock())
     await memory.start()
     await record(memory, episode(1))
-    await memory.stop()
+    await memory.close()
     assert (tmp_path / "disk" / "episodes.db").exists()
     assert not (tmp_path / "hopper" / "memory.db").exists()
 

@@ -34,7 +34,6 @@ from hopper_common.clock import Clock
 from hopper_common.database import Database, Signal
 from hopper_common.errors import HopperError, InvalidArgument
 from hopper_common.rpc.address import listen_unix
-from hopper_common.rpc.channel import open_channel
 from hopper_common.rpc.errors import from_rpc_error
 from hopper_common.rpc.server import build_server
 from hopper_router import tables
@@ -46,6 +45,7 @@ from hopper_router.model import Instance, InstanceState, Project, Scope
 from hopper_router.ports import RunReport
 from hopper_testing.clock import ManualClock
 from hopper_testing.postgres import postgres_server
+from tests.channels import separate_channel
 
 if TYPE_CHECKING:  # they are in the type stubs only
     from hopper.router.v1.delegation_service_pb2_grpc import DelegationServiceAsyncStub
@@ -145,7 +145,12 @@ class FakeRegistry:
 
 
 class Router:
-    """A router, with stubs to call it. `stop` and `start` may alternate: the database stays."""
+    """
+    A router, with stubs to call it.
+
+    `stop` and `start` may alternate: the database stays. Channels stay open until `close`, so that whoever reads while
+    the server stops hears it from the server, not from a channel that is closed meanwhile.
+    """
 
     tasks: "TaskServiceAsyncStub"
     work: "WorkServiceAsyncStub"
@@ -163,6 +168,7 @@ class Router:
         self._clock = clock
         self._directory = directory
         self._stack = AsyncExitStack()
+        self._channels = AsyncExitStack()
 
     async def start(self) -> None:
         """Open the database, and serve."""
@@ -172,7 +178,7 @@ class Router:
         listen_unix(server, address)
         await server.start()
         self._stack.push_async_callback(server.stop, 0)
-        channel = await self._stack.enter_async_context(open_channel(f"unix:{address}"))
+        channel = await self._channels.enter_async_context(separate_channel(f"unix:{address}"))
         self.tasks = TaskServiceStub(channel)
         self.work = WorkServiceStub(channel)
         self.routing = RoutingServiceStub(channel)
@@ -193,8 +199,13 @@ class Router:
         self.clockwork = Clockwork(self.engine)
 
     async def stop(self) -> None:
-        """Close everything; what is durable stays."""
+        """Stop serving, and close the database; what is durable stays."""
         await self._stack.aclose()
+
+    async def close(self) -> None:
+        """Stop, and close the channels."""
+        await self.stop()
+        await self._channels.aclose()
 
     @property
     def clock(self) -> ManualClock:
@@ -322,7 +333,7 @@ async def a_router(
         try:
             yield router
         finally:
-            await router.stop()
+            await router.close()
 
 
 @contextmanager
@@ -363,7 +374,7 @@ async def violations(call: Awaitable[Any]) -> dict[str, str]:
     return {violation.field: violation.description for violation in error.violations}
 
 
-async def until(condition: Callable[[], Awaitable[T]], *, timeout: float = 10.0) -> T:
+async def until(condition: Callable[[], Awaitable[T]], *, timeout: float = 60.0) -> T:
     """Wait until a condition holds; returns what it gave."""
     async with asyncio.timeout(timeout):
         while not (held := await condition()):  # noqa: ASYNC110 - of any kind, so there is no event to wait for

@@ -83,7 +83,7 @@ async def memory(tmp_path: Path) -> AsyncIterator[RunningMemory]:
     running = RunningMemory(tmp_path / "hopper", ManualClock())
     await running.start()
     yield running
-    await running.stop()
+    await running.close()
 
 
 @asynccontextmanager
@@ -318,7 +318,7 @@ async def test_memory_may_come_later(tmp_path: Path) -> None:
             await teach(memory, 1)
             await learned(watch, 1)
         finally:
-            await memory.stop()
+            await memory.close()
     assert learner.positions == [1]
 
 

@@ -71,7 +71,7 @@ async def upgraded(tmp_path: Path) -> AsyncIterator[Router]:
     router.registry.team("team", "team")
     await router.start()
     yield router
-    await router.stop()
+    await router.close()
 
 
 async def by_title(router: Router) -> dict[str, pb.Task]:
@@ -185,5 +185,5 @@ async def test_a_second_router_comes_while_the_first_takes_tasks_in() -> None:
         enough.set()
         await asyncio.gather(*submitting)
         assert {task.name for task in await second.found()} == set(names)
-        await second.stop()
-        await first.stop()
+        await second.close()
+        await first.close()

@@ -2,7 +2,6 @@
 
 import asyncio
 import heapq
-import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any
@@ -13,8 +12,9 @@ from hypothesis import strategies as st
 
 from hopper.router.v1 import task_pb2 as pb
 from hopper.router.v1 import task_service_pb2 as task_svc
+from hopper_common.database import Signal
 from hopper_router.fairness import TURN, Turns, lane
-from tests.router.harness import ROOT, Router, State
+from tests.router.harness import ROOT, Router
 
 LANE = lane("projects/web", 50)
 KEYS = "abcd"
@@ -161,11 +161,9 @@ def test_a_hundred_thousand_keys_are_forgotten_when_they_are_served() -> None:
     assert len(turns._next) < 10
 
 
-def test_a_hundred_thousand_tasks_of_one_key_take_no_time() -> None:
+def test_a_hundred_thousand_tasks_of_one_key_keep_their_order() -> None:
     turns = Turns()
-    started = time.perf_counter()
     ranks = [turns.take(LANE, "one", 1.0) for _ in range(100_000)]
-    assert time.perf_counter() - started < 2.0  # 0.05 s, with room for a busy machine
     assert ranks == sorted(ranks)
     assert ranks[-1] < 2**62
 
@@ -222,32 +220,31 @@ async def test_weights_share_a_queue(router: Router) -> None:
     assert abs(got["heavy"] - 60) <= 2
 
 
-async def test_a_trickle_beside_a_flood_waits_as_long_as_alone(live_router: Router) -> None:
-    """A smoke version of the bar: the 99th part of what it waits beside a hundred times as much, against alone."""
+async def test_a_trickle_beside_a_flood_does_not_wait_for_it(live_router: Router) -> None:
+    """Each of a few that come while a thousand wait is among the next that are claimed; how soon, the bar measures."""
     router = live_router
     web = router.registry.project("web")
-
-    async def trickle() -> float:
-        waits: list[float] = []
-        for _ in range(25):
-            begin = time.perf_counter()
-            task = await router.submit("mine", requester="mine")
-            while (await router.get(task)).state != State.STATE_SUCCEEDED:  # noqa: ASYNC110 - nothing tells
-                await asyncio.sleep(0.002)
-            waits.append(time.perf_counter() - begin)
-        return sorted(waits)[-2]
+    claimed: list[str] = []
+    moved = Signal()
 
     async def worker(name: str) -> None:
         while True:
             for task in await router.claim(web, name):
+                claimed.append(task.name)
+                moved.fire()
                 await router.complete(task)
-            await asyncio.sleep(0.001)
 
-    workers = [asyncio.ensure_future(worker(f"w{n}")) for n in range(2)]
-    alone = await trickle()
-    await flood(router, "flood", 2500)
-    beside = await trickle()
-    assert len(await router.found(requester="flood")) > 100  # the flood was there all the time
-    for one in workers:
-        one.cancel()
-    assert beside <= 2 * alone + 0.1  # the machine is shared; the bar is exact
+    await flood(router, "flood", 1000)
+    passed: list[int] = []
+    async with asyncio.timeout(100), asyncio.TaskGroup() as group:
+        workers = [group.create_task(worker(f"w{n}")) for n in range(2)]
+        for _ in range(25):
+            before = len(claimed)
+            task = await router.submit("mine", requester="mine")
+            while task.name not in claimed:
+                await moved.wait(after=moved.count)
+            passed.append(claimed.index(task.name) - before)
+        assert len(await router.found(requester="flood")) > 100  # the flood was there all the time
+        for one in workers:
+            one.cancel()
+    assert max(passed) <= 20  # its turn is the next, and two workers are at it meanwhile

@@ -145,6 +145,13 @@ def foreign_genesis(bundle: TrustBundle) -> None:
     bundle.genesis_certificate = to_der(new_root(NOW).certificate)
 
 
+def unknown_version(bundle: TrustBundle) -> None:
+    # In DER the version is the first field of the body: [0] { INTEGER 2 }.
+    version = bytes.fromhex("a003020102")
+    assert version in bundle.genesis_certificate
+    bundle.genesis_certificate = bundle.genesis_certificate.replace(version, bytes.fromhex("a00302012f"), 1)
+
+
 def other_install(bundle: TrustBundle) -> None:
     bundle.install_id = "a" * 32
 
@@ -170,6 +177,7 @@ def timeless_key(bundle: TrustBundle) -> None:
     [
         (FIRST, other_install, "another Hopper's"),
         (FIRST, foreign_genesis, "another Hopper's"),
+        (FIRST, unknown_version, "cannot be read"),
         (FIRST, no_hint, "refresh hint"),
         (FIRST, wrong_key_id, "signing key"),
         (FIRST, short_key, "signing key"),

@@ -22,7 +22,7 @@ from hopper.federation.v1 import peer_service_pb2 as svc
 from hopper_common.errors import HopperError
 from hopper_common.identity.store import Identity
 from hopper_federation import bundles_kept
-from hopper_federation.peer_links import CALL_SECONDS, PeerLink, PeerLinks
+from hopper_federation.peer_links import CALL_SECONDS, UNVERIFIED, PeerLink, PeerLinks
 from hopper_federation.statuses import Statuses
 from hopper_federation.trust import Level
 from hopper_federation.trust_snapshot import TrustSnapshot, TrustSnapshots
@@ -101,10 +101,19 @@ class Contact:
                 if self._statuses.of(install_id).failure != error.reason:
                     self._statuses.failed(install_id, error.reason, error.message)
                 log.info("a peer is not reached", install_id=install_id, reason=error.reason)
+                if UNVERIFIED in error.metadata.get("cause", ""):
+                    await self._catch_up(link)
             if self._statuses.of(install_id).reached != before:
                 pause = self._first_pause
             await self._rest(install_id, pause * random.uniform(0.6, 1.0))  # noqa: S311 - spreads calls, hides nothing
             pause = min(pause * 2, self._longest_pause(install_id))
+
+    async def _catch_up(self, link: PeerLink) -> None:
+        """Who answers may be the peer with a root that this Hopper has not heard of."""
+        try:
+            await link.catch_up()
+        except HopperError as error:
+            log.warning("who answers for a peer is not it", install_id=link.install_id, reason=error.reason)
 
     def _longest_pause(self, install_id: str) -> float:
         """Who was there a moment ago will be back soon; who was not, is a laptop that is off."""

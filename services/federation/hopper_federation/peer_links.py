@@ -17,13 +17,14 @@ from hopper.federation.v1.peer_service_pb2_grpc import PeerServiceStub
 from hopper_common.clock import Clock
 from hopper_common.errors import HopperError, PermissionDenied, Unavailable
 from hopper_common.identity.bundles import verify_bundle
+from hopper_common.identity.certificates import to_pem
 from hopper_common.identity.following import FollowingChannel
 from hopper_common.identity.signing import Signature, verify_signature
 from hopper_common.identity.spiffe import trust_domain_of
 from hopper_common.identity.tls import channel_credentials
 from hopper_common.rpc.errors import DeadlineExceeded, from_rpc_error
 from hopper_common.timestamps import from_proto
-from hopper_federation import bundles_kept, greeting
+from hopper_federation import bundles_kept, dialling, greeting
 from hopper_federation.anchors import Anchors
 from hopper_federation.convert import versions_from_proto
 from hopper_federation.errors import PeerImpostor, PeerUnreachable
@@ -54,6 +55,9 @@ OPTIONS: Final = (
     ("grpc.min_reconnect_backoff_ms", 2_000),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 )
+
+UNVERIFIED: Final = "CERTIFICATE_VERIFY_FAILED"
+"""What gRPC says, among other things, of a server that no known root vouches for."""
 
 # What the other end said itself, and not gRPC of the way to it.
 _SAID_BY_IT: Final = frozenset({"TRUST_STORE_STALE", "STORAGE_UNAVAILABLE", "SHUTTING_DOWN"})
@@ -165,6 +169,32 @@ class PeerLink:
         request = svc.PushBundleRequest(bundle=bundle)
         await self.call(lambda stub: stub.PushBundle(request, timeout=CALL_SECONDS))
 
+    async def catch_up(self) -> None:
+        """
+        Learn the keys of a peer that has changed its root while this Hopper was away.
+
+        Who answers there cannot be verified by the keys that are known, so only one thing is asked: its bundle, which
+        proves by itself that it goes on from them. What does not is no more than a word of some impostor, and is not
+        held against the peer.
+
+        Raises:
+            HopperError: Nobody answers, or it is not the peer, or what it says does not go on from what is known.
+        """
+        links = self._links
+        seen = await dialling.look(self.address)
+        seen.check_is(self.install_id)
+        identity = links.introductions.identity
+        credentials = channel_credentials(identity, PATH, to_pem([seen.certificate]))
+        options = (*OPTIONS, ("grpc.ssl_target_name_override", _name(self.install_id)))
+        async with grpc.aio.secure_channel(seen.address, credentials, options=options) as channel:
+            request = svc.GetBundleRequest(known_sequence=self.peer.bundle_sequence)
+            stub: PeerServiceAsyncStub = PeerServiceStub(channel)
+            answer = await dialling.called(
+                seen.address, lambda: stub.GetBundle(request, timeout=CALL_SECONDS)
+            )
+        if answer.HasField("bundle"):
+            await bundles_kept.take(links.federation, self.install_id, answer.bundle, _no_alarm)
+
     async def _meet(self, answer: svc.HelloResponse, nonce: bytes) -> None:
         links, theirs = self._links, answer.introduction
         now, then = links.clock.now(), from_proto(theirs.now)
@@ -208,12 +238,20 @@ class PeerLink:
         anchors = b"" if peer is None else self._links.anchors.of(peer)
         # Without an anchor gRPC would go by the system's roots; with a port where nobody is, nobody is reached.
         address = self.address if anchors and peer is not None and self._where(peer) else "127.0.0.1:1"
-        name = f"federation.{trust_domain_of(self.install_id)}"
-        options = (*OPTIONS, ("grpc.ssl_target_name_override", name))
+        options = (*OPTIONS, ("grpc.ssl_target_name_override", _name(self.install_id)))
         credentials = channel_credentials(
             self._links.introductions.identity, PATH, anchors or self._links.anchors.nobody
         )
         return grpc.aio.secure_channel(address, credentials, options=options)
+
+
+def _name(install_id: str) -> str:
+    """The DNS name in the certificate of a Hopper's federation service."""
+    return f"federation.{trust_domain_of(install_id)}"
+
+
+def _no_alarm(install_id: str, alert: Alert) -> None:
+    """For what was said by somebody who has not proved who they are."""
 
 
 class PeerLinks:

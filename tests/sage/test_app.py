@@ -53,6 +53,7 @@ async def test_the_journal_is_where_the_operator_wants_it(directory: Path) -> No
     env = environment(data) | {
         "HOPPER_SAGE_JOURNAL": str(elsewhere),
         "HOPPER_DATABASE": "postgresql://nowhere/none",
+        "HOPPER_AUDIT_DATABASE": str(directory / "audit.db"),
     }
     command = [sys.executable, "-m", "hopper_sage"]
     with Started(command, f"unix:{data / 'sage.sock'}", environment=env, log=directory / "log") as stage:

@@ -114,6 +114,13 @@ def test_shared_errors_come_back_as_their_very_class() -> None:
     assert type(from_rpc_error(sent(ShuttingDown(service="router")))) is ShuttingDown
 
 
+@pytest.mark.parametrize("kind", _with_reason(), ids=lambda kind: kind.__qualname__)
+def test_whatever_is_answered_can_be_read(kind: type[HopperError]) -> None:
+    error = kind("said so", place="here")
+    back = from_rpc_error(sent(error))
+    assert (back.reason, back.message, back.metadata) == (kind.reason, "said so", {"place": "here"})
+
+
 def test_an_error_that_is_not_to_be_retried_comes_back_without_a_delay() -> None:
     assert from_rpc_error(sent(SomethingNotFound())).retry_after is None
 

@@ -89,8 +89,10 @@ class PolicyInvalid(InvalidArgument):
 
     reason = "POLICY_INVALID"
 
-    def __init__(self, violations: Sequence[FieldViolation]) -> None:
-        super().__init__(
+    @classmethod
+    def of(cls, violations: Sequence[FieldViolation]) -> "PolicyInvalid":
+        """With every error of it."""
+        return cls(
             f"the policy has {len(violations)} error(s); the first: {violations[0].description}",
             violations=violations,
             errors=str(len(violations)),

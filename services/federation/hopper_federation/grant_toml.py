@@ -91,7 +91,7 @@ def read_grant(text: str) -> Grant:
     rules = _read_rules(table.get("rule", []), _lines_of_rules(text), errors)
     _no_others(table, {"level", "sensitive", "rule"}, "the policy", errors)
     if errors.found:
-        raise PolicyInvalid(errors.found)
+        raise PolicyInvalid.of(errors.found)
     return Grant(rules=tuple(rules), level=level, sensitive=sensitive)
 
 

@@ -154,7 +154,7 @@ def load_policy(source: str) -> Policy:
     """
     policy, errors, _ = check_policy(source)
     if policy is None:
-        raise PolicyInvalid(
+        raise PolicyInvalid.of(
             [
                 FieldViolation(error.path, f"line {error.line}, column {error.column}: {error.message}")
                 for error in errors

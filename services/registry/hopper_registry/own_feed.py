@@ -49,6 +49,8 @@ class OwnFeed:
         self._uses = KeyUses(directory)
         self._version = 0
         self._lock = asyncio.Lock()
+        self._asked = 0
+        self._served = 0
 
     async def load(self) -> None:
         """Fill it from nothing. Before anybody calls."""
@@ -73,8 +75,12 @@ class OwnFeed:
         Raises:
             StorageUnavailable: The store does not say; what is known stays.
         """
+        self._asked += 1
+        mine = self._asked
         async with self._lock:
-            more = True
+            if self._served >= mine:
+                return  # a look that began after this was asked has seen it: many changes share one
+            asked, more = self._asked, True
             while more:
                 try:
                     events, self._version, more = await self._registry.look(
@@ -85,6 +91,7 @@ class OwnFeed:
                     return
                 for event in events:
                     self._take(event)
+            self._served = asked
             self._directory.heard()
 
     async def after_change(self) -> None:

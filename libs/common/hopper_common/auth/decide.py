@@ -25,7 +25,7 @@ _LINE: Final = frozenset({Role.OWNER, Role.ADMIN, Role.OPERATOR, Role.MEMBER, Ro
 _LEVELS: Final = frozenset({TrustLevel.UNTRUSTED, TrustLevel.KNOWN, TrustLevel.TRUSTED, TrustLevel.VERIFIED})
 _PRINCIPALS: Final = "principals/"
 _SEPARATORS: Final = ".@-"
-_MOST_VERDICTS: Final = 2_000
+_MOST_VERDICTS: Final = 500
 
 
 class Verdict(NamedTuple):

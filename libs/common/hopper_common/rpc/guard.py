@@ -710,5 +710,5 @@ class _Visit:
             self._door.guard.limiter.close(self.session.principal)
 
 
-_MOST_DECISIONS: Final = 1_000
+_MOST_DECISIONS: Final = 256
 _WORKING: Final = frozenset({Kind.PERSON, Kind.AGENT})

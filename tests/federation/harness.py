@@ -19,11 +19,11 @@ from hopper.federation.v1 import peer_pb2 as ppb
 from hopper.federation.v1.peer_admin_service_pb2_grpc import PeerAdminServiceStub
 from hopper_common.errors import HopperError, InvalidArgument
 from hopper_common.host import Ready, serve
-from hopper_common.rpc.channel import open_channel
 from hopper_common.rpc.errors import from_rpc_error
 from hopper_common.settings import HostSettings
 from hopper_federation.app import SERVICE
 from hopper_testing.clock import ManualClock
+from tests.channels import separate_channel
 
 if TYPE_CHECKING:  # they are in the type stubs only
     from hopper.common.v1.audit_service_pb2_grpc import AuditServiceAsyncStub
@@ -58,7 +58,9 @@ class RunningFederation:
     async def start(self) -> None:
         with environment(**self._environment):
             await self._server.enter_async_context(_served(self._settings, self.clock))
-        channel = await self._channels.enter_async_context(open_channel(f"unix:{self._settings.socket_path}"))
+        channel = await self._channels.enter_async_context(
+            separate_channel(f"unix:{self._settings.socket_path}")
+        )
         self.admin = PeerAdminServiceStub(channel)
         self.audit = AuditServiceStub(channel)
 

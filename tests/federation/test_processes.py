@@ -14,9 +14,9 @@ import pytest
 from hopper.federation.v1 import peer_admin_service_pb2 as svc
 from hopper.federation.v1.peer_admin_service_pb2_grpc import PeerAdminServiceStub
 from hopper.federation.v1.peer_pb2 import Peer
-from hopper_common.rpc.channel import open_channel
 from hopper_federation import tokens, transcript
 from hopper_testing.processes import HopperProcess
+from tests.channels import separate_channel
 from tests.federation.harness import LOOPBACK, PATIENCE, refusal
 from tests.federation.relay import Relay
 from tests.federation.test_joining import altered
@@ -44,7 +44,7 @@ def hoppers(place: Path) -> Iterator[tuple[HopperProcess, HopperProcess]]:
 
 @asynccontextmanager
 async def admin(hopper: HopperProcess) -> AsyncIterator["PeerAdminServiceAsyncStub"]:
-    async with open_channel(hopper.address) as channel:
+    async with separate_channel(hopper.address) as channel:
         yield PeerAdminServiceStub(channel)
 
 

@@ -194,7 +194,10 @@ class Load:
         assert set(kept) <= set(self.acknowledged) | self.refused.keys()
 
 
-async def test_backends_killed_under_load_cost_nothing(db: PostgresDatabase, url: str) -> None:
+async def test_backends_killed_under_load_cost_nothing(
+    db: PostgresDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_connection, "PATIENCE_SECONDS", 60)  # whatever the machine takes to recover
     load = Load(db)
     for _ in range(10):
         await load.grown(random.Random(7).randint(20, 60))
@@ -225,11 +228,19 @@ async def test_a_server_that_stays_away_is_reported_soon_and_served_again_when_i
     server: OwnServer, fragile: PostgresDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgres_connection, "PATIENCE_SECONDS", 0.5)
+    bearable = postgres_connection.Outage._bearable
+    waited: list[bool] = []
+
+    def noted(outage: postgres_connection.Outage, error: BaseException, began: float) -> bool:
+        waited.append(bearable(outage, error, began))
+        return waited[-1]
+
+    monkeypatch.setattr(postgres_connection.Outage, "_bearable", noted)
     await fragile.read(notes)
     seen = fragile.committed.count
     await asyncio.to_thread(server.stop)
-    for bound in (3.0, 0.5):  # the first waits a little, in case; the others do not wait with it
-        begun = time.monotonic()
+    for _ in range(2):
+        waited.clear()
         outcomes = await asyncio.gather(
             fragile.write(adding("a")),
             fragile.read(notes),
@@ -237,9 +248,10 @@ async def test_a_server_that_stays_away_is_reported_soon_and_served_again_when_i
             return_exceptions=True,
         )
         assert [type(outcome) for outcome in outcomes] == [StorageUnavailable] * 3
-        assert time.monotonic() - begun < bound
+    assert waited  # the first wait a little, in case; these do not wait with them
+    assert not any(waited)
     await asyncio.to_thread(server.start)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert await fragile.write(adding("b")) == "b"
         assert await fragile.read(notes) == ["b"]
         await fragile.committed.wait(after=seen + 1)  # the listener's, beside the write's
@@ -263,6 +275,7 @@ async def test_a_server_without_a_free_connection_is_waited_for_and_then_reporte
     with pytest.raises(StorageUnavailable, match=r"too many|connection slots"):
         await fragile.read(notes)
     await fragile.write(adding("a"))  # it has its connection
+    monkeypatch.setattr(postgres_connection, "PATIENCE_SECONDS", 60)
     reading = asyncio.create_task(fragile.read(notes))
     await hogs.pop().close()
     assert await reading == ["a"]

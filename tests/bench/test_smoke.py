@@ -10,7 +10,7 @@ from hopper_router.llm.advisor import Ask, Choice, Question
 from hopper_router.llm.openai import OpenAI
 from hopper_router.llm.prompt import read, write
 from hopper_testing.processes import temporary_directory
-from tests.bench import __main__, driving, message
+from tests.bench import __main__, bars_guard, driving, message
 from tests.bench.bar import BARS, at_least
 from tests.bench.cascade import Model
 from tests.bench.cpu import snapshot
@@ -38,6 +38,13 @@ async def test_a_router_and_its_floors_are_measured_and_judged() -> None:
     assert rounds.rate("rows") > 0
     assert rounds.cpu("hopper", "router") > 0
     assert rounds.p50("hopper") < rounds.p99("hopper")
+
+
+async def test_the_guard_is_measured_beside_no_guard() -> None:
+    async with Rig(Pace(0.1, 1)) as rig:
+        measured = await bars_guard.guard(rig)
+    assert [set(result.sides) for result in measured] == [{"open", "service"}, {"open", "key"}]
+    assert all(figures["per_s"] > 0 for result in measured for figures in result.sides.values())
 
 
 async def test_a_full_table_can_be_worked_on_as_often_as_one_likes() -> None:

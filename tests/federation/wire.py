@@ -177,17 +177,24 @@ def _text(value: bytes | str) -> str:
 
 @asynccontextmanager
 async def connected(
-    address: str, leaf: Leaf | None = None, *, window: int | None = None
+    address: str,
+    leaf: Leaf | None = None,
+    *,
+    window: int | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Wire]:
     """
     A connection that has shaken hands.
 
     Args:
         leaf: The certificate to show. Default: none.
+        tls: Instead of the newest, with that certificate.
         window: How much the server may send on a stream before it is asked for more.
     """
     host, _, port = address.rpartition(":")
-    reader, writer = await asyncio.open_connection(host, int(port), ssl=tls_of(leaf), server_hostname="")
+    reader, writer = await asyncio.open_connection(
+        host, int(port), ssl=tls or tls_of(leaf), server_hostname=""
+    )
     wire = Wire(reader, writer)
     wire.h2.initiate_connection()
     if window is not None:

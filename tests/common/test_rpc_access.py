@@ -4,7 +4,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from hopper.common.v1.options_pb2 import RateClass, Role, Service
+from hopper_common.auth.model import RateClass, Role, Service
 from hopper_common.rpc.access import UndeclaredMethods, access_of, require_declared
 from hopper_common.rpc.server import Registered, build_server
 from tests.common.rpc_toy import FORGETFUL, SERVICE, Toy, pb_grpc
@@ -12,11 +12,11 @@ from tests.common.rpc_toy import FORGETFUL, SERVICE, Toy, pb_grpc
 
 def test_a_method_says_who_may_call_and_how_much() -> None:
     access = access_of(SERVICE.methods_by_name["Put"])
-    assert access.roles == {Role.ROLE_MEMBER}
+    assert access.roles == {Role.MEMBER}
     assert access.services == set()
-    assert access.rate_class == RateClass.RATE_CLASS_WRITE
+    assert access.rate_class == RateClass.WRITE
     assert access.max_request_bytes == 256 * 1024
-    assert access_of(SERVICE.methods_by_name["Collect"]).services == {Service.SERVICE_ROUTER}
+    assert access_of(SERVICE.methods_by_name["Collect"]).services == {Service.ROUTER}
     assert access_of(SERVICE.methods_by_name["Upload"]).max_request_bytes == 8192 * 1024
 
 

@@ -65,7 +65,11 @@ def test_a_few_outcomes_move_little_and_many_as_far_as_they_speak() -> None:
 
 @pytest.mark.parametrize(("slope", "shift"), [(0.4, 0.0), (1.0, -1.5), (2.0, 0.5), (0.3, -0.5)])
 def test_thresholds_mean_what_they_say(slope: float, shift: float) -> None:
-    """Of an adviser that is too sure, or not sure enough: the error of its word, by bins, after 400 outcomes, of which the prior still has a part."""
+    """
+    Of an adviser that is too sure, or not sure enough: the error of its word, by bins, after 400 outcomes.
+
+    The prior still has a part in them.
+    """
     chance = random.Random(7)
 
     def say() -> Proof:

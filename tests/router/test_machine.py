@@ -47,6 +47,7 @@ from hopper.router.v1.task_service_pb2 import TaskEvent
 from hopper_common.errors import LostRace, NotFound, WrongState
 from hopper_common.eventlog import Event as LogEvent
 from hopper_router import recall, tables
+from hopper_router.decomposing import Decomposer
 from hopper_router.delegation_servicer import DelegationServicer
 from hopper_router.errors import StaleToken
 from hopper_router.model import (
@@ -183,7 +184,7 @@ class Machine(RuleBasedStateMachine):
     def serve(self) -> None:
         engine = self.router.engine
         self.task_service, self.work_service = TaskServicer(engine), _Read(WorkServicer(engine))
-        self.delegation_service = DelegationServicer(engine)
+        self.delegation_service = DelegationServicer(engine, Decomposer(engine))
 
     def attempt(self, call: Awaitable[T]) -> T | None:
         """Make a call that may be refused because of the state things are in."""

@@ -10,6 +10,7 @@ ROUTING ?=
 ENGINES ?= sqlite postgresql
 ROUNDS ?= 200
 SEED ?=
+MINUTES ?= 10
 # The commit whose protos must stay readable; empty means: work it out (see proto-breaking).
 AGAINST ?=
 
@@ -21,7 +22,7 @@ define check
 	@out=$$($(2) 2>&1) && echo "ok      $(1)" || { printf '%s\n' "$$out"; echo "FAILED  $(1)"; exit 1; }
 endef
 
-.PHONY: help setup demo test bench bench-routing faults verify fix proto clean
+.PHONY: help setup demo test bench bench-routing faults fuzz verify fix proto clean
 .PHONY: lint format-check types imports proto-lint proto-format proto-breaking proto-check
 
 help: ## Show this list
@@ -45,6 +46,10 @@ faults: $(VENV)/.dev ## Kill, cut off and crowd a Hopper (ENGINES=sqlite ROUNDS=
 	@$(BIN)/python -m tests.faults $(addprefix --engine ,$(ENGINES)) --rounds $(ROUNDS) $(addprefix --seed ,$(SEED))
 	@HOPPER_RACE_ROUNDS=100 HOPPER_CANCEL_ROUNDS=500 HOPPER_FLOOD_TASKS=100000 \
 		$(BIN)/python -m pytest tests/faults --ignore tests/faults/test_rounds.py --timeout 3600
+	@HOPPER_WIRE_SIZE=20 $(BIN)/python -m pytest tests/federation/test_faults_wire.py --timeout 3600
+
+fuzz: $(VENV)/.dev ## Send nonsense to the ports that others reach (MINUTES=10 SEED=7)
+	@$(BIN)/python -m tests.federation.fuzz --minutes $(MINUTES) $(addprefix --seed ,$(SEED))
 
 verify: lint format-check types imports proto-lint proto-format proto-breaking proto-check ## Run every check (all of them: make -k verify)
 

@@ -84,7 +84,9 @@ class Wire:
         await self._writer.drain()
 
     async def send_raw(self, content: bytes) -> None:
-        """Send bytes as they are, whatever state the connection is in."""
+        """Send bytes as they are, whatever state the protocol is in. Raises ConnectionResetError when it has ended."""
+        if self._writer.is_closing() or self.closed:
+            raise ConnectionResetError
         self._writer.write(content)
         await self._writer.drain()
 

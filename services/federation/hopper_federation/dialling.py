@@ -150,7 +150,7 @@ def _read(address: str, leaf: bytes) -> Shown:
         (uri,) = spiffe_uris(certificate)
         name = SpiffeId.parse(uri)
         install_id = install_id_of_domain(name.trust_domain)
-    except (SpiffeInvalid, ValueError):
+    except (SpiffeInvalid, ValueError, x509.InvalidVersion):
         raise _impostor(address, "a Hopper", "a certificate that is no Hopper's") from None
     if name.path != SERVICE_PATH:
         raise _impostor(address, f"a Hopper's {SERVICE_PATH}", f"a Hopper's {name.path or 'root'}")

@@ -70,7 +70,7 @@ async def look_at(address: str, *, patience: timedelta = timedelta(seconds=_MOST
             return await _shake_hands(host, int(port))
     except TimeoutError:
         return Sight(Found.SILENT, f"the port takes connections, but no handshake was done in {seconds:g} s")
-    except (ssl.SSLError, OSError, ValueError) as error:
+    except (ssl.SSLError, OSError, ValueError, x509.InvalidVersion) as error:
         return Sight(Found.NO_TLS, str(error))
 
 

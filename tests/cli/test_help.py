@@ -48,7 +48,8 @@ EXPECTED = {
     "project ": "add list show edit remove pause resume workers",
     "instance ": "create tree list show start pause resume stop terminate edit",
     "schedule ": "add list show pause resume run rm",
-    "peer ": "invite join invitations open close request pairings approve decline list show rename address",
+    "peer ": """invite join invitations open close request pairings approve decline list show rename address
+        trust policy status block revoke discover""",
     "rules ": "check show apply replay remove",
     "audit ": "list verify export",
     "auth ": "init whoami token",
@@ -58,7 +59,7 @@ EXPECTED = {
     "identity ": "show backup restore issue",
     "ca ": "status rotate prepare activate taint revoke",
     "sage ": "report",
-    "policy ": "diff replay apply history rollback shadow",
+    "policy ": "diff replay apply history rollback shadow explain",
 }
 
 

@@ -127,6 +127,15 @@ def peers(ctx: typer.Context, incomplete: str) -> list[Offer]:
     return offers(ctx, ask)
 
 
+def trust_levels(ctx: typer.Context, incomplete: str) -> list[Offer]:
+    """How far a peer may be trusted."""
+    return [
+        ("known", "what it offers waits for a person"),
+        ("trusted", "by its policy"),
+        ("verified", "by its policy, sensitive labels too"),
+    ]
+
+
 def pairings(ctx: typer.Context, incomplete: str) -> list[Offer]:
     """Pairings by digits: the ends of their ids, and where the other is."""
 

@@ -1,10 +1,12 @@
 """What is wrong, and what to do about it."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hopper_cli import complete
 from hopper_cli.cli import Cli, command
+from hopper_cli.commands import peer_trust
 from hopper_cli.commands.options import RUN
 
 if TYPE_CHECKING:
@@ -17,16 +19,34 @@ def register(app: typer.Typer) -> None:
         app,
         "doctor",
         panel=RUN,
-        examples=("hopper doctor", "hopper doctor --json | jq '.checks[] | select(.status != \"ok\")'"),
+        examples=(
+            "hopper doctor",
+            "hopper doctor --json | jq '.checks[] | select(.status != \"ok\")'",
+            "hopper doctor bob",
+            "hopper doctor 192.168.1.7:8470",
+        ),
     )(doctor)
 
 
-def doctor(cli: Cli) -> None:
+def doctor(
+    cli: Cli,
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="[PEER|ADDRESS]",
+            help="Look at what is between here and a peer, or whoever is at host:port.",
+            autocompletion=complete.peers,
+        ),
+    ] = "",
+) -> None:
     """
-    Look at everything that can be wrong: data directory, socket, services, databases, memory.
+    Look at everything that can be wrong: data directory, socket, services, databases, memory; or at a peer.
 
-    Works when nothing runs. Exit code 1 when something has to be mended.
+    Works when nothing runs, but for a peer. Exit code 1 when something has to be mended.
     """
+    if target:
+        peer_trust.check(cli, target)
+        return
     from hopper_cli.checkup import Status, examine
     from hopper_cli.exits import Exit
 

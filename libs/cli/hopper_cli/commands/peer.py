@@ -6,6 +6,7 @@ import typer
 
 from hopper_cli import complete
 from hopper_cli.cli import Cli, command
+from hopper_cli.commands import peer_trust
 from hopper_cli.commands.options import SET_UP
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def register(app: typer.Typer) -> None:
         "address",
         examples=("hopper peer address bob 192.168.1.7:8470", "hopper peer address bob [2001:db8::7]:8470"),
     )(address)
+    peer_trust.register(group)
 
 
 # By invitation.

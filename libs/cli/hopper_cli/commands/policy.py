@@ -6,6 +6,7 @@ import typer
 
 from hopper_cli.cli import Cli, command
 from hopper_cli.commands.options import SET_UP, InstanceOption
+from hopper_cli.commands.peer_trust import explain
 
 if TYPE_CHECKING:
     from hopper.router.v1.decision_pb2 import Policy
@@ -55,6 +56,14 @@ def register(app: typer.Typer) -> None:
             "hopper policy shadow --off",
         ),
     )(shadow)
+    command(
+        group,
+        "explain",
+        examples=(
+            "hopper policy explain bob 8f2k1m",
+            "hopper policy explain bob --direction in --capability docs.review --label customer=acme",
+        ),
+    )(explain)
 
 
 # ---------------------------------------------------------------- comparing

@@ -31,6 +31,8 @@ from tests.bench.routing_quality_routers import PATIENCE, SERVICES, TheService, 
 MOST_ASKED: Final = 1000
 _LEARN: Final = 600.0
 """Seconds that a whole log may take."""
+_CALM: Final = 5.0
+"""Seconds without a lesson after which none is on its way."""
 _BEGAN: Final = "learning begins"
 _DONE: Final = "all is learned that there is"
 
@@ -60,12 +62,24 @@ def keep(service: TheService, tasks: Sequence[Task], directory: Path) -> None:
     """Copy what a Hopper knows, and what it says of the last tasks now."""
     data = directory / "data"
     data.mkdir(mode=0o700, parents=True)
+    _until_calm(service.data / "memory.db")
     asked = [spec_of(task) for task in tasks[-MOST_ASKED:]]
     said = [service.suggest(spec).project for spec in asked]
     for name in SERVICES:
         _copy(service.data / f"{name}.db", data / f"{name}.db")
     questions = [(spec.SerializeToString().hex(), project) for spec, project in zip(asked, said, strict=True)]
     (directory / "asked.json").write_text(json.dumps(questions))
+
+
+def _until_calm(memory: Path) -> None:
+    """Until no lesson has come for a while: how tasks ended is told after what was said about them."""
+    counted, since = -1, time.monotonic()
+    while time.monotonic() - since < _CALM:
+        with contextlib.closing(sqlite3.connect(f"file:{memory}?mode=ro", uri=True)) as rows:
+            (count,) = rows.execute("SELECT count(*) FROM lessons").fetchone()
+        if count != counted:
+            counted, since = count, time.monotonic()
+        time.sleep(0.1)
 
 
 def measure(directory: Path) -> Replicas:

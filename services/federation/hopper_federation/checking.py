@@ -297,12 +297,16 @@ _BY_REASON: Final = {
         "somebody may pose as it: talk to its owner",
     ),
 }
-_TITLES: Final = {"CLOCK_SKEW": "clock", "UNSUPPORTED_VERSION": "version"}
+# Of these, the error says itself what was found.
+_ELSEWHERE: Final = {
+    "CLOCK_SKEW": ("clock", "set the one that is wrong"),
+    "UNSUPPORTED_VERSION": ("version", "upgrade the older"),
+}
 
 
 def _refused(error: HopperError) -> Check:
-    finding, remedy = _BY_REASON.get(error.reason, (error.message, ""))
-    title = _TITLES.get(error.reason, "pairing")
+    title, remedy = _ELSEWHERE.get(error.reason, ("pairing", "see the logs of both Hoppers"))
+    finding, remedy = _BY_REASON.get(error.reason, (error.message, remedy))
     return Check(title, Outcome.FAILED, finding, remedy, error.reason)
 
 

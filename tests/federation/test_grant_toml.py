@@ -1,7 +1,9 @@
 """A policy as its owner writes it."""
 
 import contextlib
+import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from textwrap import dedent
 
 import pytest
@@ -189,3 +191,10 @@ def test_there_is_an_end_to_it() -> None:
 def test_any_text_is_read_or_refused(text: str) -> None:
     with contextlib.suppress(PolicyInvalid):
         read_grant(text)
+
+
+def test_the_policies_of_the_readme_load() -> None:
+    readme = Path(grant_toml.__file__).parents[1] / "README.md"
+    found = re.findall(r"```toml\n(.*?)```", readme.read_text(), re.DOTALL)
+    names = {rule.name for text in found for rule in read_grant(text).rules}
+    assert {"reviews for work", "customers stay"} <= names

@@ -20,6 +20,7 @@ from hopper_federation.grants import (
     Usage,
     decide,
     differences,
+    takes,
 )
 from hopper_federation.trust import Level
 
@@ -266,3 +267,39 @@ def test_differences_for_people() -> None:
         "  the order of the rules"
     ]
     assert [line[0] for line in differences(None, before)][:2] == ["+", "+"]
+
+
+@pytest.mark.parametrize(
+    ("named", "label", "covered"),
+    [
+        ("customer", "customer=acme", True),
+        ("customer", "customer", True),
+        ("customer=acme", "customer=acme", True),
+        ("customer=acme", "customer=other", False),
+        ("customer", "customers=acme", False),
+        ("org.*", "org.unit=a", True),
+        ("org", "org.unit=a", False),
+    ],
+)
+def test_a_label_is_named_by_its_key_or_whole(named: str, label: str, covered: bool) -> None:
+    denying = Rule("no", Effect.DENY, frozenset({Direction.IN}), labels=(named,))
+    allowing = Rule("yes", Effect.ALLOW, frozenset({Direction.IN}))
+    crossing = Crossing(Direction.IN, labels=(label,))
+    ruling = decide(Grant((denying, allowing)), Level.TRUSTED, crossing, Usage(), NOW)
+    assert ruling.allowed is not covered
+
+
+def test_a_peer_is_told_what_would_be_taken_and_nothing_that_would_not() -> None:
+    ways = frozenset({Direction.IN})
+    rules = (
+        Rule("a", Effect.ALLOW, ways, capabilities=("docs.*", "code.review", "shell.run")),
+        Rule("b", Effect.ALLOW, frozenset({Direction.OUT}), capabilities=("secret",)),
+        Rule("c", Effect.ALLOW, ways, capabilities=("past",), expires=NOW),
+        Rule("d", Effect.DENY, ways, capabilities=("shell.*",)),
+    )
+    grant = Grant(rules)
+    assert takes(grant, Level.TRUSTED, NOW) == ("docs.*", "code.review")
+    for level in (Level.KNOWN, Level.UNTRUSTED, Level.BLOCKED):
+        assert takes(grant, level, NOW) == ()
+    assert takes(Grant(rules, level=Level.VERIFIED), Level.TRUSTED, NOW) == ()
+    assert takes(None, Level.TRUSTED, NOW) == ()

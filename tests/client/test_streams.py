@@ -123,7 +123,7 @@ async def test_failures_lost_claims_and_results_each_go_their_way(
             raise TaskFailed("NO_BROOM", "there is no broom", permanent=True)
         return await gate(context)
 
-    worker = Worker(hopper, QUEUE, handler, concurrency=3, lease=timedelta(seconds=1))
+    worker = Worker(hopper, QUEUE, handler, concurrency=3, lease=timedelta(seconds=6))
     async with working(worker, max_tasks=3) as run:
         await gate.wait_for(lambda: gate.begun == 2)
         await router.cancel(lost)
@@ -138,7 +138,7 @@ async def test_failures_lost_claims_and_results_each_go_their_way(
 async def test_leases_are_renewed_on_the_stream(router: Router, hopper: AsyncHopper) -> None:
     names = await add(router, 5)
     gate = Gate()
-    worker = Worker(hopper, QUEUE, gate, concurrency=5, lease=timedelta(seconds=1))
+    worker = Worker(hopper, QUEUE, gate, concurrency=5, lease=timedelta(seconds=6))
     async with working(worker, max_tasks=5) as run:
         await gate.wait_for(lambda: gate.begun == 5)
         claimed = {name: (await router.get(name)).claim.lease_expire_time.ToDatetime() for name in names}
@@ -146,7 +146,7 @@ async def test_leases_are_renewed_on_the_stream(router: Router, hopper: AsyncHop
         async def renewed_twice() -> bool:
             now = [(await router.get(name)).claim.lease_expire_time.ToDatetime() for name in names]
             return all(
-                end > claimed[name] + timedelta(seconds=1.2) for name, end in zip(names, now, strict=True)
+                end > claimed[name] + timedelta(seconds=3) for name, end in zip(names, now, strict=True)
             )
 
         await until(renewed_twice)

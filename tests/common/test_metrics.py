@@ -15,7 +15,7 @@ from hopper_common.settings import HostSettings
 
 
 def scraped(url: str) -> str:
-    with urlopen(url, timeout=10) as response:  # noqa: S310 - our own
+    with urlopen(url, timeout=60) as response:  # noqa: S310 - our own
         return str(response.read().decode())
 
 

@@ -16,7 +16,7 @@ async def scrape(url: str) -> dict[tuple[str, ...], float]:
     """Samples by name and the values of their labels."""
 
     def ask() -> str:
-        with urlopen(url, timeout=10) as response:  # noqa: S310 - our own
+        with urlopen(url, timeout=60) as response:  # noqa: S310 - our own
             return str(response.read().decode())
 
     families = text_string_to_metric_families(await asyncio.to_thread(ask))

@@ -37,7 +37,7 @@ class Stream:
         await self.call.write(message)
 
     async def hear(self) -> Any:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             return await self.call.read()
 
     async def hear_out(self) -> None:
@@ -50,7 +50,7 @@ class Stream:
         await self.call.done_writing()
 
     async def code(self) -> grpc.StatusCode:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             code = await self.call.code()
         assert isinstance(code, grpc.StatusCode)
         return code
@@ -393,26 +393,26 @@ async def test_a_server_that_stops_tells_streams_and_their_claims_live_on(router
 # ---------------------------------------------------------------- waiting for work
 
 
-async def test_of_a_thousand_who_wait_one_gets_the_task_and_one_looks(
+async def test_of_hundreds_who_wait_one_gets_the_task_and_one_looks(
     live_router: Router, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     router = live_router
     web = router.registry.project("web")
-    polls = [
-        asyncio.ensure_future(router.claim(web, f"w{number}", wait=Duration(seconds=30)))
-        for number in range(1000)
-    ]
 
-    async def all_wait() -> bool:
-        return len(router.engine.hub._waiting.get(web, ())) == 1000
-
-    await until(all_wait, timeout=60)
-    await router.engine.hot._claims.close()  # they register before they look: until all have looked
-
-    async def followed() -> bool:
+    async def followed() -> bool:  # which wakes everybody: before they wait
         return router.clockwork._followed is router.registry.current
 
     await until(followed)
+    polls = [
+        asyncio.ensure_future(router.claim(web, f"w{number}", wait=Duration(seconds=30)))
+        for number in range(300)
+    ]
+
+    async def all_wait() -> bool:
+        return len(router.engine.hub._waiting.get(web, ())) == 300
+
+    await until(all_wait, timeout=60)
+    await router.engine.hot._claims.close()  # they register before they look: until all have looked
     claims = watched_claims(router, monkeypatch)
     tasks = [await router.submit() for _ in range(3)]
 
@@ -422,7 +422,7 @@ async def test_of_a_thousand_who_wait_one_gets_the_task_and_one_looks(
     await until(three_done)
     got = [task.name for poll in polls if poll.done() for task in poll.result()]
     assert sorted(got) == sorted(task.name for task in tasks)
-    # One each, and the look or two of the safety net that may have come in between.
+    # One each, with room for a look or two that come to nothing.
     assert 3 <= sum(map(len, claims)) <= 6
     router.engine.stop()
     async with asyncio.timeout(60):
@@ -445,7 +445,7 @@ async def test_as_many_are_woken_as_can_take_what_is_ready() -> None:
 async def test_the_safety_net_sends_one_to_look_and_the_next_if_that_finds_something() -> None:
     hub = Hub(safety_net=0.01, jitter=lambda: 0.5)
     waiters = [hub.waiting("q") for _ in range(3)]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert await waiters[0] == 1
     assert not waiters[1].done()
     again = hub.waiting("q")  # it has looked again,

@@ -27,7 +27,7 @@ class Watch:
         self._call = router.tasks.WatchTasks(svc.WatchTasksRequest(**fields))
 
     async def next(self) -> svc.WatchTasksResponse:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             message = await self._call.read()
         assert isinstance(message, svc.WatchTasksResponse)
         return message
@@ -267,16 +267,27 @@ class Replica:
         self.generation = 0
         self.generations: list[int] = []
 
-    async def follow(self, count: int) -> None:
-        """Follow for so many messages, or until nothing comes."""
+    async def follow(self, count: int, writing: asyncio.Future[None]) -> None:
+        """Follow for so many messages, or until nobody writes any more."""
         snapshot: dict[str, pb.Task] = {}
         async with watching(self._router, after_generation=self.generation) as watch:
             for _ in range(count):
-                try:
-                    message = await asyncio.wait_for(watch.next(), 0.05)
-                except TimeoutError:
+                coming = asyncio.ensure_future(watch.next())
+                either: set[asyncio.Future[Any]] = {coming, writing}
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+                if not coming.done():
+                    coming.cancel()
+                    await asyncio.wait({coming})
                     return
-                self._take(message, snapshot)
+                self._take(await coming, snapshot)
+
+    async def catch_up(self) -> None:
+        """Follow until there is no more."""
+        head = await self._router.db.read(EVENTS.head)
+        snapshot: dict[str, pb.Task] = {}
+        async with watching(self._router, after_generation=self.generation) as watch:
+            while self.generation < head:
+                self._take(await watch.next(), snapshot)
 
     def _take(self, message: svc.WatchTasksResponse, snapshot: dict[str, pb.Task]) -> None:
         kind = message.WhichOneof("event")
@@ -313,11 +324,12 @@ async def test_however_often_a_watcher_comes_and_goes_it_misses_nothing(router: 
 
     writing = asyncio.ensure_future(write())
     while not writing.done():
-        await replica.follow(chance.choice([1, 2, 3, 10, 40]))
+        await replica.follow(chance.choice([1, 2, 3, 10, 40]), writing)
     await writing
+    await replica.catch_up()
+    await router.submit("last")  # however late its first snapshot was, it has something to hear
+    await replica.catch_up()
     head = await router.db.read(EVENTS.head)
-    while replica.generation < head:
-        await replica.follow(50)
     first = replica.generations[0]
     logged = await router.db.read(lambda conn: EVENTS.between(conn, first, head))
     assert replica.generations == [event.version for event in logged]

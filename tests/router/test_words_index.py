@@ -25,7 +25,7 @@ async def test_trouble_with_the_storage_delays_the_index_and_ends_nothing() -> N
         for error in (StorageUnavailable(service="router"), StorageFull(service="router")):
             db.set_next_error(error)
         running = asyncio.create_task(WordIndex(db).run())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while await db.read(behind):
                 assert not running.done()
                 await asyncio.sleep(0.05)

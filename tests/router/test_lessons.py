@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from hopper.memory.v1.learning_service_pb2_grpc import (
     add_LearningServiceServicer_to_server,
 )
 from hopper_common.rpc.channel import open_channel
+from hopper_memory import app as memory_app
+from hopper_memory.learning import Watchers
 from hopper_router.convert import decision_to_bytes, spec_to_bytes
 from hopper_router.episodes import DecisionRecord, episode
 from hopper_router.lessons import CHUNK_TIME, PART_BYTES, LessonWatch
@@ -29,7 +32,7 @@ from hopper_testing.clock import ManualClock
 from tests.memory.harness import RunningMemory
 from tests.router.neighbours import Neighbour
 
-SOON = 20.0
+SOON = 60.0
 MILLISECOND = timedelta(milliseconds=1)
 FORMAT = "notebook/1"
 
@@ -221,7 +224,13 @@ async def test_what_a_decision_weighed_comes_back_with_how_it_went(memory: Runni
     )
 
 
-async def test_feedback_is_learned_when_it_is_answered(memory: RunningMemory) -> None:
+async def test_feedback_is_learned_when_it_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Otherwise those who are slow to learn, on a slow machine, are not waited for.
+    monkeypatch.setattr(memory_app, "Watchers", partial(Watchers, patience=timedelta(hours=1)))
+    memory = RunningMemory(tmp_path / "hopper", ManualClock())
+    await memory.start()
     numbers = range(50)
     await teach(memory, *numbers)
     first, second = Notebook(), Notebook()
@@ -236,6 +245,7 @@ async def test_feedback_is_learned_when_it_is_answered(memory: RunningMemory) ->
             assert first.positions[-1] == second.positions[-1] == 51 + number
     assert first.lessons == second.lessons
     assert first.positions == counted(100)
+    await memory.close()
 
 
 async def test_nothing_to_learn_is_up_to_date(memory: RunningMemory) -> None:

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from tests.bench import (  # noqa: F401 - importing them registers their bars
     bars_fairness,
+    bars_federation,
     bars_growth,
     bars_guard,
     bars_hopper,

@@ -37,8 +37,9 @@ OPTIONS: Final = {
     "grpc.max_connection_age_ms": 600_000,
     "grpc.max_connection_age_grace_ms": 60_000,
     # A peer that is cut off is noticed in 15 s, and so is this one by it.
-    "grpc.keepalive_time_ms": 10_000,
+    "grpc.keepalive_time_ms": 9_000,
     "grpc.keepalive_timeout_ms": 5_000,
+    "grpc.http2.ping_timeout_ms": 5_000,  # of pings for bandwidth, which take the place of others; see `peer_links`
     "grpc.http2.min_recv_ping_interval_without_data_ms": 5_000,
 }
 

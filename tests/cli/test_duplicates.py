@@ -9,7 +9,7 @@ import pytest
 
 from tests.cli.conftest import Terminal
 
-PATIENCE = 20
+PATIENCE = 60
 
 
 @pytest.fixture

@@ -205,7 +205,7 @@ async def test_stop_lets_what_runs_finish(router: Router, hopper: AsyncHopper) -
         await gate.wait_for(lambda: gate.begun == 2)
         worker.stop()
         gate.open()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             stats = await run
     assert stats.succeeded == 2
     assert len(await router.found(states=[State.STATE_QUEUED])) == len(names) - 2
@@ -220,7 +220,7 @@ async def test_an_idle_worker_stops_at_once(router: Router, hopper: AsyncHopper)
 
         await until(waits)
         worker.stop()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(15):
             assert await run == WorkerStats()
 
 

@@ -85,7 +85,7 @@ class Hosted:
 
     async def stopped(self) -> None:
         self.stop.set()
-        await asyncio.wait_for(self.task, 20)
+        await asyncio.wait_for(self.task, 60)
 
 
 @pytest.fixture
@@ -160,7 +160,8 @@ async def test_cancelling_waits_for_no_call_and_still_closes(settings: HostSetti
         started.set()
         await asyncio.Event().wait()
 
-    hosted = Hosted([Probe("toy", story, forever).service()], settings)
+    patient = settings.model_copy(update={"drain_timeout": timedelta(seconds=600)})
+    hosted = Hosted([Probe("toy", story, forever).service()], patient)
     ready = await hosted.ready()
     call = asyncio.create_task(Refusal.of(put(ready.addresses[0])))
     await started.wait()
@@ -168,7 +169,7 @@ async def test_cancelling_waits_for_no_call_and_still_closes(settings: HostSetti
     await asyncio.sleep(0)
     hosted.task.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(hosted.task, 5)
+        await asyncio.wait_for(hosted.task, 60)
     assert (await call).code in ("UNAVAILABLE", "CANCELLED")
     assert story[-1] == "close toy"
 
@@ -216,7 +217,7 @@ async def test_tasks_start_when_the_server_answers(settings: HostSettings) -> No
         answer.set_result(await put(f"unix:{settings.socket_path}"))
 
     hosted = Hosted([Probe("toy", [], echo, [task]).service()], settings)
-    assert await asyncio.wait_for(answer, 10) == "a"
+    assert await asyncio.wait_for(answer, 60) == "a"
     await hosted.stopped()
 
 

@@ -326,7 +326,7 @@ async def test_a_stream_is_closed_with_its_call() -> None:
         call = pb_grpc.ToyServiceStub(channel).Watch(pb.Request(name="a"))
         await call.read()
         call.cancel()
-        await asyncio.wait_for(closed.wait(), 5)
+        await asyncio.wait_for(closed.wait(), 60)
     await server.stop(None)
 
 

@@ -70,10 +70,10 @@ async def test_health_flips_at_the_start_of_a_stop(service: str) -> None:
         assert (await stub.Check(asking(service))).status == SERVING
         watch = stub.Watch(asking(service))
         assert (await watch.read()).status == SERVING
-        stopping = asyncio.create_task(server.stop(60))
+        stopping = asyncio.create_task(server.stop(600))
         assert (await watch.read()).status == NOT_SERVING
         assert await watch.read() is grpc.aio.EOF
-        await asyncio.wait_for(stopping, 10)  # the watcher has not made it wait for its grace
+        await asyncio.wait_for(stopping, 60)  # the watcher has not made it wait for its grace
 
 
 async def test_a_stop_while_an_answer_is_being_written_is_told_too() -> None:
@@ -108,11 +108,11 @@ async def test_a_stop_lets_a_call_in_flight_finish() -> None:
     async with running(answer) as (server, channel):
         call = pb_grpc.ToyServiceStub(channel).Put(pb.Request(name="a"))
         await started.wait()
-        stopping = asyncio.create_task(server.stop(60))
+        stopping = asyncio.create_task(server.stop(600))
         await asyncio.sleep(0)
         go.set()
         assert (await call).text == "done"
-        await asyncio.wait_for(stopping, 10)
+        await asyncio.wait_for(stopping, 60)
 
 
 async def test_a_stop_tells_streams_to_come_back() -> None:
@@ -129,13 +129,13 @@ async def test_a_stop_tells_streams_to_come_back() -> None:
         chat = stub.Chat()
         await chat.write(pb.Request(name="a"))
         await both.wait()
-        stopping = asyncio.create_task(server.stop(60))
+        stopping = asyncio.create_task(server.stop(600))
         for call in (watch, chat):
             refusal = await Refusal.of(call.read())
             assert (refusal.code, refusal.reason) == ("UNAVAILABLE", "SHUTTING_DOWN")
             assert refusal.metadata == {"service": "toy.v1.ToyService"}
             assert refusal.error.retry_after is not None
-        await asyncio.wait_for(stopping, 10)
+        await asyncio.wait_for(stopping, 60)
 
 
 async def test_a_stop_ends_what_outlasts_its_grace() -> None:
@@ -152,8 +152,8 @@ async def test_a_stop_ends_what_outlasts_its_grace() -> None:
     async with running(forever) as (server, channel):
         call = pb_grpc.ToyServiceStub(channel).Put(pb.Request(name="a"))
         await started.wait()
-        await asyncio.wait_for(server.stop(0.01), 10)
-        await asyncio.wait_for(cancelled.wait(), 10)
+        await asyncio.wait_for(server.stop(0.01), 60)
+        await asyncio.wait_for(cancelled.wait(), 60)
         refusal = await Refusal.of(call)
     assert refusal.code in ("UNAVAILABLE", "CANCELLED")
 

@@ -16,6 +16,7 @@ from hopper.federation.v1 import peer_service_pb2 as svc
 from hopper_common.identity.certificates import to_pem
 from hopper_common.rpc.errors import from_rpc_error
 from hopper_federation.model import Revocation
+from hopper_federation.peering import open_peering
 from hopper_federation.trust import Alert, Level
 from hopper_testing.certificates import Authority, attacks
 from tests.federation.neighbours import PATIENCE, Neighbour, neighbour, until
@@ -263,3 +264,22 @@ async def test_a_short_leaf_is_renewed_and_no_call_fails(tmp_path: Path) -> None
         while alice.clock.now() < first + timedelta(seconds=1):
             await link.call(lambda stub: stub.GetCapabilities(svc.GetCapabilitiesRequest(), timeout=PATIENCE))
             await asyncio.sleep(0.1)
+
+
+async def test_where_federation_is_off_nobody_is_listened_for_and_nobody_called(trio: Trio) -> None:
+    alice, bob, _ = trio
+    await alice.knows(bob, address="127.0.0.1:9")
+    async with open_peering(
+        alice.federation,
+        alice.introductions,
+        alice.snapshots,
+        alice.clock,
+        alice.audit,
+        listen=None,
+        takes=alice._takes,
+        stopping=alice.stopping,
+    ) as peering:
+        assert (peering.port, peering.guard) == (0, None)
+        assert len(peering.tasks) == 1  # writing alarms down
+        peering.end_calls()
+        assert peering.ended_calls(bob.install_id) == 0

@@ -27,6 +27,7 @@ from hopper_common.timestamps import from_proto, to_proto
 from hopper_federation.peer_guard import PATH
 from hopper_testing.clock import ManualClock
 from tests.federation.harness import PATIENCE, RunningFederation, refusal, violations
+from tests.federation.test_discovery import needs_multicast
 
 if TYPE_CHECKING:  # they are in the type stubs only
     from hopper.common.v1.audit_service_pb2_grpc import AuditServiceAsyncStub
@@ -341,6 +342,26 @@ async def test_written_down_peers_are_found_where_nothing_else_is(place: Path, c
         await hopper.close()
     assert [sighting.peer_address for sighting in found.sightings] == ["[2001:db8::7]:1", "192.0.2.7:8470"]
     assert {sighting.source for sighting in found.sightings} == {ppb.Sighting.SOURCE_STATIC}
+
+
+@needs_multicast
+async def test_a_hopper_that_announces_itself_is_found(place: Path, clock: ManualClock) -> None:
+    on_loopback = {"HOPPER_DISCOVERY_INTERFACES": "127.0.0.1"}
+    dora = RunningFederation(place / "dora", clock, HOPPER_DISCOVERY="1", **on_loopback)
+    evan = RunningFederation(place / "evan", clock, **on_loopback)
+    await dora.start()
+    await evan.start()
+    try:
+        opened_at = (await dora.admin.OpenPairing(svc.OpenPairingRequest())).address
+        seen: list[str] = []
+        async with asyncio.timeout(PATIENCE):
+            while opened_at not in seen:
+                request = svc.DiscoverRequest(wait=to_proto(timedelta(seconds=1)))
+                found = await evan.admin.Discover(request, timeout=PATIENCE)
+                seen = [sighting.pairing_address for sighting in found.sightings]
+    finally:
+        await evan.close()
+        await dora.close()
 
 
 # What is written down.

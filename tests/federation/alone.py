@@ -126,17 +126,25 @@ class Alone:
 async def _run(directory: Path, peers: str, pairing: str) -> None:
     from hopper.federation.v1 import pairing_service_pb2
     from hopper.federation.v1.pairing_service_pb2_grpc import add_PairingServiceServicer_to_server
+    from hopper_common.audit.model import Decision, Handling
     from hopper_common.auth.rates import Rate
     from hopper_common.rpc.server import Registered
     from hopper_federation.pairing_port import PairingPort, Window
     from hopper_federation.pairing_servicer import PairingServicer
     from hopper_federation.strangers import StrangerGuard
-    from tests.federation.neighbours import neighbour
+    from tests.federation.neighbours import Noted, neighbour
+
+    class Forgotten(Noted):
+        """Keeps nothing: a process whose memory is looked at must not grow by its tests."""
+
+        def record(self, decision: Decision, handling: Handling) -> int:
+            return 0
 
     often = Rate(1_000_000, 1_000_000)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with neighbour(directory) as own:
+        own.audit = Forgotten()
         own.listen = peers
         window = Window(own.clock)
         servicer = PairingServicer(own.federation, own.introductions, own.clock, window)

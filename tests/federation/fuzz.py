@@ -12,6 +12,7 @@ be no bigger than it was.
 import argparse
 import asyncio
 import base64
+import logging
 import random
 import secrets
 import ssl
@@ -257,6 +258,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1 << 32))
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", flush=True)
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of writing to connections that were ended
     found = asyncio.run(fuzz(seconds=arguments.minutes * 60, rounds=0, seed=arguments.seed))
     print("sent:", ", ".join(f"{count} {kind}" for kind, count in sorted(found.sent.items())))
     print("answers:", ", ".join(f"{count} x {status}" for status, count in found.statuses.most_common()))

@@ -59,14 +59,14 @@ def connected(address: str) -> Iterator[Stubs]:
 def first_admin(address: str) -> str:
     """Make the first admin of a Hopper, on its owner's socket; returns their key."""
     with grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
-        return AccessServiceStub(channel).BootstrapAdmin(BootstrapAdminRequest(), timeout=10).secret
+        return AccessServiceStub(channel).BootstrapAdmin(BootstrapAdminRequest(), timeout=60).secret
 
 
 def register_crew(stubs: Stubs) -> None:
     """A project that takes everything."""
     request = RegisterProjectRequest(project_id="crew", project=Project(description="does everything"))
-    stubs.projects.RegisterProject(request, timeout=10)
-    stubs.projects.GetProject(GetProjectRequest(name=CREW), timeout=10)
+    stubs.projects.RegisterProject(request, timeout=60)
+    stubs.projects.GetProject(GetProjectRequest(name=CREW), timeout=60)
 
 
 def submit_request(title: str, request_id: str = "") -> SubmitTaskRequest:
@@ -92,7 +92,7 @@ def all_tasks(stubs: Stubs) -> list[Task]:
     request = ListTasksRequest(page_size=1000, states=EVERY_STATE, view=TaskView.TASK_VIEW_FULL)
     found: list[Task] = []
     while True:
-        page = stubs.tasks.ListTasks(request, timeout=30)
+        page = stubs.tasks.ListTasks(request, timeout=60)
         found += page.tasks
         if not page.next_page_token:
             return found
@@ -104,7 +104,7 @@ def all_decisions(stubs: Stubs) -> list[Decision]:
     request = ListDecisionsRequest(page_size=1000)
     found: list[Decision] = []
     while True:
-        page = stubs.routing.ListDecisions(request, timeout=30)
+        page = stubs.routing.ListDecisions(request, timeout=60)
         found += page.decisions
         if not page.next_page_token:
             return found
@@ -116,14 +116,14 @@ def crew_episodes(stubs: Stubs) -> list[Episode]:
     request = GetProjectHistoryRequest(project=CREW, page_size=1000)
     found: list[Episode] = []
     while True:
-        page = stubs.episodes.GetProjectHistory(request, timeout=30)
+        page = stubs.episodes.GetProjectHistory(request, timeout=60)
         found += page.episodes
         if not page.next_page_token:
             return found
         request.page_token = page.next_page_token
 
 
-def eventually(look: Callable[[], T], expected: Callable[[T], bool], *, within: float = 10.0) -> T:
+def eventually(look: Callable[[], T], expected: Callable[[T], bool], *, within: float = 60.0) -> T:
     """Look again and again until what is seen is as expected; what is seen last, when it never was."""
     deadline = time.monotonic() + within
     while True:

@@ -133,14 +133,14 @@ class Callers:
     def submit_again(self, stubs: Stubs, submission: Submission) -> None:
         """Submit, and note the name that is answered; it must be the one that was answered before."""
         request = submit_request(submission.title, submission.request_id)
-        answer: SubmitTaskResponse = stubs.tasks.SubmitTask(request, timeout=10)
+        answer: SubmitTaskResponse = stubs.tasks.SubmitTask(request, timeout=60)
         if submission.task not in ("", answer.task.name):
             self.unexpected.append(f"{submission.task} was answered as {answer.task.name} to a retry")
         submission.task = answer.task.name
 
     def claim_again(self, stubs: Stubs, request: ClaimTasksRequest) -> ClaimTasksResponse:
         """Claim, and note what is answered."""
-        answer = stubs.work.ClaimTasks(request, timeout=10)
+        answer = stubs.work.ClaimTasks(request, timeout=60)
         self.history.claims += [
             Claim(
                 task.name,
@@ -161,7 +161,7 @@ class Callers:
             for one in completions
         ]
         request = CompleteTasksRequest(completions=items, request_id=completions[0].request_id)
-        answer = stubs.work.CompleteTasks(request, timeout=10)
+        answer = stubs.work.CompleteTasks(request, timeout=60)
         for completion, result in zip(completions, answer.results, strict=True):
             completion.done = result.HasField("updated")
             completion.refused = result.HasField("error")
@@ -188,7 +188,7 @@ def late_leases(stubs: Stubs, ready: datetime) -> list[str]:
     held: dict[str, datetime] = {}
     late: list[str] = []
     whole = False
-    for response in stubs.tasks.WatchTasks(WatchTasksRequest(), timeout=20):
+    for response in stubs.tasks.WatchTasks(WatchTasksRequest(), timeout=60):
         seen = datetime.now(UTC)
         whole = whole or response.HasField("snapshot_complete")
         if response.HasField("task") and response.task.state == Task.STATE_RUNNING:
@@ -272,4 +272,4 @@ def test_a_start_that_was_killed_is_no_obstacle_to_the_next(hopper: HopperProces
     hopper.start()
     with connected(hopper.address) as stubs:
         register_crew(stubs)
-        assert stubs.tasks.SubmitTask(submit_request("after all"), timeout=10).task.state == Task.STATE_QUEUED
+        assert stubs.tasks.SubmitTask(submit_request("after all"), timeout=60).task.state == Task.STATE_QUEUED

@@ -120,7 +120,7 @@ def submit_until_full(stubs: Stubs) -> tuple[dict[str, str], StorageFull]:
         request = submit_request(str(uuid.uuid4()))
         request.spec.payload = bytes(60_000)
         try:
-            acknowledged[request.spec.title] = stubs.tasks.SubmitTask(request, timeout=10).task.name
+            acknowledged[request.spec.title] = stubs.tasks.SubmitTask(request, timeout=60).task.name
         except grpc.RpcError as error:
             refusal = from_rpc_error(error)
             assert isinstance(refusal, StorageFull), refusal
@@ -132,8 +132,8 @@ def submit_until_full(stubs: Stubs) -> tuple[dict[str, str], StorageFull]:
 def test_a_full_disk_is_told_and_survived(disk: Disk, cramped: HopperProcess) -> None:
     with connected(cramped.address) as stubs:
         register_crew(stubs)
-        before = stubs.tasks.SubmitTask(submit_request("before"), timeout=10).task
-        (claimed,) = stubs.work.ClaimTasks(claim_request("w"), timeout=10).tasks
+        before = stubs.tasks.SubmitTask(submit_request("before"), timeout=60).task
+        (claimed,) = stubs.work.ClaimTasks(claim_request("w"), timeout=60).tasks
         disk.fill(cramped)
         acknowledged, refusal = submit_until_full(stubs)
         acknowledged["before"] = before.name
@@ -162,7 +162,7 @@ def works_again(stubs: Stubs) -> str:
 
     def outcome() -> str:
         try:
-            return stubs.tasks.SubmitTask(request, timeout=10).task.name
+            return stubs.tasks.SubmitTask(request, timeout=60).task.name
         except grpc.RpcError as error:
             return from_rpc_error(error).reason
 
@@ -173,7 +173,7 @@ def works_again(stubs: Stubs) -> str:
 
 def complete(stubs: Stubs, task: Task) -> None:
     claim = ClaimRef(task=task.name, fencing_token=task.claim.fencing_token)
-    answer = stubs.work.CompleteTasks(CompleteTasksRequest(completions=[Completion(claim=claim)]), timeout=10)
+    answer = stubs.work.CompleteTasks(CompleteTasksRequest(completions=[Completion(claim=claim)]), timeout=60)
     assert answer.results[0].updated.state == Task.STATE_SUCCEEDED
 
 
@@ -187,7 +187,7 @@ def closed_data() -> Iterator[Path]:
         with connected(process.address) as stubs:
             register_crew(stubs)
             for number in range(50):
-                stubs.tasks.SubmitTask(submit_request(f"task {number}"), timeout=10)
+                stubs.tasks.SubmitTask(submit_request(f"task {number}"), timeout=60)
             eventually(lambda: crew_episodes(stubs), lambda episodes: len(episodes) == 50)
         assert process.stop() == 0
         yield process.data_dir

@@ -83,7 +83,7 @@ def process(task: dict[str, str]) -> Iterator[HopperProcess]:
     ):
         with connected(started.address) as stubs:
             register_crew(stubs)
-            answer = stubs.tasks.SubmitTask(submit_request("listed"), timeout=10)
+            answer = stubs.tasks.SubmitTask(submit_request("listed"), timeout=60)
             task |= {"task": answer.task.name, "decision": answer.decision.name}
         yield started
 

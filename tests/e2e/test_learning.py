@@ -64,15 +64,15 @@ class Router:
 
     def decide_by(self, source: str) -> None:
         policy = Policy(name=f"{ROOT}/policy", source=source)
-        self.routing.UpdatePolicy(UpdatePolicyRequest(policy=policy), timeout=10)
+        self.routing.UpdatePolicy(UpdatePolicyRequest(policy=policy), timeout=60)
 
     def submit(self, title: str) -> Decision:
         request = SubmitTaskRequest(parent=ROOT, spec=TaskSpec(title=title))
-        return self.tasks.SubmitTask(request, timeout=10).decision
+        return self.tasks.SubmitTask(request, timeout=60).decision
 
     def suggest(self, title: str) -> Decision:
         request = SuggestRouteRequest(parent=ROOT, spec=TaskSpec(title=title))
-        return self.routing.SuggestRoute(request, timeout=10).decision
+        return self.routing.SuggestRoute(request, timeout=60).decision
 
     def answers(self, items: Sequence[Item]) -> list[Answer]:
         """What it would decide about some tasks."""
@@ -95,7 +95,7 @@ class Router:
 
         def told() -> bool:
             try:
-                self.feedback.SubmitFeedback(request, timeout=10)
+                self.feedback.SubmitFeedback(request, timeout=60)
             except grpc.RpcError as error:
                 if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE):
                     return False
@@ -142,7 +142,7 @@ def school(directory: Path, processes: list[HopperProcess]) -> Iterator[School]:
 
 def register(registry: ProjectServiceStub) -> None:
     for team in TEAMS:
-        registry.RegisterProject(RegisterProjectRequest(project_id=team, project=Project()), timeout=10)
+        registry.RegisterProject(RegisterProjectRequest(project_id=team, project=Project()), timeout=60)
 
 
 def known(router: Router) -> None:
@@ -214,7 +214,7 @@ def test_feedback_for_a_project_that_is_gone_does_no_harm(school: School) -> Non
     school.router.decide_by("strategy: learned")
     school.router.live(stream(30, seed=5))
     decisions = [school.router.submit(f"walrus {number}") for number in range(3)]
-    school.registry.UnregisterProject(UnregisterProjectRequest(name="projects/delta"), timeout=10)
+    school.registry.UnregisterProject(UnregisterProjectRequest(name="projects/delta"), timeout=60)
     for decision in decisions:
         school.router.teach(decision, "delta")
     probes = [item for item in stream(40, seed=6) if item.team != "delta"]

@@ -47,7 +47,7 @@ class Callers:
         async def call(stub: "WorkServiceAsyncStub", request: ClaimTasksRequest) -> list[Task] | HopperError:
             await gun.wait()
             try:
-                return list((await stub.ClaimTasks(request, timeout=20)).tasks)
+                return list((await stub.ClaimTasks(request, timeout=60)).tasks)
             except grpc.aio.AioRpcError as error:
                 return from_rpc_error(error)
 

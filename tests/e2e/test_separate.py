@@ -101,12 +101,12 @@ def made(directory: Path, processes: list[HopperProcess]) -> Parts:
 
 def do_one(router: Stubs, title: str) -> tuple[str, str]:
     """Submit, claim and complete a task; returns its name and its decision's."""
-    answer = router.tasks.SubmitTask(submit_request(title), timeout=10)
+    answer = router.tasks.SubmitTask(submit_request(title), timeout=60)
     assert answer.decision.project == CREW
-    (task,) = router.work.ClaimTasks(claim_request("w", wait=5), timeout=10).tasks
+    (task,) = router.work.ClaimTasks(claim_request("w", wait=5), timeout=60).tasks
     assert task.name == answer.task.name
     claim = ClaimRef(task=task.name, fencing_token=task.claim.fencing_token)
-    done = router.work.CompleteTasks(CompleteTasksRequest(completions=[Completion(claim=claim)]), timeout=10)
+    done = router.work.CompleteTasks(CompleteTasksRequest(completions=[Completion(claim=claim)]), timeout=60)
     assert done.results[0].updated.state == Task.STATE_SUCCEEDED
     return task.name, answer.decision.name
 
@@ -148,14 +148,14 @@ def test_the_router_decides_without_the_registry_also_after_a_restart(parts: Par
         parts["router"].kill()
     parts["router"].start()
     with connected(parts["router"].address) as router:
-        assert [task.name for task in router.work.ClaimTasks(claim_request("w", 5), timeout=10).tasks] == [
+        assert [task.name for task in router.work.ClaimTasks(claim_request("w", 5), timeout=60).tasks] == [
             routed.task.name
         ]
         do_one(router, "after a restart without the registry")
         unknown = submit_request("for nobody known")
         unknown.spec.project = "projects/new"
         with pytest.raises(grpc.RpcError) as refused:
-            router.tasks.SubmitTask(unknown, timeout=10)
+            router.tasks.SubmitTask(unknown, timeout=60)
         # Not NOT_FOUND: nobody can say.
         refusal = from_rpc_error(refused.value)
         assert (refusal.reason, dict(refusal.metadata)) == ("SERVICE_UNAVAILABLE", {"service": "registry"})
@@ -164,7 +164,7 @@ def test_the_router_decides_without_the_registry_also_after_a_restart(parts: Par
     parts["registry"].start()
     with connected(parts["registry"].address) as registry, Hopper(parts["router"].address) as client:
         request = RegisterProjectRequest(project_id="new", project=Project(description="came later"))
-        registry.projects.RegisterProject(request, timeout=10)
+        registry.projects.RegisterProject(request, timeout=60)
         assert client.submit("for the new one", project="projects/new").task.project == "projects/new"
 
 
@@ -206,9 +206,9 @@ def test_registry_and_memory_answer_without_the_router(parts: Parts) -> None:
     parts["memory"].start()
     with connected(parts["registry"].address) as registry:
         register_crew(registry)
-        assert registry.projects.GetProject(GetProjectRequest(name=CREW), timeout=10).project.name == CREW
+        assert registry.projects.GetProject(GetProjectRequest(name=CREW), timeout=60).project.name == CREW
     with grpc.insecure_channel(parts["memory"].address) as channel:
-        assert FeedbackServiceStub(channel).GetStats(GetStatsRequest(), timeout=10).decisions == 0
+        assert FeedbackServiceStub(channel).GetStats(GetStatsRequest(), timeout=60).decisions == 0
 
 
 class Load:
@@ -223,7 +223,7 @@ class Load:
             thread.start()
 
     def _submit(self, address: str) -> None:
-        with Hopper(address, timeout=30) as client:
+        with Hopper(address, timeout=60) as client:
             while not self._stop.is_set():
                 title = str(uuid.uuid4())
                 try:

@@ -83,7 +83,7 @@ class Stage:
             stub = TaskServiceStub(channel)
             while True:
                 try:
-                    stub.GetTask(GetTaskRequest(name="instances/global/tasks/none"), timeout=1)
+                    stub.GetTask(GetTaskRequest(name="instances/global/tasks/none"), timeout=10)
                 except grpc.RpcError as error:
                     if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):
                         return

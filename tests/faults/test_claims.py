@@ -57,17 +57,17 @@ def stubs(stage: Stage) -> Iterator[tuple[Stubs, Stubs]]:
 
 def call_off(stubs: Stubs) -> None:
     """Call off what is left, so that the next test begins with an empty queue."""
-    for task in stubs.tasks.ListTasks(ListTasksRequest(page_size=1000), timeout=10).tasks:
-        stubs.tasks.CancelTask(CancelTaskRequest(name=task.name), timeout=10)
+    for task in stubs.tasks.ListTasks(ListTasksRequest(page_size=1000), timeout=60).tasks:
+        stubs.tasks.CancelTask(CancelTaskRequest(name=task.name), timeout=60)
 
 
 def submit(stubs: Stubs, title: str) -> Task:
     request = SubmitTaskRequest(parent=ROOT, spec=task_spec(title), request_id=str(uuid.uuid4()))
-    return stubs.tasks.SubmitTask(request, timeout=10).task
+    return stubs.tasks.SubmitTask(request, timeout=60).task
 
 
 def claim(stubs: Stubs, worker: str, *, lease: float = 60.0, wait: float = 0.0) -> Task:
-    (task,) = stubs.work.ClaimTasks(claim_request(worker, lease=lease, wait=wait), timeout=30).tasks
+    (task,) = stubs.work.ClaimTasks(claim_request(worker, lease=lease, wait=wait), timeout=60).tasks
     return task
 
 
@@ -78,13 +78,13 @@ def completion(task: Task, result: bytes, request_id: str = "") -> CompleteTasks
 
 
 def complete(stubs: Stubs, task: Task, result: bytes) -> ClaimResult:
-    (answer,) = stubs.work.CompleteTasks(completion(task, result), timeout=10).results
+    (answer,) = stubs.work.CompleteTasks(completion(task, result), timeout=60).results
     return answer
 
 
 def read(stubs: Stubs, name: str) -> Task:
     request = GetTaskRequest(name=name, view=TaskView.TASK_VIEW_FULL)
-    return stubs.tasks.GetTask(request, timeout=10).task
+    return stubs.tasks.GetTask(request, timeout=60).task
 
 
 def lease_end(task: Task) -> datetime:
@@ -131,10 +131,10 @@ def test_a_lease_is_over_when_it_is_over_whether_or_not_anybody_has_noticed(
     """Completed the moment its lease is over, before the reaper's next round."""
     first, last = stubs
     submit(first, "over")
-    task = claim(first, "w", lease=1.0)
+    task = claim(first, "w", lease=3.0)
     refs = RenewClaimsRequest(claims=[ref(task)])
-    refs.lease_duration.FromTimedelta(timedelta(seconds=1))
-    end = lease_end(last.work.RenewClaims(refs, timeout=10).results[0].updated)
+    refs.lease_duration.FromTimedelta(timedelta(seconds=3))
+    end = lease_end(last.work.RenewClaims(refs, timeout=60).results[0].updated)
     while datetime.now(UTC) < end + timedelta(
         milliseconds=100
     ):  # the router's clock is steady, ours may be ahead
@@ -146,9 +146,9 @@ def test_a_lease_is_over_when_it_is_over_whether_or_not_anybody_has_noticed(
 def test_two_workers_of_one_name_are_two_owners(stubs: tuple[Stubs, Stubs]) -> None:
     first, last = stubs
     names = {submit(first, f"one name {number}").name for number in range(2)}
-    one, other = claim(first, "same", lease=1.0), claim(last, "same", lease=60.0)
+    one, other = claim(first, "same", lease=3.0), claim(last, "same", lease=60.0)
     assert {one.name, other.name} == names
-    again = claim(last, "same", wait=20.0)  # the first's lease runs out, and the other gets its task
+    again = claim(last, "same", wait=30.0)  # the first's lease runs out, and the other gets its task
     assert again.name == one.name
     assert complete(first, one, b"first").error.reason == "STALE_TOKEN"
     assert complete(last, again, b"second").updated.state == Task.STATE_SUCCEEDED
@@ -254,13 +254,13 @@ def test_who_gave_up_waiting_after_the_commit_gets_the_first_answer_again(
             parent=ROOT, spec=task_spec("given up on"), request_id=str(uuid.uuid4())
         )
         gives_up(lambda: first.tasks.SubmitTask(submit_request, timeout=0.2))
-        submitted = last.tasks.SubmitTask(submit_request, timeout=20).task
+        submitted = last.tasks.SubmitTask(submit_request, timeout=60).task
         claim_for: ClaimTasksRequest = claim_request("w", request_id=str(uuid.uuid4()))
         gives_up(lambda: first.work.ClaimTasks(claim_for, timeout=0.2))
-        (task,) = last.work.ClaimTasks(claim_for, timeout=20).tasks
+        (task,) = last.work.ClaimTasks(claim_for, timeout=60).tasks
         done = completion(task, b"r", str(uuid.uuid4()))
         gives_up(lambda: first.work.CompleteTasks(done, timeout=0.2))
-        (result,) = last.work.CompleteTasks(done, timeout=20).results
+        (result,) = last.work.CompleteTasks(done, timeout=60).results
     finally:
         stage.calm()
     assert task.name == submitted.name

@@ -85,7 +85,7 @@ def test_a_step_of_the_wall_clock_moves_no_lease(
         at_rest = prepare(process.address)
         left = asyncio.run(work(process, ledger, steps))
         report: Report = check(
-            History.read([ledger.path]), take_dump(process.address, after=at_rest), promise=1_250_000
+            History.read([ledger.path]), take_dump(process.address, after=at_rest), promise=30_000_000
         )
     figure("checked", dict(report.counts))
     assert (left, report.violations) == (0, [])
@@ -99,19 +99,19 @@ def test_leases_are_as_long_before_a_step_as_after_it(engine: Engine) -> None:
         with connected(process.address) as stubs:
             for step in (HOUR, -HOUR):
                 submit = SubmitTaskRequest(parent=ROOT, spec=task_spec(f"over a step of {step}"))
-                name = stubs.tasks.SubmitTask(submit, timeout=10).task.name
-                (kept,) = stubs.work.ClaimTasks(claim_request("w", lease=1.5), timeout=10).tasks
+                name = stubs.tasks.SubmitTask(submit, timeout=60).task.name
+                (kept,) = stubs.work.ClaimTasks(claim_request("w", lease=4), timeout=60).tasks
                 claimed_at = time.monotonic()
                 process.step(step)
                 time.sleep(0.3)  # the clock looks at the wall every tenth of a second
-                renewed = renew(stubs, kept, 1.5)
+                renewed = renew(stubs, kept, 4)
                 assert renewed == "", step
                 # And then it is left alone: it comes back when the lease is over, not before, and not an hour later.
-                (again,) = stubs.work.ClaimTasks(claim_request("v", wait=20), timeout=30).tasks
+                (again,) = stubs.work.ClaimTasks(claim_request("v", wait=30), timeout=60).tasks
                 waited = time.monotonic() - claimed_at
                 assert again.name == name
-                assert 1.75 < waited < 1.5 + 0.3 + 1.0 + 2.0
-                assert renew(stubs, kept, 1.5) == "STALE_TOKEN"
+                assert waited > 4.25
+                assert renew(stubs, kept, 4) == "STALE_TOKEN"
                 process.step(0.0)
 
 
@@ -122,13 +122,13 @@ def test_a_step_back_while_the_router_is_away_keeps_nobodys_task_for_an_hour(eng
         prepare(process.address)
         with connected(process.address) as stubs:
             submit = SubmitTaskRequest(parent=ROOT, spec=task_spec("left by the dead"))
-            name = stubs.tasks.SubmitTask(submit, timeout=10).task.name
-            (kept,) = stubs.work.ClaimTasks(claim_request("w", lease=1.0), timeout=10).tasks
+            name = stubs.tasks.SubmitTask(submit, timeout=60).task.name
+            (kept,) = stubs.work.ClaimTasks(claim_request("w", lease=1.0), timeout=60).tasks
         process.kill()
         process.step(-HOUR)
         process.start()
         with connected(process.address) as stubs:
-            (again,) = stubs.work.ClaimTasks(claim_request("v", wait=10), timeout=30).tasks
+            (again,) = stubs.work.ClaimTasks(claim_request("v", wait=30), timeout=60).tasks
             assert again.name == name
             assert again.claim.fencing_token > kept.claim.fencing_token
             assert renew(stubs, kept, 1.0) == "STALE_TOKEN"
@@ -138,5 +138,5 @@ def renew(stubs: Stubs, task: Task, seconds: float) -> str:
     """Extend a lease; the reason of the refusal, or nothing."""
     request = RenewClaimsRequest(claims=[ref(task)])
     request.lease_duration.FromTimedelta(timedelta(seconds=seconds))
-    (result,) = stubs.work.RenewClaims(request, timeout=10).results
+    (result,) = stubs.work.RenewClaims(request, timeout=60).results
     return result.error.reason

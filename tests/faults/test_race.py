@@ -106,7 +106,7 @@ async def test_each_of_many_tasks_reaches_one_of_those_who_wait(stage: Stage) ->
     ):
         waiting = [
             asyncio.ensure_future(
-                WorkServiceStub(channel).ClaimTasks(claim_request(f"w{number}", wait=20), timeout=30)
+                WorkServiceStub(channel).ClaimTasks(claim_request(f"w{number}", wait=20), timeout=60)
             )
             for number, channel in enumerate(channels)
         ]

@@ -46,8 +46,8 @@ _READY = re.compile(
     r"^hopper \((?P<services>[^)]*)\) listens on (?P<addresses>.*); data in (?P<data>.*); pid (?P<pid>\d+)$"
 )
 
-START_SECONDS = 30.0
-STOP_SECONDS = 30.0
+START_SECONDS = 100.0
+STOP_SECONDS = 100.0
 
 
 class NotStarted(Exception):

@@ -23,7 +23,7 @@ from hopper_cli.cli import Cli
 from hopper_common.errors import HopperError
 from hopper_common.startup import StartupError
 
-_DATABASES: Final = ("registry.db", "router.db", "memory.db", "audit.db")
+_DATABASES: Final = ("registry.db", "router.db", "memory.db", "federation.db", "audit.db")
 _SERVICES: Final = {
     "registry": ("hopper.registry.v1.ProjectService", "hopper.registry.v1.InstanceService"),
     "router": (
@@ -37,6 +37,7 @@ _SERVICES: Final = {
         "hopper.memory.v1.EpisodicMemoryService",
         "hopper.memory.v1.FeedbackService",
     ),
+    "federation": ("hopper.federation.v1.PeerAdminService",),
 }
 _LITTLE_SPACE: Final = 1_000_000_000
 _NO_SPACE: Final = 50_000_000

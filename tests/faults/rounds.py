@@ -22,6 +22,7 @@ from hopper_testing.dump import Dump, take_dump
 from hopper_testing.history import History, Kind, Ledger, Outcome
 from hopper_testing.workload import drain, prepare
 from tests.faults.nemesis import strike
+from tests.faults.promises import MARGIN
 from tests.faults.stage import Callers, Engine, Stage, stage_in_temporary_directory
 
 ROUNDS_PER_WATCH: Final = 10
@@ -30,9 +31,6 @@ _BUSY: Final = ("--pause", "0.03", "--batch", "8")
 _NAMES: Final = ("--name", "ann", "--name", "bob", "--name", "cid")
 _DRAIN_SECONDS: Final = 60.0
 _CATCH_UP_SECONDS: Final = 30.0
-_MARGIN: Final = (
-    30_000_000  # microseconds beside the promise: how late it was is told, and a busy machine is no fault
-)
 
 Say = Callable[[str], None]
 
@@ -92,7 +90,7 @@ def run(engine: Engine, *, rounds: int, seed: int, say: Say = print, keep: Path 
             number += 1
             todo = min(ROUNDS_PER_WATCH, rounds - result.rounds)
             history, dump = _watch(stage, chance, number, todo, at_rest, result)
-            report = check(history, dump, promise=1_000_000 + _MARGIN)
+            report = check(history, dump, promise=1_000_000 + MARGIN)
             result.report.add(report)
             for violation in report.violations:
                 say(f"  {violation}")

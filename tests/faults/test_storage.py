@@ -26,13 +26,11 @@ from hopper_testing.postgres import OwnServer, private_server
 from hopper_testing.processes import HopperProcess, temporary_directory
 from hopper_testing.workload import PROJECT, ROOT, Habits, claim_request, drain, prepare, run, task_spec
 from tests.e2e.calls import Stubs, connected
+from tests.faults.promises import FAIL_OVER, MARGIN
 from tests.faults.stage import Stage, stage_in_temporary_directory
 from tests.faults.test_claims import call_off, complete
 
 _ROLES: Final = ("submitter", "submitter", "worker", "worker", "streamer", "canceller", "watcher")
-_FAIL_OVER: Final = timedelta(seconds=30)
-_MARGIN: Final = 30_000_000
-"""Microseconds beside the promise: a busy machine is no fault."""
 
 Figure = Callable[[str, object], None]
 
@@ -59,7 +57,7 @@ def used(stage: Stage, ledger: Ledger, rest: int, *, seconds: float) -> Report:
     left = asyncio.run(drain(stage.addresses[-1], ledger, seconds=30))
     assert left == 0
     history = History.read([ledger.path, stage.ledger.path])
-    return check(history, take_dump(stage.addresses[-1], after=rest), promise=1_000_000 + _MARGIN)
+    return check(history, take_dump(stage.addresses[-1], after=rest), promise=1_000_000 + MARGIN)
 
 
 def submit(stubs: Stubs, title: str, *, request_id: str = "", timeout: float = 30) -> Task:
@@ -294,4 +292,4 @@ def test_who_takes_over_brings_back_what_ran_out(replicas: Stage, figure: Figure
             assert complete(other, again, b"r").updated.state == Task.STATE_SUCCEEDED
         start, end = again.claim.start_time.ToDatetime(UTC), task.claim.lease_expire_time.ToDatetime(UTC)
         figure(f"ready again after router {dying} was killed", start - end)
-        assert timedelta(0) <= start - end <= _FAIL_OVER
+        assert timedelta(0) <= start - end <= FAIL_OVER

@@ -32,7 +32,9 @@ LONGEST_BACKOFF = 5.0
 # What a long poll is given beyond its wait, for the way there and back.
 POLL_MARGIN = 5.0
 
-_READ = re.compile(r"(Get|List|Search|Suggest|Validate|Explain|Replay|Check|Verify|WhoAmI|ReportSage)(?![a-z])")
+_READ = re.compile(
+    r"(Get|List|Search|Suggest|Validate|Explain|Replay|Check|Verify|WhoAmI|ReportSage)(?![a-z])"
+)
 # Mutations without a request_id of which a second makes no difference: the first of them counts, or the last.
 _REPEATABLE = frozenset({"RenewClaims", "ReportProgress", "Heartbeat", "RecordEpisodes"})
 

@@ -29,7 +29,10 @@ def test_it_says_how_to_go_on_and_stops_when_asked(alone: Terminal) -> None:
         assert str(alone.data_dir / "hopper.sock") in seen
         assert "hopper add" in seen
         port = next(word for word in seen.split() if word.startswith("127.0.0.1:"))
-        assert alone("list", "--address", port).code == 0
+        refused = alone("list", "--address", port)
+        assert "HOPPER_API_KEY" in refused.err
+        key = json.loads(alone("auth", "init", "--json").out)["secret"]
+        assert alone("list", "--address", port, HOPPER_API_KEY=key).code == 0
         second = alone("up")
         assert second.code == 3
         assert "runs on" in second.err

@@ -28,6 +28,7 @@ from typing import Final, Self
 
 START_SECONDS: Final = 60.0
 _WINDOW: Final = timedelta(hours=1)
+_CALLER_GONE: Final = "ExecuteBatchError raised in core by servicer method"
 
 
 class Alone:
@@ -118,6 +119,14 @@ class Alone:
     def log_text(self) -> str:
         """All it has written to stderr."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def troubles(self) -> list[str]:
+        """What it has logged that must not be: exceptions, but for gRPC's word that a caller has gone meanwhile."""
+        return [
+            line[:3_000]
+            for line in self.log_text().splitlines()
+            if ("Traceback" in line or "this is a defect" in line) and _CALLER_GONE not in line
+        ]
 
 
 # The process.

@@ -237,10 +237,11 @@ class Adviser:
         Raises:
             HopperError: The storage is in trouble, or there is no copy of the registry yet; the task waits on.
         """
+        confirmed = self._engine.registry.confirmed  # before the file: what is confirmed meanwhile is not in it
         file = await self._engine.read(lambda unit: _file_of(unit, name))
         if file is None:
             return False
-        if file.incomplete and not self._engine.registry.confirmed:
+        if file.incomplete and not confirmed:
             # The copy of before a restart may be older than the task, and lack its projects.
             raise RegistryUnknown(service="registry")
         precedents: Sequence[Precedent] | None = None

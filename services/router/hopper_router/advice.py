@@ -237,11 +237,12 @@ class Adviser:
         Raises:
             HopperError: The storage is in trouble, or there is no copy of the registry yet; the task waits on.
         """
-        confirmed = self._engine.registry.confirmed  # before the file: what is confirmed meanwhile is not in it
+        # Asked before the file is read: what is confirmed meanwhile is not in it.
+        confirmed = self._engine.registry.confirmed
         file = await self._engine.read(lambda unit: _file_of(unit, name))
         if file is None:
             return False
-        if file.incomplete and not confirmed:
+        if not confirmed and (file.incomplete or not file.shortlist):
             # The copy of before a restart may be older than the task, and lack its projects.
             raise RegistryUnknown(service="registry")
         precedents: Sequence[Precedent] | None = None

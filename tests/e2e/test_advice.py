@@ -16,8 +16,8 @@ from hopper.memory.v1.feedback_service_pb2 import GetStatsRequest
 from hopper.registry.v1.project_pb2 import Project
 from hopper.registry.v1.project_service_pb2 import RegisterProjectRequest
 from hopper.router.v1.decision_pb2 import Decision, Opinion, Policy
-from hopper.router.v1.routing_service_pb2 import GetDecisionRequest, UpdatePolicyRequest
-from hopper.router.v1.task_pb2 import Task
+from hopper.router.v1.routing_service_pb2 import GetDecisionRequest, SuggestRouteRequest, UpdatePolicyRequest
+from hopper.router.v1.task_pb2 import Task, TaskSpec
 from hopper.router.v1.task_service_pb2 import AnswerTaskRequest, GetTaskRequest
 from hopper.router.v1.work_service_pb2 import (
     ClaimRef,
@@ -117,7 +117,16 @@ def ready(client: Hopper) -> Hopper:
         client.projects.RegisterProject(RegisterProjectRequest(project_id=name, project=Project()))
     policy = Policy(name=f"{ROOT}/policy", source=POLICY)
     client.routing.UpdatePolicy(UpdatePolicyRequest(policy=policy))
+    # The router hears of projects a moment later, and who is asked meanwhile has fewer to choose from.
+    known = eventually(lambda: _candidates(client), lambda known: len(known) == 2)
+    assert known == {"projects/web", "projects/api"}
     return client
+
+
+def _candidates(client: Hopper) -> set[str]:
+    """Among whom the router would choose now."""
+    request = SuggestRouteRequest(parent=ROOT, spec=TaskSpec(title="a wombat"))
+    return {one.project for one in client.routing.SuggestRoute(request).decision.candidates}
 
 
 def get(client: Hopper, name: str) -> Task:

@@ -59,7 +59,7 @@ async def test_a_delay_is_for_everything_and_not_for_each_piece(proxy: ChaosProx
     proxy.there.delay, proxy.back.delay = 0.1, 0.1
     begin = time.monotonic()
     assert await said(ends, b"x" * 100_000) == b"x" * 100_000
-    assert time.monotonic() - begin >= 0.2
+    assert time.monotonic() - begin >= 0.19
     ends[1].close()
 
 
@@ -133,7 +133,7 @@ async def test_a_close_may_be_heard_late(proxy: ChaosProxy) -> None:
     begin = time.monotonic()
     writer.write_eof()
     assert await reader.read() == b""
-    assert time.monotonic() - begin >= 0.1
+    assert time.monotonic() - begin >= 0.09
     writer.close()
 
 

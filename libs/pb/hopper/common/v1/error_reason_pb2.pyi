@@ -248,6 +248,22 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. This Hopper cannot look for others that way: not installed, or no such network.
     Metadata: `missing`.
     """
+    ERROR_REASON_STALE_EPOCH: _ErrorReason.ValueType  # 154
+    """ABORTED. A later hand-over of the same task has overtaken this one. Metadata: `delegation`, `epoch`."""
+    ERROR_REASON_HOP_LIMIT: _ErrorReason.ValueType  # 155
+    """FAILED_PRECONDITION. The task has been through as many Hoppers as it may. Metadata: `hops`."""
+    ERROR_REASON_FAN_OUT_LIMIT: _ErrorReason.ValueType  # 156
+    """FAILED_PRECONDITION. The task may be handed on to no more Hoppers. Metadata: `fan_out`."""
+    ERROR_REASON_LEASE_LOST: _ErrorReason.ValueType  # 157
+    """ABORTED. The lease ran out before this was said; whoever handed the task over has it again. Metadata: `delegation`."""
+    ERROR_REASON_RESYNC_NEEDED: _ErrorReason.ValueType  # 158
+    """UNAVAILABLE. The peer was restored from a backup, or this Hopper was: both compare notes first. Metadata: `peer`."""
+    ERROR_REASON_ARTIFACT_NOT_FOUND: _ErrorReason.ValueType  # 159
+    """NOT_FOUND. Metadata: `artifact`."""
+    ERROR_REASON_ARTIFACT_INVALID: _ErrorReason.ValueType  # 160
+    """INVALID_ARGUMENT. An artifact whose bytes are not what its hash or size says, or with a name that is none.
+    Metadata: `artifact`.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The value of `google.rpc.ErrorInfo.reason`, without the prefix `ERROR_REASON_`, under the domain `hopper.dev`.
@@ -481,5 +497,21 @@ ERROR_REASON_IDENTITY_WRONG_STATE: ErrorReason.ValueType  # 152
 ERROR_REASON_DISCOVERY_UNAVAILABLE: ErrorReason.ValueType  # 153
 """FAILED_PRECONDITION. This Hopper cannot look for others that way: not installed, or no such network.
 Metadata: `missing`.
+"""
+ERROR_REASON_STALE_EPOCH: ErrorReason.ValueType  # 154
+"""ABORTED. A later hand-over of the same task has overtaken this one. Metadata: `delegation`, `epoch`."""
+ERROR_REASON_HOP_LIMIT: ErrorReason.ValueType  # 155
+"""FAILED_PRECONDITION. The task has been through as many Hoppers as it may. Metadata: `hops`."""
+ERROR_REASON_FAN_OUT_LIMIT: ErrorReason.ValueType  # 156
+"""FAILED_PRECONDITION. The task may be handed on to no more Hoppers. Metadata: `fan_out`."""
+ERROR_REASON_LEASE_LOST: ErrorReason.ValueType  # 157
+"""ABORTED. The lease ran out before this was said; whoever handed the task over has it again. Metadata: `delegation`."""
+ERROR_REASON_RESYNC_NEEDED: ErrorReason.ValueType  # 158
+"""UNAVAILABLE. The peer was restored from a backup, or this Hopper was: both compare notes first. Metadata: `peer`."""
+ERROR_REASON_ARTIFACT_NOT_FOUND: ErrorReason.ValueType  # 159
+"""NOT_FOUND. Metadata: `artifact`."""
+ERROR_REASON_ARTIFACT_INVALID: ErrorReason.ValueType  # 160
+"""INVALID_ARGUMENT. An artifact whose bytes are not what its hash or size says, or with a name that is none.
+Metadata: `artifact`.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -160,10 +160,26 @@ class PeerStatus(_message.Message):
     CLOCK_OFFSET_FIELD_NUMBER: _builtins.int
     PROTOCOL_VERSION_FIELD_NUMBER: _builtins.int
     LEAF_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    OUTBOX_FIELD_NUMBER: _builtins.int
+    OLDEST_FIELD_NUMBER: _builtins.int
+    HANDED_OVER_FIELD_NUMBER: _builtins.int
+    TAKEN_OVER_FIELD_NUMBER: _builtins.int
+    QUARANTINED_FIELD_NUMBER: _builtins.int
+    FREE_SLOTS_FIELD_NUMBER: _builtins.int
     last_failure: _builtins.str
     """Why the last call failed, as a reason of the catalogue; empty: it did not."""
     protocol_version: _builtins.str
     """The version of the protocol that both speak: `1.0`."""
+    outbox: _builtins.int
+    """Messages for it that it has not answered."""
+    handed_over: _builtins.int
+    """Hand-overs to it that are open."""
+    taken_over: _builtins.int
+    """Hand-overs from it that are open."""
+    quarantined: _builtins.int
+    """Of these, how many wait for a person."""
+    free_slots: _builtins.int
+    """How many more tasks it said it would take."""
     @_builtins.property
     def last_heard(self) -> _duration_pb2.Duration:
         """How long ago the last authenticated message came from it; unset: none has come."""
@@ -184,6 +200,10 @@ class PeerStatus(_message.Message):
     def leaf_expire_time(self) -> _timestamp_pb2.Timestamp:
         """Its certificate runs out then, as last seen."""
 
+    @_builtins.property
+    def oldest(self) -> _duration_pb2.Duration:
+        """How long the oldest of them has waited; unset: there is none."""
+
     def __init__(
         self,
         *,
@@ -194,10 +214,16 @@ class PeerStatus(_message.Message):
         clock_offset: _duration_pb2.Duration | None = ...,
         protocol_version: _builtins.str = ...,
         leaf_expire_time: _timestamp_pb2.Timestamp | None = ...,
+        outbox: _builtins.int = ...,
+        oldest: _duration_pb2.Duration | None = ...,
+        handed_over: _builtins.int = ...,
+        taken_over: _builtins.int = ...,
+        quarantined: _builtins.int = ...,
+        free_slots: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["clock_offset", b"clock_offset", "held_until", b"held_until", "last_heard", b"last_heard", "last_reached", b"last_reached", "leaf_expire_time", b"leaf_expire_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["clock_offset", b"clock_offset", "held_until", b"held_until", "last_heard", b"last_heard", "last_reached", b"last_reached", "leaf_expire_time", b"leaf_expire_time", "oldest", b"oldest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_offset", b"clock_offset", "held_until", b"held_until", "last_failure", b"last_failure", "last_heard", b"last_heard", "last_reached", b"last_reached", "leaf_expire_time", b"leaf_expire_time", "protocol_version", b"protocol_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_offset", b"clock_offset", "free_slots", b"free_slots", "handed_over", b"handed_over", "held_until", b"held_until", "last_failure", b"last_failure", "last_heard", b"last_heard", "last_reached", b"last_reached", "leaf_expire_time", b"leaf_expire_time", "oldest", b"oldest", "outbox", b"outbox", "protocol_version", b"protocol_version", "quarantined", b"quarantined", "taken_over", b"taken_over"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

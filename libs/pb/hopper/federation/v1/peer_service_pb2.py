@@ -26,10 +26,12 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from hopper.common.v1 import identity_pb2 as hopper_dot_common_dot_v1_dot_identity__pb2
 from hopper.common.v1 import options_pb2 as hopper_dot_common_dot_v1_dot_options__pb2
+from hopper.federation.v1 import delegation_pb2 as hopper_dot_federation_dot_v1_dot_delegation__pb2
 from hopper.federation.v1 import pairing_service_pb2 as hopper_dot_federation_dot_v1_dot_pairing__service__pb2
+from hopper.registry.v1 import project_pb2 as hopper_dot_registry_dot_v1_dot_project__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'hopper/federation/v1/peer_service.proto\x12\x14hopper.federation.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fhopper/common/v1/identity.proto\x1a\x1ehopper/common/v1/options.proto\x1a*hopper/federation/v1/pairing_service.proto\"i\n\x0cHelloRequest\x12@\n\x0cintroduction\x18\x01 \x01(\x0b\x32\".hopper.federation.v1.IntroductionB\x06\xea\xe0\x18\x02\x08\x01\x12\x17\n\x05nonce\x18\x02 \x01(\x0c\x42\x08\xea\xe0\x18\x04\x08\x01\x10 \"\x80\x01\n\rHelloResponse\x12\x38\n\x0cintroduction\x18\x01 \x01(\x0b\x32\".hopper.federation.v1.Introduction\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x0e\n\x06key_id\x18\x03 \x01(\t\x12\x12\n\nfree_slots\x18\x04 \x01(\x05\"*\n\x10GetBundleRequest\x12\x16\n\x0eknown_sequence\x18\x01 \x01(\x04\"C\n\x11GetBundleResponse\x12.\n\x06\x62undle\x18\x01 \x01(\x0b\x32\x1e.hopper.common.v1.SignedBundle\"K\n\x11PushBundleRequest\x12\x36\n\x06\x62undle\x18\x01 \x01(\x0b\x32\x1e.hopper.common.v1.SignedBundleB\x06\xea\xe0\x18\x02\x08\x01\"&\n\x12PushBundleResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"\x18\n\x16GetCapabilitiesRequest\"C\n\x17GetCapabilitiesResponse\x12\x14\n\x0c\x63\x61pabilities\x18\x01 \x03(\t\x12\x12\n\nfree_slots\x18\x02 \x01(\x05\"\'\n\rListenRequest\x12\x16\n\x0eknown_sequence\x18\x01 \x01(\x04\"\x8f\x01\n\x0eListenResponse\x12+\n\x05\x61live\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x12\x19\n\x0f\x62undle_sequence\x18\x02 \x01(\x04H\x00\x12,\n\x07leaving\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x42\x07\n\x05\x65vent2\xa1\x04\n\x0bPeerService\x12\\\n\x05Hello\x12\".hopper.federation.v1.HelloRequest\x1a#.hopper.federation.v1.HelloResponse\"\n\xe2\xe0\x18\x06\x18\x02 `(\x02\x12h\n\tGetBundle\x12&.hopper.federation.v1.GetBundleRequest\x1a\'.hopper.federation.v1.GetBundleResponse\"\n\xe2\xe0\x18\x06\x18\x01 \x10(\x02\x12k\n\nPushBundle\x12\'.hopper.federation.v1.PushBundleRequest\x1a(.hopper.federation.v1.PushBundleResponse\"\n\xe2\xe0\x18\x06\x18\x02 `(\x02\x12z\n\x0fGetCapabilities\x12,.hopper.federation.v1.GetCapabilitiesRequest\x1a-.hopper.federation.v1.GetCapabilitiesResponse\"\n\xe2\xe0\x18\x06\x18\x01 \x10(\x02\x12\x61\n\x06Listen\x12#.hopper.federation.v1.ListenRequest\x1a$.hopper.federation.v1.ListenResponse\"\n\xe2\xe0\x18\x06\x18\x04 \x10(\x02\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'hopper/federation/v1/peer_service.proto\x12\x14hopper.federation.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fhopper/common/v1/identity.proto\x1a\x1ehopper/common/v1/options.proto\x1a%hopper/federation/v1/delegation.proto\x1a*hopper/federation/v1/pairing_service.proto\x1a hopper/registry/v1/project.proto\"i\n\x0cHelloRequest\x12@\n\x0cintroduction\x18\x01 \x01(\x0b\x32\".hopper.federation.v1.IntroductionB\x06\xea\xe0\x18\x02\x08\x01\x12\x17\n\x05nonce\x18\x02 \x01(\x0c\x42\x08\xea\xe0\x18\x04\x08\x01\x10 \"\x80\x01\n\rHelloResponse\x12\x38\n\x0cintroduction\x18\x01 \x01(\x0b\x32\".hopper.federation.v1.Introduction\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x0e\n\x06key_id\x18\x03 \x01(\t\x12\x12\n\nfree_slots\x18\x04 \x01(\x05\"*\n\x10GetBundleRequest\x12\x16\n\x0eknown_sequence\x18\x01 \x01(\x04\"C\n\x11GetBundleResponse\x12.\n\x06\x62undle\x18\x01 \x01(\x0b\x32\x1e.hopper.common.v1.SignedBundle\"K\n\x11PushBundleRequest\x12\x36\n\x06\x62undle\x18\x01 \x01(\x0b\x32\x1e.hopper.common.v1.SignedBundleB\x06\xea\xe0\x18\x02\x08\x01\"&\n\x12PushBundleResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"\x18\n\x16GetCapabilitiesRequest\"\xa4\x01\n\x17GetCapabilitiesResponse\x12\x14\n\x0c\x63\x61pabilities\x18\x01 \x03(\t\x12\x12\n\nfree_slots\x18\x02 \x01(\x05\x12\x0c\n\x04open\x18\x03 \x01(\x05\x12\x37\n\rworking_hours\x18\x04 \x01(\x0b\x32 .hopper.registry.v1.WorkingHours\x12\x18\n\x10velocity_per_day\x18\x05 \x01(\x01\"\'\n\rListenRequest\x12\x16\n\x0eknown_sequence\x18\x01 \x01(\x04\"\x8f\x01\n\x0eListenResponse\x12+\n\x05\x61live\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x12\x19\n\x0f\x62undle_sequence\x18\x02 \x01(\x04H\x00\x12,\n\x07leaving\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x42\x07\n\x05\x65vent\"m\n\x0e\x44\x65liverRequest\x12\x37\n\x08messages\x18\x01 \x03(\x0b\x32\x1d.hopper.federation.v1.MessageB\x06\xea\xe0\x18\x02\x18\x32\x12\"\n\x0bincarnation\x18\x02 \x01(\x03\x42\r\xea\xe0\x18\t)\x00\x00\x00\x00\x00\x00\x00\x00\"V\n\x0f\x44\x65liverResponse\x12/\n\x08receipts\x18\x01 \x03(\x0b\x32\x1d.hopper.federation.v1.Receipt\x12\x12\n\nfree_slots\x18\x02 \x01(\x05\"\x9d\x01\n\x0bSyncRequest\x12<\n\x05notes\x18\x01 \x03(\x0b\x32$.hopper.federation.v1.DelegationNoteB\x07\xea\xe0\x18\x03\x18\xe8\x07\x12\x15\n\x05\x61\x66ter\x18\x02 \x01(\tB\x06\xea\xe0\x18\x02 \x01\x12\x15\n\x05up_to\x18\x03 \x01(\tB\x06\xea\xe0\x18\x02 \x01\x12\"\n\x0bincarnation\x18\x04 \x01(\x03\x42\r\xea\xe0\x18\t)\x00\x00\x00\x00\x00\x00\x00\x00\"T\n\x0cSyncResponse\x12\x33\n\x05notes\x18\x01 \x03(\x0b\x32$.hopper.federation.v1.DelegationNote\x12\x0f\n\x07unknown\x18\x02 \x03(\t\"g\n\x0eGetBlobRequest\x12\x1c\n\ndelegation\x18\x01 \x01(\tB\x08\xea\xe0\x18\x04\x08\x01 \x01\x12\x18\n\x06sha256\x18\x02 \x01(\x0c\x42\x08\xea\xe0\x18\x04\x08\x01\x10 \x12\x1d\n\x06offset\x18\x03 \x01(\x03\x42\r\xea\xe0\x18\t)\x00\x00\x00\x00\x00\x00\x00\x00\"\x1f\n\x0fGetBlobResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x32\xc8\x06\n\x0bPeerService\x12\\\n\x05Hello\x12\".hopper.federation.v1.HelloRequest\x1a#.hopper.federation.v1.HelloResponse\"\n\xe2\xe0\x18\x06\x18\x02 `(\x02\x12h\n\tGetBundle\x12&.hopper.federation.v1.GetBundleRequest\x1a\'.hopper.federation.v1.GetBundleResponse\"\n\xe2\xe0\x18\x06\x18\x01 \x10(\x02\x12k\n\nPushBundle\x12\'.hopper.federation.v1.PushBundleRequest\x1a(.hopper.federation.v1.PushBundleResponse\"\n\xe2\xe0\x18\x06\x18\x02 `(\x02\x12z\n\x0fGetCapabilities\x12,.hopper.federation.v1.GetCapabilitiesRequest\x1a-.hopper.federation.v1.GetCapabilitiesResponse\"\n\xe2\xe0\x18\x06\x18\x01 \x10(\x02\x12\x61\n\x06Listen\x12#.hopper.federation.v1.ListenRequest\x1a$.hopper.federation.v1.ListenResponse\"\n\xe2\xe0\x18\x06\x18\x04 \x10(\x02\x30\x01\x12\x63\n\x07\x44\x65liver\x12$.hopper.federation.v1.DeliverRequest\x1a%.hopper.federation.v1.DeliverResponse\"\x0b\xe2\xe0\x18\x07\x18\x03 \x80\x14(\x02\x12Z\n\x04Sync\x12!.hopper.federation.v1.SyncRequest\x1a\".hopper.federation.v1.SyncResponse\"\x0b\xe2\xe0\x18\x07\x18\x02 \x80\x08(\x02\x12\x64\n\x07GetBlob\x12$.hopper.federation.v1.GetBlobRequest\x1a%.hopper.federation.v1.GetBlobResponse\"\n\xe2\xe0\x18\x06\x18\x04 \x10(\x03\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,6 +44,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HELLOREQUEST'].fields_by_name['nonce']._serialized_options = b'\352\340\030\004\010\001\020 '
   _globals['_PUSHBUNDLEREQUEST'].fields_by_name['bundle']._loaded_options = None
   _globals['_PUSHBUNDLEREQUEST'].fields_by_name['bundle']._serialized_options = b'\352\340\030\002\010\001'
+  _globals['_DELIVERREQUEST'].fields_by_name['messages']._loaded_options = None
+  _globals['_DELIVERREQUEST'].fields_by_name['messages']._serialized_options = b'\352\340\030\002\0302'
+  _globals['_DELIVERREQUEST'].fields_by_name['incarnation']._loaded_options = None
+  _globals['_DELIVERREQUEST'].fields_by_name['incarnation']._serialized_options = b'\352\340\030\t)\000\000\000\000\000\000\000\000'
+  _globals['_SYNCREQUEST'].fields_by_name['notes']._loaded_options = None
+  _globals['_SYNCREQUEST'].fields_by_name['notes']._serialized_options = b'\352\340\030\003\030\350\007'
+  _globals['_SYNCREQUEST'].fields_by_name['after']._loaded_options = None
+  _globals['_SYNCREQUEST'].fields_by_name['after']._serialized_options = b'\352\340\030\002 \001'
+  _globals['_SYNCREQUEST'].fields_by_name['up_to']._loaded_options = None
+  _globals['_SYNCREQUEST'].fields_by_name['up_to']._serialized_options = b'\352\340\030\002 \001'
+  _globals['_SYNCREQUEST'].fields_by_name['incarnation']._loaded_options = None
+  _globals['_SYNCREQUEST'].fields_by_name['incarnation']._serialized_options = b'\352\340\030\t)\000\000\000\000\000\000\000\000'
+  _globals['_GETBLOBREQUEST'].fields_by_name['delegation']._loaded_options = None
+  _globals['_GETBLOBREQUEST'].fields_by_name['delegation']._serialized_options = b'\352\340\030\004\010\001 \001'
+  _globals['_GETBLOBREQUEST'].fields_by_name['sha256']._loaded_options = None
+  _globals['_GETBLOBREQUEST'].fields_by_name['sha256']._serialized_options = b'\352\340\030\004\010\001\020 '
+  _globals['_GETBLOBREQUEST'].fields_by_name['offset']._loaded_options = None
+  _globals['_GETBLOBREQUEST'].fields_by_name['offset']._serialized_options = b'\352\340\030\t)\000\000\000\000\000\000\000\000'
   _globals['_PEERSERVICE'].methods_by_name['Hello']._loaded_options = None
   _globals['_PEERSERVICE'].methods_by_name['Hello']._serialized_options = b'\342\340\030\006\030\002 `(\002'
   _globals['_PEERSERVICE'].methods_by_name['GetBundle']._loaded_options = None
@@ -52,26 +72,44 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PEERSERVICE'].methods_by_name['GetCapabilities']._serialized_options = b'\342\340\030\006\030\001 \020(\002'
   _globals['_PEERSERVICE'].methods_by_name['Listen']._loaded_options = None
   _globals['_PEERSERVICE'].methods_by_name['Listen']._serialized_options = b'\342\340\030\006\030\004 \020(\002'
-  _globals['_HELLOREQUEST']._serialized_start=239
-  _globals['_HELLOREQUEST']._serialized_end=344
-  _globals['_HELLORESPONSE']._serialized_start=347
-  _globals['_HELLORESPONSE']._serialized_end=475
-  _globals['_GETBUNDLEREQUEST']._serialized_start=477
-  _globals['_GETBUNDLEREQUEST']._serialized_end=519
-  _globals['_GETBUNDLERESPONSE']._serialized_start=521
-  _globals['_GETBUNDLERESPONSE']._serialized_end=588
-  _globals['_PUSHBUNDLEREQUEST']._serialized_start=590
-  _globals['_PUSHBUNDLEREQUEST']._serialized_end=665
-  _globals['_PUSHBUNDLERESPONSE']._serialized_start=667
-  _globals['_PUSHBUNDLERESPONSE']._serialized_end=705
-  _globals['_GETCAPABILITIESREQUEST']._serialized_start=707
-  _globals['_GETCAPABILITIESREQUEST']._serialized_end=731
-  _globals['_GETCAPABILITIESRESPONSE']._serialized_start=733
-  _globals['_GETCAPABILITIESRESPONSE']._serialized_end=800
-  _globals['_LISTENREQUEST']._serialized_start=802
-  _globals['_LISTENREQUEST']._serialized_end=841
-  _globals['_LISTENRESPONSE']._serialized_start=844
-  _globals['_LISTENRESPONSE']._serialized_end=987
-  _globals['_PEERSERVICE']._serialized_start=990
-  _globals['_PEERSERVICE']._serialized_end=1535
+  _globals['_PEERSERVICE'].methods_by_name['Deliver']._loaded_options = None
+  _globals['_PEERSERVICE'].methods_by_name['Deliver']._serialized_options = b'\342\340\030\007\030\003 \200\024(\002'
+  _globals['_PEERSERVICE'].methods_by_name['Sync']._loaded_options = None
+  _globals['_PEERSERVICE'].methods_by_name['Sync']._serialized_options = b'\342\340\030\007\030\002 \200\010(\002'
+  _globals['_PEERSERVICE'].methods_by_name['GetBlob']._loaded_options = None
+  _globals['_PEERSERVICE'].methods_by_name['GetBlob']._serialized_options = b'\342\340\030\006\030\004 \020(\003'
+  _globals['_HELLOREQUEST']._serialized_start=312
+  _globals['_HELLOREQUEST']._serialized_end=417
+  _globals['_HELLORESPONSE']._serialized_start=420
+  _globals['_HELLORESPONSE']._serialized_end=548
+  _globals['_GETBUNDLEREQUEST']._serialized_start=550
+  _globals['_GETBUNDLEREQUEST']._serialized_end=592
+  _globals['_GETBUNDLERESPONSE']._serialized_start=594
+  _globals['_GETBUNDLERESPONSE']._serialized_end=661
+  _globals['_PUSHBUNDLEREQUEST']._serialized_start=663
+  _globals['_PUSHBUNDLEREQUEST']._serialized_end=738
+  _globals['_PUSHBUNDLERESPONSE']._serialized_start=740
+  _globals['_PUSHBUNDLERESPONSE']._serialized_end=778
+  _globals['_GETCAPABILITIESREQUEST']._serialized_start=780
+  _globals['_GETCAPABILITIESREQUEST']._serialized_end=804
+  _globals['_GETCAPABILITIESRESPONSE']._serialized_start=807
+  _globals['_GETCAPABILITIESRESPONSE']._serialized_end=971
+  _globals['_LISTENREQUEST']._serialized_start=973
+  _globals['_LISTENREQUEST']._serialized_end=1012
+  _globals['_LISTENRESPONSE']._serialized_start=1015
+  _globals['_LISTENRESPONSE']._serialized_end=1158
+  _globals['_DELIVERREQUEST']._serialized_start=1160
+  _globals['_DELIVERREQUEST']._serialized_end=1269
+  _globals['_DELIVERRESPONSE']._serialized_start=1271
+  _globals['_DELIVERRESPONSE']._serialized_end=1357
+  _globals['_SYNCREQUEST']._serialized_start=1360
+  _globals['_SYNCREQUEST']._serialized_end=1517
+  _globals['_SYNCRESPONSE']._serialized_start=1519
+  _globals['_SYNCRESPONSE']._serialized_end=1603
+  _globals['_GETBLOBREQUEST']._serialized_start=1605
+  _globals['_GETBLOBREQUEST']._serialized_end=1708
+  _globals['_GETBLOBRESPONSE']._serialized_start=1710
+  _globals['_GETBLOBRESPONSE']._serialized_end=1741
+  _globals['_PEERSERVICE']._serialized_start=1744
+  _globals['_PEERSERVICE']._serialized_end=2584
 # @@protoc_insertion_point(module_scope)

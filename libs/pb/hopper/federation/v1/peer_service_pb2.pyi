@@ -10,7 +10,9 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from hopper.common.v1 import identity_pb2 as _identity_pb2
+from hopper.federation.v1 import delegation_pb2 as _delegation_pb2
 from hopper.federation.v1 import pairing_service_pb2 as _pairing_service_pb2
+from hopper.registry.v1 import project_pb2 as _project_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -203,21 +205,35 @@ class GetCapabilitiesResponse(_message.Message):
 
     CAPABILITIES_FIELD_NUMBER: _builtins.int
     FREE_SLOTS_FIELD_NUMBER: _builtins.int
+    OPEN_FIELD_NUMBER: _builtins.int
+    WORKING_HOURS_FIELD_NUMBER: _builtins.int
+    VELOCITY_PER_DAY_FIELD_NUMBER: _builtins.int
     free_slots: _builtins.int
     """How many more tasks it would take now."""
+    open: _builtins.int
+    """How many tasks of the caller it has open."""
+    velocity_per_day: _builtins.float
+    """How many tasks it ends a day. 0: unknown."""
     @_builtins.property
     def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What work it would take, as capability names."""
+
+    @_builtins.property
+    def working_hours(self) -> _project_pb2.WorkingHours:
+        """When it works. Unset: always."""
 
     def __init__(
         self,
         *,
         capabilities: _abc.Iterable[_builtins.str] | None = ...,
         free_slots: _builtins.int = ...,
+        open: _builtins.int = ...,
+        working_hours: _project_pb2.WorkingHours | None = ...,
+        velocity_per_day: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["working_hours", b"working_hours"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "free_slots", b"free_slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "free_slots", b"free_slots", "open", b"open", "velocity_per_day", b"velocity_per_day", "working_hours", b"working_hours"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -280,3 +296,179 @@ class ListenResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___ListenResponse: _TypeAlias = ListenResponse  # noqa: Y015
+
+@_typing.final
+class DeliverRequest(_message.Message):
+    """Request of Deliver."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    incarnation: _builtins.int
+    """The caller's incarnation: it grows when the caller was restored from a backup."""
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[_delegation_pb2.Message]:
+        """In the order in which they came about. At most 50, and 2 MiB together."""
+
+    def __init__(
+        self,
+        *,
+        messages: _abc.Iterable[_delegation_pb2.Message] | None = ...,
+        incarnation: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "messages", b"messages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeliverRequest: _TypeAlias = DeliverRequest  # noqa: Y015
+
+@_typing.final
+class DeliverResponse(_message.Message):
+    """Answer of Deliver."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECEIPTS_FIELD_NUMBER: _builtins.int
+    FREE_SLOTS_FIELD_NUMBER: _builtins.int
+    free_slots: _builtins.int
+    """How many more tasks it would take now."""
+    @_builtins.property
+    def receipts(self) -> _containers.RepeatedCompositeFieldContainer[_delegation_pb2.Receipt]:
+        """One for each message, in order."""
+
+    def __init__(
+        self,
+        *,
+        receipts: _abc.Iterable[_delegation_pb2.Receipt] | None = ...,
+        free_slots: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["free_slots", b"free_slots", "receipts", b"receipts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeliverResponse: _TypeAlias = DeliverResponse  # noqa: Y015
+
+@_typing.final
+class SyncRequest(_message.Message):
+    """Request of Sync."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NOTES_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    UP_TO_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    after: _builtins.str
+    """Only of hand-overs after this id; empty: from the first."""
+    up_to: _builtins.str
+    """The notes go up to this id; empty: to the last."""
+    incarnation: _builtins.int
+    """The caller's incarnation."""
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedCompositeFieldContainer[_delegation_pb2.DelegationNote]:
+        """What the caller knows of hand-overs that are open for it, by id. At most 1,000."""
+
+    def __init__(
+        self,
+        *,
+        notes: _abc.Iterable[_delegation_pb2.DelegationNote] | None = ...,
+        after: _builtins.str = ...,
+        up_to: _builtins.str = ...,
+        incarnation: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "incarnation", b"incarnation", "notes", b"notes", "up_to", b"up_to"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SyncRequest: _TypeAlias = SyncRequest  # noqa: Y015
+
+@_typing.final
+class SyncResponse(_message.Message):
+    """Answer of Sync."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NOTES_FIELD_NUMBER: _builtins.int
+    UNKNOWN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedCompositeFieldContainer[_delegation_pb2.DelegationNote]:
+        """What the callee knows of the hand-overs that were named, and of others between `after` and `up_to` that are open for
+        it. At most 1,000.
+        """
+
+    @_builtins.property
+    def unknown(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Named hand-overs that the callee has never heard of."""
+
+    def __init__(
+        self,
+        *,
+        notes: _abc.Iterable[_delegation_pb2.DelegationNote] | None = ...,
+        unknown: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["notes", b"notes", "unknown", b"unknown"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SyncResponse: _TypeAlias = SyncResponse  # noqa: Y015
+
+@_typing.final
+class GetBlobRequest(_message.Message):
+    """Request of GetBlob."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELEGATION_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    delegation: _builtins.str
+    """The hand-over's id."""
+    sha256: _builtins.bytes
+    """The artifact's SHA-256."""
+    offset: _builtins.int
+    """From where, in bytes."""
+    def __init__(
+        self,
+        *,
+        delegation: _builtins.str = ...,
+        sha256: _builtins.bytes = ...,
+        offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delegation", b"delegation", "offset", b"offset", "sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetBlobRequest: _TypeAlias = GetBlobRequest  # noqa: Y015
+
+@_typing.final
+class GetBlobResponse(_message.Message):
+    """Answer of GetBlob."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """The next piece."""
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetBlobResponse: _TypeAlias = GetBlobResponse  # noqa: Y015

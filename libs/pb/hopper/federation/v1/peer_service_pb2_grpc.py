@@ -64,6 +64,21 @@ class PeerServiceStub:
                 request_serializer=hopper_dot_federation_dot_v1_dot_peer__service__pb2.ListenRequest.SerializeToString,
                 response_deserializer=hopper_dot_federation_dot_v1_dot_peer__service__pb2.ListenResponse.FromString,
                 _registered_method=True)
+        self.Deliver = channel.unary_unary(
+                '/hopper.federation.v1.PeerService/Deliver',
+                request_serializer=hopper_dot_federation_dot_v1_dot_peer__service__pb2.DeliverRequest.SerializeToString,
+                response_deserializer=hopper_dot_federation_dot_v1_dot_peer__service__pb2.DeliverResponse.FromString,
+                _registered_method=True)
+        self.Sync = channel.unary_unary(
+                '/hopper.federation.v1.PeerService/Sync',
+                request_serializer=hopper_dot_federation_dot_v1_dot_peer__service__pb2.SyncRequest.SerializeToString,
+                response_deserializer=hopper_dot_federation_dot_v1_dot_peer__service__pb2.SyncResponse.FromString,
+                _registered_method=True)
+        self.GetBlob = channel.unary_stream(
+                '/hopper.federation.v1.PeerService/GetBlob',
+                request_serializer=hopper_dot_federation_dot_v1_dot_peer__service__pb2.GetBlobRequest.SerializeToString,
+                response_deserializer=hopper_dot_federation_dot_v1_dot_peer__service__pb2.GetBlobResponse.FromString,
+                _registered_method=True)
 
 
 class PeerServiceServicer:
@@ -113,6 +128,34 @@ class PeerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Deliver(self, request, context):
+        """Takes messages about hand-overs, each once: whatever is answered is durable here, and a message that comes again gets
+        its first answer. Callers: known peers, whose offers wait for a person.
+
+        Each message has its own receipt; a refusal of one concerns no other. UNAVAILABLE / RESYNC_NEEDED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Sync(self, request, context):
+        """Compares what both sides know of their open hand-overs; what turns out to be missing is sent again. Callers: known
+        peers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetBlob(self, request, context):
+        """Returns an artifact of a hand-over that the caller gave, from an offset, in pieces of at most 1 MiB. Callers: trusted
+        peers.
+
+        NOT_FOUND / ARTIFACT_NOT_FOUND: also of an artifact that is not the caller's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PeerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -140,6 +183,21 @@ def add_PeerServiceServicer_to_server(servicer, server):
                     servicer.Listen,
                     request_deserializer=hopper_dot_federation_dot_v1_dot_peer__service__pb2.ListenRequest.FromString,
                     response_serializer=hopper_dot_federation_dot_v1_dot_peer__service__pb2.ListenResponse.SerializeToString,
+            ),
+            'Deliver': grpc.unary_unary_rpc_method_handler(
+                    servicer.Deliver,
+                    request_deserializer=hopper_dot_federation_dot_v1_dot_peer__service__pb2.DeliverRequest.FromString,
+                    response_serializer=hopper_dot_federation_dot_v1_dot_peer__service__pb2.DeliverResponse.SerializeToString,
+            ),
+            'Sync': grpc.unary_unary_rpc_method_handler(
+                    servicer.Sync,
+                    request_deserializer=hopper_dot_federation_dot_v1_dot_peer__service__pb2.SyncRequest.FromString,
+                    response_serializer=hopper_dot_federation_dot_v1_dot_peer__service__pb2.SyncResponse.SerializeToString,
+            ),
+            'GetBlob': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetBlob,
+                    request_deserializer=hopper_dot_federation_dot_v1_dot_peer__service__pb2.GetBlobRequest.FromString,
+                    response_serializer=hopper_dot_federation_dot_v1_dot_peer__service__pb2.GetBlobResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -282,6 +340,87 @@ class PeerService:
             '/hopper.federation.v1.PeerService/Listen',
             hopper_dot_federation_dot_v1_dot_peer__service__pb2.ListenRequest.SerializeToString,
             hopper_dot_federation_dot_v1_dot_peer__service__pb2.ListenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Deliver(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hopper.federation.v1.PeerService/Deliver',
+            hopper_dot_federation_dot_v1_dot_peer__service__pb2.DeliverRequest.SerializeToString,
+            hopper_dot_federation_dot_v1_dot_peer__service__pb2.DeliverResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Sync(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hopper.federation.v1.PeerService/Sync',
+            hopper_dot_federation_dot_v1_dot_peer__service__pb2.SyncRequest.SerializeToString,
+            hopper_dot_federation_dot_v1_dot_peer__service__pb2.SyncResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetBlob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/hopper.federation.v1.PeerService/GetBlob',
+            hopper_dot_federation_dot_v1_dot_peer__service__pb2.GetBlobRequest.SerializeToString,
+            hopper_dot_federation_dot_v1_dot_peer__service__pb2.GetBlobResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -54,6 +54,22 @@ class PeerServiceStub:
     """Returns what this Hopper offers the caller, by its policy for it. Callers: known peers."""
     Listen: _grpc.UnaryStreamMultiCallable[_peer_service_pb2.ListenRequest, _peer_service_pb2.ListenResponse]
     """Stays open, and tells whatever the caller should look at; a beat every ten seconds. Callers: known peers."""
+    Deliver: _grpc.UnaryUnaryMultiCallable[_peer_service_pb2.DeliverRequest, _peer_service_pb2.DeliverResponse]
+    """Takes messages about hand-overs, each once: whatever is answered is durable here, and a message that comes again gets
+    its first answer. Callers: known peers, whose offers wait for a person.
+
+    Each message has its own receipt; a refusal of one concerns no other. UNAVAILABLE / RESYNC_NEEDED.
+    """
+    Sync: _grpc.UnaryUnaryMultiCallable[_peer_service_pb2.SyncRequest, _peer_service_pb2.SyncResponse]
+    """Compares what both sides know of their open hand-overs; what turns out to be missing is sent again. Callers: known
+    peers.
+    """
+    GetBlob: _grpc.UnaryStreamMultiCallable[_peer_service_pb2.GetBlobRequest, _peer_service_pb2.GetBlobResponse]
+    """Returns an artifact of a hand-over that the caller gave, from an offset, in pieces of at most 1 MiB. Callers: trusted
+    peers.
+
+    NOT_FOUND / ARTIFACT_NOT_FOUND: also of an artifact that is not the caller's.
+    """
 
 @_typing.type_check_only
 class PeerServiceAsyncStub(PeerServiceStub):
@@ -81,6 +97,22 @@ class PeerServiceAsyncStub(PeerServiceStub):
     """Returns what this Hopper offers the caller, by its policy for it. Callers: known peers."""
     Listen: _aio.UnaryStreamMultiCallable[_peer_service_pb2.ListenRequest, _peer_service_pb2.ListenResponse]  # type: ignore[assignment]
     """Stays open, and tells whatever the caller should look at; a beat every ten seconds. Callers: known peers."""
+    Deliver: _aio.UnaryUnaryMultiCallable[_peer_service_pb2.DeliverRequest, _peer_service_pb2.DeliverResponse]  # type: ignore[assignment]
+    """Takes messages about hand-overs, each once: whatever is answered is durable here, and a message that comes again gets
+    its first answer. Callers: known peers, whose offers wait for a person.
+
+    Each message has its own receipt; a refusal of one concerns no other. UNAVAILABLE / RESYNC_NEEDED.
+    """
+    Sync: _aio.UnaryUnaryMultiCallable[_peer_service_pb2.SyncRequest, _peer_service_pb2.SyncResponse]  # type: ignore[assignment]
+    """Compares what both sides know of their open hand-overs; what turns out to be missing is sent again. Callers: known
+    peers.
+    """
+    GetBlob: _aio.UnaryStreamMultiCallable[_peer_service_pb2.GetBlobRequest, _peer_service_pb2.GetBlobResponse]  # type: ignore[assignment]
+    """Returns an artifact of a hand-over that the caller gave, from an offset, in pieces of at most 1 MiB. Callers: trusted
+    peers.
+
+    NOT_FOUND / ARTIFACT_NOT_FOUND: also of an artifact that is not the caller's.
+    """
 
 class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
     """The peer port: mTLS, TLS 1.3, certificates `/svc/federation` of paired Hoppers. Every call is checked anew.
@@ -135,5 +167,39 @@ class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_peer_service_pb2.ListenResponse], _abc.AsyncIterator[_peer_service_pb2.ListenResponse]]:
         """Stays open, and tells whatever the caller should look at; a beat every ten seconds. Callers: known peers."""
+
+    @_abc_1.abstractmethod
+    def Deliver(
+        self,
+        request: _peer_service_pb2.DeliverRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peer_service_pb2.DeliverResponse, _abc.Awaitable[_peer_service_pb2.DeliverResponse]]:
+        """Takes messages about hand-overs, each once: whatever is answered is durable here, and a message that comes again gets
+        its first answer. Callers: known peers, whose offers wait for a person.
+
+        Each message has its own receipt; a refusal of one concerns no other. UNAVAILABLE / RESYNC_NEEDED.
+        """
+
+    @_abc_1.abstractmethod
+    def Sync(
+        self,
+        request: _peer_service_pb2.SyncRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peer_service_pb2.SyncResponse, _abc.Awaitable[_peer_service_pb2.SyncResponse]]:
+        """Compares what both sides know of their open hand-overs; what turns out to be missing is sent again. Callers: known
+        peers.
+        """
+
+    @_abc_1.abstractmethod
+    def GetBlob(
+        self,
+        request: _peer_service_pb2.GetBlobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_peer_service_pb2.GetBlobResponse], _abc.AsyncIterator[_peer_service_pb2.GetBlobResponse]]:
+        """Returns an artifact of a hand-over that the caller gave, from an offset, in pieces of at most 1 MiB. Callers: trusted
+        peers.
+
+        NOT_FOUND / ARTIFACT_NOT_FOUND: also of an artifact that is not the caller's.
+        """
 
 def add_PeerServiceServicer_to_server(servicer: PeerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

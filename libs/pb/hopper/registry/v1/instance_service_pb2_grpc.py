@@ -155,7 +155,7 @@ class InstanceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StartInstance(self, request, context):
-        """Brings an instance up. Callers: operator.
+        """Brings an instance up. Callers: operator, federation.
 
         FAILED_PRECONDITION / PARENT_NOT_RUNNING.
         """
@@ -164,14 +164,14 @@ class InstanceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PauseInstance(self, request, context):
-        """Stops handing tasks out, here and below; keeps them. Callers: operator.
+        """Stops handing tasks out, here and below; keeps them. Callers: operator, federation.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeInstance(self, request, context):
-        """Goes on after a pause. Callers: operator.
+        """Goes on after a pause. Callers: operator, federation.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -179,7 +179,7 @@ class InstanceServiceServicer:
 
     def StopInstance(self, request, context):
         """Winds an instance and everything under it down: no new tasks, running ones finish. The answer comes at once, in
-        state STOPPING; the router reports STOPPED. Callers: operator.
+        state STOPPING; the router reports STOPPED. Callers: operator, federation.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

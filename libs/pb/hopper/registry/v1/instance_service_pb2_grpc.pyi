@@ -61,17 +61,17 @@ class InstanceServiceStub:
     GetTree: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.GetTreeRequest, _instance_service_pb2.GetTreeResponse]
     """Returns an instance and everything under it, at most 10,000 nodes. Callers: viewer, agent, services."""
     StartInstance: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.StartInstanceRequest, _instance_service_pb2.StartInstanceResponse]
-    """Brings an instance up. Callers: operator.
+    """Brings an instance up. Callers: operator, federation.
 
     FAILED_PRECONDITION / PARENT_NOT_RUNNING.
     """
     PauseInstance: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.PauseInstanceRequest, _instance_service_pb2.PauseInstanceResponse]
-    """Stops handing tasks out, here and below; keeps them. Callers: operator."""
+    """Stops handing tasks out, here and below; keeps them. Callers: operator, federation."""
     ResumeInstance: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.ResumeInstanceRequest, _instance_service_pb2.ResumeInstanceResponse]
-    """Goes on after a pause. Callers: operator."""
+    """Goes on after a pause. Callers: operator, federation."""
     StopInstance: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.StopInstanceRequest, _instance_service_pb2.StopInstanceResponse]
     """Winds an instance and everything under it down: no new tasks, running ones finish. The answer comes at once, in
-    state STOPPING; the router reports STOPPED. Callers: operator.
+    state STOPPING; the router reports STOPPED. Callers: operator, federation.
     """
     TerminateInstance: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.TerminateInstanceRequest, _instance_service_pb2.TerminateInstanceResponse]
     """Ends an instance for good. It stays readable. Callers: admin.
@@ -122,17 +122,17 @@ class InstanceServiceAsyncStub(InstanceServiceStub):
     GetTree: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.GetTreeRequest, _instance_service_pb2.GetTreeResponse]  # type: ignore[assignment]
     """Returns an instance and everything under it, at most 10,000 nodes. Callers: viewer, agent, services."""
     StartInstance: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.StartInstanceRequest, _instance_service_pb2.StartInstanceResponse]  # type: ignore[assignment]
-    """Brings an instance up. Callers: operator.
+    """Brings an instance up. Callers: operator, federation.
 
     FAILED_PRECONDITION / PARENT_NOT_RUNNING.
     """
     PauseInstance: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.PauseInstanceRequest, _instance_service_pb2.PauseInstanceResponse]  # type: ignore[assignment]
-    """Stops handing tasks out, here and below; keeps them. Callers: operator."""
+    """Stops handing tasks out, here and below; keeps them. Callers: operator, federation."""
     ResumeInstance: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.ResumeInstanceRequest, _instance_service_pb2.ResumeInstanceResponse]  # type: ignore[assignment]
-    """Goes on after a pause. Callers: operator."""
+    """Goes on after a pause. Callers: operator, federation."""
     StopInstance: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.StopInstanceRequest, _instance_service_pb2.StopInstanceResponse]  # type: ignore[assignment]
     """Winds an instance and everything under it down: no new tasks, running ones finish. The answer comes at once, in
-    state STOPPING; the router reports STOPPED. Callers: operator.
+    state STOPPING; the router reports STOPPED. Callers: operator, federation.
     """
     TerminateInstance: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.TerminateInstanceRequest, _instance_service_pb2.TerminateInstanceResponse]  # type: ignore[assignment]
     """Ends an instance for good. It stays readable. Callers: admin.
@@ -216,7 +216,7 @@ class InstanceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _instance_service_pb2.StartInstanceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_instance_service_pb2.StartInstanceResponse, _abc.Awaitable[_instance_service_pb2.StartInstanceResponse]]:
-        """Brings an instance up. Callers: operator.
+        """Brings an instance up. Callers: operator, federation.
 
         FAILED_PRECONDITION / PARENT_NOT_RUNNING.
         """
@@ -227,7 +227,7 @@ class InstanceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _instance_service_pb2.PauseInstanceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_instance_service_pb2.PauseInstanceResponse, _abc.Awaitable[_instance_service_pb2.PauseInstanceResponse]]:
-        """Stops handing tasks out, here and below; keeps them. Callers: operator."""
+        """Stops handing tasks out, here and below; keeps them. Callers: operator, federation."""
 
     @_abc_1.abstractmethod
     def ResumeInstance(
@@ -235,7 +235,7 @@ class InstanceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _instance_service_pb2.ResumeInstanceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_instance_service_pb2.ResumeInstanceResponse, _abc.Awaitable[_instance_service_pb2.ResumeInstanceResponse]]:
-        """Goes on after a pause. Callers: operator."""
+        """Goes on after a pause. Callers: operator, federation."""
 
     @_abc_1.abstractmethod
     def StopInstance(
@@ -244,7 +244,7 @@ class InstanceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_instance_service_pb2.StopInstanceResponse, _abc.Awaitable[_instance_service_pb2.StopInstanceResponse]]:
         """Winds an instance and everything under it down: no new tasks, running ones finish. The answer comes at once, in
-        state STOPPING; the router reports STOPPED. Callers: operator.
+        state STOPPING; the router reports STOPPED. Callers: operator, federation.
         """
 
     @_abc_1.abstractmethod

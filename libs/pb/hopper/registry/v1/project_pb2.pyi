@@ -11,6 +11,7 @@ from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from hopper.common.v1 import options_pb2 as _options_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -109,6 +110,8 @@ class Project(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    WORKING_HOURS_FIELD_NUMBER: _builtins.int
+    BORDER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Output only, but required in updates. Format: `projects/{project}`."""
     display_name: _builtins.str
@@ -171,6 +174,16 @@ class Project(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """Output only. Heartbeats do not count."""
 
+    @_builtins.property
+    def working_hours(self) -> Global___WorkingHours:
+        """When its people or machines work. Unset: always. A task in a hurry goes rather to who works now."""
+
+    @_builtins.property
+    def border(self) -> Global___Border:
+        """Of a peer: what may leave for it. Set by the federation service alone, from the owner's policy; routing leaves the
+        project out for whatever may not. Unset: it is no peer.
+        """
+
     def __init__(
         self,
         *,
@@ -192,14 +205,106 @@ class Project(_message.Message):
         etag: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        working_hours: Global___WorkingHours | None = ...,
+        border: Global___Border | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "create_time", b"create_time", "executor", b"executor", "presence", b"presence", "sla", b"sla", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["border", b"border", "capacity", b"capacity", "create_time", b"create_time", "executor", b"executor", "presence", b"presence", "sla", b"sla", "update_time", b"update_time", "working_hours", b"working_hours"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "capacity", b"capacity", "cost_per_task", b"cost_per_task", "create_time", b"create_time", "description", b"description", "display_name", b"display_name", "etag", b"etag", "examples", b"examples", "executor", b"executor", "labels", b"labels", "name", b"name", "presence", b"presence", "priority_boosts", b"priority_boosts", "sla", b"sla", "state", b"state", "tags", b"tags", "update_time", b"update_time", "velocity_per_day", b"velocity_per_day"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["border", b"border", "capabilities", b"capabilities", "capacity", b"capacity", "cost_per_task", b"cost_per_task", "create_time", b"create_time", "description", b"description", "display_name", b"display_name", "etag", b"etag", "examples", b"examples", "executor", b"executor", "labels", b"labels", "name", b"name", "presence", b"presence", "priority_boosts", b"priority_boosts", "sla", b"sla", "state", b"state", "tags", b"tags", "update_time", b"update_time", "velocity_per_day", b"velocity_per_day", "working_hours", b"working_hours"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Project: _TypeAlias = Project  # noqa: Y015
+
+@_typing.final
+class WorkingHours(_message.Message):
+    """When a project works."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_ZONE_FIELD_NUMBER: _builtins.int
+    STRETCHES_FIELD_NUMBER: _builtins.int
+    time_zone: _builtins.str
+    """A time zone of the IANA database, e.g. `Europe/Berlin`. Default: UTC."""
+    @_builtins.property
+    def stretches(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkingStretch]:
+        """At most 28 stretches; those that overlap count as one."""
+
+    def __init__(
+        self,
+        *,
+        time_zone: _builtins.str = ...,
+        stretches: _abc.Iterable[Global___WorkingStretch] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["stretches", b"stretches", "time_zone", b"time_zone"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkingHours: _TypeAlias = WorkingHours  # noqa: Y015
+
+@_typing.final
+class WorkingStretch(_message.Message):
+    """A stretch of the week."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WEEKDAY_FIELD_NUMBER: _builtins.int
+    FROM_MINUTE_FIELD_NUMBER: _builtins.int
+    TO_MINUTE_FIELD_NUMBER: _builtins.int
+    weekday: _builtins.int
+    """1: Monday, to 7: Sunday."""
+    from_minute: _builtins.int
+    """Minutes after midnight, by the clock on the wall there."""
+    to_minute: _builtins.int
+    """Minutes after midnight, later than `from_minute`; 1,440: the day's end."""
+    def __init__(
+        self,
+        *,
+        weekday: _builtins.int = ...,
+        from_minute: _builtins.int = ...,
+        to_minute: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_minute", b"from_minute", "to_minute", b"to_minute", "weekday", b"weekday"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkingStretch: _TypeAlias = WorkingStretch  # noqa: Y015
+
+@_typing.final
+class Border(_message.Message):
+    """What may leave for a peer: a policy of this Hopper's owner, as far as routing can tell. The federation service decides
+    again when the task does leave.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
+    PEER_FIELD_NUMBER: _builtins.int
+    policy: _builtins.str
+    """The policy in force, as `hopper peer policy` shows it. Empty: nothing may leave."""
+    level: _options_pb2.TrustLevel.ValueType
+    """How far the peer is trusted."""
+    peer: _builtins.str
+    """The peer's install id."""
+    def __init__(
+        self,
+        *,
+        policy: _builtins.str = ...,
+        level: _options_pb2.TrustLevel.ValueType = ...,
+        peer: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["level", b"level", "peer", b"peer", "policy", b"policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Border: _TypeAlias = Border  # noqa: Y015
 
 @_typing.final
 class Capacity(_message.Message):

@@ -134,7 +134,7 @@ class ProjectServiceServicer:
 
     def Heartbeat(self, request, context):
         """Says that a worker is alive, what it is doing, and what it is like now. The first one makes it known.
-        Callers: member, agent.
+        Callers: member, agent, federation.
 
         NOT_FOUND / PROJECT_NOT_FOUND.
         """

@@ -64,7 +64,7 @@ class ProjectServiceStub:
     """
     Heartbeat: _grpc.UnaryUnaryMultiCallable[_project_service_pb2.HeartbeatRequest, _project_service_pb2.HeartbeatResponse]
     """Says that a worker is alive, what it is doing, and what it is like now. The first one makes it known.
-    Callers: member, agent.
+    Callers: member, agent, federation.
 
     NOT_FOUND / PROJECT_NOT_FOUND.
     """
@@ -116,7 +116,7 @@ class ProjectServiceAsyncStub(ProjectServiceStub):
     """
     Heartbeat: _aio.UnaryUnaryMultiCallable[_project_service_pb2.HeartbeatRequest, _project_service_pb2.HeartbeatResponse]  # type: ignore[assignment]
     """Says that a worker is alive, what it is doing, and what it is like now. The first one makes it known.
-    Callers: member, agent.
+    Callers: member, agent, federation.
 
     NOT_FOUND / PROJECT_NOT_FOUND.
     """
@@ -201,7 +201,7 @@ class ProjectServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_project_service_pb2.HeartbeatResponse, _abc.Awaitable[_project_service_pb2.HeartbeatResponse]]:
         """Says that a worker is alive, what it is doing, and what it is like now. The first one makes it known.
-        Callers: member, agent.
+        Callers: member, agent, federation.
 
         NOT_FOUND / PROJECT_NOT_FOUND.
         """

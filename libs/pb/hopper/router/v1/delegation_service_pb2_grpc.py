@@ -112,10 +112,10 @@ class DelegationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RejectDelegation(self, request, context):
-        """Sends a task back to the delegator, offered or accepted, as long as no worker has it; the delegator decides anew,
-        without this instance. Callers: member, agent, federation.
+        """Sends a task back to the delegator, offered or accepted, as long as no worker has it, or with its worker's token; the
+        delegator decides anew, without this instance. Callers: member, agent, federation.
 
-        FAILED_PRECONDITION / DELEGATION_WRONG_STATE, TASK_WRONG_STATE.
+        FAILED_PRECONDITION / DELEGATION_WRONG_STATE, TASK_WRONG_STATE. ABORTED / STALE_TOKEN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

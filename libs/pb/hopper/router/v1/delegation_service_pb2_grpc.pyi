@@ -60,10 +60,10 @@ class DelegationServiceStub:
     FAILED_PRECONDITION / DELEGATION_WRONG_STATE.
     """
     RejectDelegation: _grpc.UnaryUnaryMultiCallable[_delegation_service_pb2.RejectDelegationRequest, _delegation_service_pb2.RejectDelegationResponse]
-    """Sends a task back to the delegator, offered or accepted, as long as no worker has it; the delegator decides anew,
-    without this instance. Callers: member, agent, federation.
+    """Sends a task back to the delegator, offered or accepted, as long as no worker has it, or with its worker's token; the
+    delegator decides anew, without this instance. Callers: member, agent, federation.
 
-    FAILED_PRECONDITION / DELEGATION_WRONG_STATE, TASK_WRONG_STATE.
+    FAILED_PRECONDITION / DELEGATION_WRONG_STATE, TASK_WRONG_STATE. ABORTED / STALE_TOKEN.
     """
     GetDelegation: _grpc.UnaryUnaryMultiCallable[_delegation_service_pb2.GetDelegationRequest, _delegation_service_pb2.GetDelegationResponse]
     """Returns one delegation. Callers: viewer, agent, auditor, services."""
@@ -104,10 +104,10 @@ class DelegationServiceAsyncStub(DelegationServiceStub):
     FAILED_PRECONDITION / DELEGATION_WRONG_STATE.
     """
     RejectDelegation: _aio.UnaryUnaryMultiCallable[_delegation_service_pb2.RejectDelegationRequest, _delegation_service_pb2.RejectDelegationResponse]  # type: ignore[assignment]
-    """Sends a task back to the delegator, offered or accepted, as long as no worker has it; the delegator decides anew,
-    without this instance. Callers: member, agent, federation.
+    """Sends a task back to the delegator, offered or accepted, as long as no worker has it, or with its worker's token; the
+    delegator decides anew, without this instance. Callers: member, agent, federation.
 
-    FAILED_PRECONDITION / DELEGATION_WRONG_STATE, TASK_WRONG_STATE.
+    FAILED_PRECONDITION / DELEGATION_WRONG_STATE, TASK_WRONG_STATE. ABORTED / STALE_TOKEN.
     """
     GetDelegation: _aio.UnaryUnaryMultiCallable[_delegation_service_pb2.GetDelegationRequest, _delegation_service_pb2.GetDelegationResponse]  # type: ignore[assignment]
     """Returns one delegation. Callers: viewer, agent, auditor, services."""
@@ -169,10 +169,10 @@ class DelegationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _delegation_service_pb2.RejectDelegationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_delegation_service_pb2.RejectDelegationResponse, _abc.Awaitable[_delegation_service_pb2.RejectDelegationResponse]]:
-        """Sends a task back to the delegator, offered or accepted, as long as no worker has it; the delegator decides anew,
-        without this instance. Callers: member, agent, federation.
+        """Sends a task back to the delegator, offered or accepted, as long as no worker has it, or with its worker's token; the
+        delegator decides anew, without this instance. Callers: member, agent, federation.
 
-        FAILED_PRECONDITION / DELEGATION_WRONG_STATE, TASK_WRONG_STATE.
+        FAILED_PRECONDITION / DELEGATION_WRONG_STATE, TASK_WRONG_STATE. ABORTED / STALE_TOKEN.
         """
 
     @_abc_1.abstractmethod

@@ -281,6 +281,7 @@ class TaskSpec(_message.Message):
     FAIRNESS_WEIGHT_FIELD_NUMBER: _builtins.int
     CONCURRENCY_KEY_FIELD_NUMBER: _builtins.int
     SLOTS_FIELD_NUMBER: _builtins.int
+    EXCLUSIVE_FIELD_NUMBER: _builtins.int
     title: _builtins.str
     """Required. One line. At most 300 bytes."""
     description: _builtins.str
@@ -303,6 +304,10 @@ class TaskSpec(_message.Message):
     """What it uses that others must not use at once, e.g. `customer-7`: counted against the project's limits per key."""
     slots: _builtins.int
     """How many of a worker's slots it takes. Default 1, at most 100."""
+    exclusive: _builtins.bool
+    """It must not run twice, whatever happens: an attempt that has begun is the only one, and one whose worker is not
+    heard of again fails for good. `retry` has no say then.
+    """
     @_builtins.property
     def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What it is about, e.g. `type:Bug`. At most 64 words of 100 bytes."""
@@ -361,10 +366,11 @@ class TaskSpec(_message.Message):
         fairness_weight: _builtins.float = ...,
         concurrency_key: _builtins.str = ...,
         slots: _builtins.int = ...,
+        exclusive: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "before_event", b"before_event", "clocks", b"clocks", "estimated_effort", b"estimated_effort", "priority", b"priority", "retry", b"retry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "before_event", b"before_event", "clocks", b"clocks", "concurrency_key", b"concurrency_key", "dependencies", b"dependencies", "description", b"description", "estimated_effort", b"estimated_effort", "fairness_key", b"fairness_key", "fairness_weight", b"fairness_weight", "labels", b"labels", "payload", b"payload", "priority", b"priority", "project", b"project", "requester", b"requester", "required_capabilities", b"required_capabilities", "required_labels", b"required_labels", "retry", b"retry", "slots", b"slots", "tags", b"tags", "title", b"title"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "before_event", b"before_event", "clocks", b"clocks", "concurrency_key", b"concurrency_key", "dependencies", b"dependencies", "description", b"description", "estimated_effort", b"estimated_effort", "exclusive", b"exclusive", "fairness_key", b"fairness_key", "fairness_weight", b"fairness_weight", "labels", b"labels", "payload", b"payload", "priority", b"priority", "project", b"project", "requester", b"requester", "required_capabilities", b"required_capabilities", "required_labels", b"required_labels", "retry", b"retry", "slots", b"slots", "tags", b"tags", "title", b"title"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
     _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015

@@ -92,7 +92,8 @@ class WorkServiceServicer:
     def ClaimTasks(self, request, context):
         """Picks tasks of a queue and claims them, in one transaction: greatest priority first, then by turns of their
         fairness keys. Waits for one if asked to. An empty answer means that none was ready in time.
-        Callers: member, agent.
+        Callers: member, agent,
+        federation.
 
         A task takes `slots` of the worker's free slots. One that needs more than are free, and no more than the worker
         has in all, is passed by smaller ones for 5 s; then nothing behind it is handed out, until its slots are free.
@@ -102,7 +103,8 @@ class WorkServiceServicer:
         With `task`: that one or an error. ABORTED / TASK_CLAIMED says who holds it; FAILED_PRECONDITION /
         TASK_NOT_READY what it waits for, PROJECT_PAUSED and INSTANCE_NOT_RUNNING what stands still; without `task` a
         queue that stands still is empty. NOT_FOUND / PROJECT_NOT_FOUND, INSTANCE_NOT_FOUND.
-        PERMISSION_DENIED / NOT_A_MEMBER. INVALID_ARGUMENT / INVALID_REQUEST: a GLOBAL instance executes nothing.
+        PERMISSION_DENIED / NOT_A_MEMBER: also of a FEDERATED instance, from which the federation service alone claims.
+        INVALID_ARGUMENT / INVALID_REQUEST: a GLOBAL instance executes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -122,14 +124,16 @@ class WorkServiceServicer:
 
     def RenewClaims(self, request, context):
         """Extends the leases of up to 1,000 claims, each on its own: one result per claim, in order.
-        Callers: member, agent.
+        Callers: member, agent,
+        federation.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReportProgress(self, request, context):
-        """Says how far a worker is, and extends its lease. Callers: member, agent.
+        """Says how far a worker is, and extends its lease. Callers: member, agent,
+        federation.
 
         ABORTED / STALE_TOKEN.
         """
@@ -139,7 +143,8 @@ class WorkServiceServicer:
 
     def CompleteTasks(self, request, context):
         """Ends up to 1,000 claims with success, each on its own: one result per task, in order. At most 4 MiB.
-        Callers: member, agent.
+        Callers: member, agent,
+        federation.
 
         Each result's error: ABORTED / STALE_TOKEN; the winner's result stands.
         """
@@ -149,7 +154,8 @@ class WorkServiceServicer:
 
     def FailTask(self, request, context):
         """Ends a claim with a failure; the task is tried again after its back-off, or given up, as its retry policy says.
-        Callers: member, agent.
+        Callers: member, agent,
+        federation.
 
         ABORTED / STALE_TOKEN.
         """
@@ -159,7 +165,8 @@ class WorkServiceServicer:
 
     def ReleaseTask(self, request, context):
         """Gives a claim back unfinished; the task is ready again at once, and the attempt does not count.
-        Callers: member, agent.
+        Callers: member, agent,
+        federation.
 
         ABORTED / STALE_TOKEN.
         """

@@ -41,7 +41,8 @@ class WorkServiceStub:
     ClaimTasks: _grpc.UnaryUnaryMultiCallable[_work_service_pb2.ClaimTasksRequest, _work_service_pb2.ClaimTasksResponse]
     """Picks tasks of a queue and claims them, in one transaction: greatest priority first, then by turns of their
     fairness keys. Waits for one if asked to. An empty answer means that none was ready in time.
-    Callers: member, agent.
+    Callers: member, agent,
+    federation.
 
     A task takes `slots` of the worker's free slots. One that needs more than are free, and no more than the worker
     has in all, is passed by smaller ones for 5 s; then nothing behind it is handed out, until its slots are free.
@@ -51,7 +52,8 @@ class WorkServiceStub:
     With `task`: that one or an error. ABORTED / TASK_CLAIMED says who holds it; FAILED_PRECONDITION /
     TASK_NOT_READY what it waits for, PROJECT_PAUSED and INSTANCE_NOT_RUNNING what stands still; without `task` a
     queue that stands still is empty. NOT_FOUND / PROJECT_NOT_FOUND, INSTANCE_NOT_FOUND.
-    PERMISSION_DENIED / NOT_A_MEMBER. INVALID_ARGUMENT / INVALID_REQUEST: a GLOBAL instance executes nothing.
+    PERMISSION_DENIED / NOT_A_MEMBER: also of a FEDERATED instance, from which the federation service alone claims.
+    INVALID_ARGUMENT / INVALID_REQUEST: a GLOBAL instance executes nothing.
     """
     Work: _grpc.StreamStreamMultiCallable[_work_service_pb2.WorkRequest, _work_service_pb2.WorkResponse]
     """Does all of it on one stream: the worker says how many slots it has free, tasks come as they are ready, and
@@ -63,28 +65,33 @@ class WorkServiceStub:
     """
     RenewClaims: _grpc.UnaryUnaryMultiCallable[_work_service_pb2.RenewClaimsRequest, _work_service_pb2.RenewClaimsResponse]
     """Extends the leases of up to 1,000 claims, each on its own: one result per claim, in order.
-    Callers: member, agent.
+    Callers: member, agent,
+    federation.
     """
     ReportProgress: _grpc.UnaryUnaryMultiCallable[_work_service_pb2.ReportProgressRequest, _work_service_pb2.ReportProgressResponse]
-    """Says how far a worker is, and extends its lease. Callers: member, agent.
+    """Says how far a worker is, and extends its lease. Callers: member, agent,
+    federation.
 
     ABORTED / STALE_TOKEN.
     """
     CompleteTasks: _grpc.UnaryUnaryMultiCallable[_work_service_pb2.CompleteTasksRequest, _work_service_pb2.CompleteTasksResponse]
     """Ends up to 1,000 claims with success, each on its own: one result per task, in order. At most 4 MiB.
-    Callers: member, agent.
+    Callers: member, agent,
+    federation.
 
     Each result's error: ABORTED / STALE_TOKEN; the winner's result stands.
     """
     FailTask: _grpc.UnaryUnaryMultiCallable[_work_service_pb2.FailTaskRequest, _work_service_pb2.FailTaskResponse]
     """Ends a claim with a failure; the task is tried again after its back-off, or given up, as its retry policy says.
-    Callers: member, agent.
+    Callers: member, agent,
+    federation.
 
     ABORTED / STALE_TOKEN.
     """
     ReleaseTask: _grpc.UnaryUnaryMultiCallable[_work_service_pb2.ReleaseTaskRequest, _work_service_pb2.ReleaseTaskResponse]
     """Gives a claim back unfinished; the task is ready again at once, and the attempt does not count.
-    Callers: member, agent.
+    Callers: member, agent,
+    federation.
 
     ABORTED / STALE_TOKEN.
     """
@@ -108,7 +115,8 @@ class WorkServiceAsyncStub(WorkServiceStub):
     ClaimTasks: _aio.UnaryUnaryMultiCallable[_work_service_pb2.ClaimTasksRequest, _work_service_pb2.ClaimTasksResponse]  # type: ignore[assignment]
     """Picks tasks of a queue and claims them, in one transaction: greatest priority first, then by turns of their
     fairness keys. Waits for one if asked to. An empty answer means that none was ready in time.
-    Callers: member, agent.
+    Callers: member, agent,
+    federation.
 
     A task takes `slots` of the worker's free slots. One that needs more than are free, and no more than the worker
     has in all, is passed by smaller ones for 5 s; then nothing behind it is handed out, until its slots are free.
@@ -118,7 +126,8 @@ class WorkServiceAsyncStub(WorkServiceStub):
     With `task`: that one or an error. ABORTED / TASK_CLAIMED says who holds it; FAILED_PRECONDITION /
     TASK_NOT_READY what it waits for, PROJECT_PAUSED and INSTANCE_NOT_RUNNING what stands still; without `task` a
     queue that stands still is empty. NOT_FOUND / PROJECT_NOT_FOUND, INSTANCE_NOT_FOUND.
-    PERMISSION_DENIED / NOT_A_MEMBER. INVALID_ARGUMENT / INVALID_REQUEST: a GLOBAL instance executes nothing.
+    PERMISSION_DENIED / NOT_A_MEMBER: also of a FEDERATED instance, from which the federation service alone claims.
+    INVALID_ARGUMENT / INVALID_REQUEST: a GLOBAL instance executes nothing.
     """
     Work: _aio.StreamStreamMultiCallable[_work_service_pb2.WorkRequest, _work_service_pb2.WorkResponse]  # type: ignore[assignment]
     """Does all of it on one stream: the worker says how many slots it has free, tasks come as they are ready, and
@@ -130,28 +139,33 @@ class WorkServiceAsyncStub(WorkServiceStub):
     """
     RenewClaims: _aio.UnaryUnaryMultiCallable[_work_service_pb2.RenewClaimsRequest, _work_service_pb2.RenewClaimsResponse]  # type: ignore[assignment]
     """Extends the leases of up to 1,000 claims, each on its own: one result per claim, in order.
-    Callers: member, agent.
+    Callers: member, agent,
+    federation.
     """
     ReportProgress: _aio.UnaryUnaryMultiCallable[_work_service_pb2.ReportProgressRequest, _work_service_pb2.ReportProgressResponse]  # type: ignore[assignment]
-    """Says how far a worker is, and extends its lease. Callers: member, agent.
+    """Says how far a worker is, and extends its lease. Callers: member, agent,
+    federation.
 
     ABORTED / STALE_TOKEN.
     """
     CompleteTasks: _aio.UnaryUnaryMultiCallable[_work_service_pb2.CompleteTasksRequest, _work_service_pb2.CompleteTasksResponse]  # type: ignore[assignment]
     """Ends up to 1,000 claims with success, each on its own: one result per task, in order. At most 4 MiB.
-    Callers: member, agent.
+    Callers: member, agent,
+    federation.
 
     Each result's error: ABORTED / STALE_TOKEN; the winner's result stands.
     """
     FailTask: _aio.UnaryUnaryMultiCallable[_work_service_pb2.FailTaskRequest, _work_service_pb2.FailTaskResponse]  # type: ignore[assignment]
     """Ends a claim with a failure; the task is tried again after its back-off, or given up, as its retry policy says.
-    Callers: member, agent.
+    Callers: member, agent,
+    federation.
 
     ABORTED / STALE_TOKEN.
     """
     ReleaseTask: _aio.UnaryUnaryMultiCallable[_work_service_pb2.ReleaseTaskRequest, _work_service_pb2.ReleaseTaskResponse]  # type: ignore[assignment]
     """Gives a claim back unfinished; the task is ready again at once, and the attempt does not count.
-    Callers: member, agent.
+    Callers: member, agent,
+    federation.
 
     ABORTED / STALE_TOKEN.
     """
@@ -178,7 +192,8 @@ class WorkServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_work_service_pb2.ClaimTasksResponse, _abc.Awaitable[_work_service_pb2.ClaimTasksResponse]]:
         """Picks tasks of a queue and claims them, in one transaction: greatest priority first, then by turns of their
         fairness keys. Waits for one if asked to. An empty answer means that none was ready in time.
-        Callers: member, agent.
+        Callers: member, agent,
+        federation.
 
         A task takes `slots` of the worker's free slots. One that needs more than are free, and no more than the worker
         has in all, is passed by smaller ones for 5 s; then nothing behind it is handed out, until its slots are free.
@@ -188,7 +203,8 @@ class WorkServiceServicer(metaclass=_abc_1.ABCMeta):
         With `task`: that one or an error. ABORTED / TASK_CLAIMED says who holds it; FAILED_PRECONDITION /
         TASK_NOT_READY what it waits for, PROJECT_PAUSED and INSTANCE_NOT_RUNNING what stands still; without `task` a
         queue that stands still is empty. NOT_FOUND / PROJECT_NOT_FOUND, INSTANCE_NOT_FOUND.
-        PERMISSION_DENIED / NOT_A_MEMBER. INVALID_ARGUMENT / INVALID_REQUEST: a GLOBAL instance executes nothing.
+        PERMISSION_DENIED / NOT_A_MEMBER: also of a FEDERATED instance, from which the federation service alone claims.
+        INVALID_ARGUMENT / INVALID_REQUEST: a GLOBAL instance executes nothing.
         """
 
     @_abc_1.abstractmethod
@@ -212,7 +228,8 @@ class WorkServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_work_service_pb2.RenewClaimsResponse, _abc.Awaitable[_work_service_pb2.RenewClaimsResponse]]:
         """Extends the leases of up to 1,000 claims, each on its own: one result per claim, in order.
-        Callers: member, agent.
+        Callers: member, agent,
+        federation.
         """
 
     @_abc_1.abstractmethod
@@ -221,7 +238,8 @@ class WorkServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _work_service_pb2.ReportProgressRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_work_service_pb2.ReportProgressResponse, _abc.Awaitable[_work_service_pb2.ReportProgressResponse]]:
-        """Says how far a worker is, and extends its lease. Callers: member, agent.
+        """Says how far a worker is, and extends its lease. Callers: member, agent,
+        federation.
 
         ABORTED / STALE_TOKEN.
         """
@@ -233,7 +251,8 @@ class WorkServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_work_service_pb2.CompleteTasksResponse, _abc.Awaitable[_work_service_pb2.CompleteTasksResponse]]:
         """Ends up to 1,000 claims with success, each on its own: one result per task, in order. At most 4 MiB.
-        Callers: member, agent.
+        Callers: member, agent,
+        federation.
 
         Each result's error: ABORTED / STALE_TOKEN; the winner's result stands.
         """
@@ -245,7 +264,8 @@ class WorkServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_work_service_pb2.FailTaskResponse, _abc.Awaitable[_work_service_pb2.FailTaskResponse]]:
         """Ends a claim with a failure; the task is tried again after its back-off, or given up, as its retry policy says.
-        Callers: member, agent.
+        Callers: member, agent,
+        federation.
 
         ABORTED / STALE_TOKEN.
         """
@@ -257,7 +277,8 @@ class WorkServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_work_service_pb2.ReleaseTaskResponse, _abc.Awaitable[_work_service_pb2.ReleaseTaskResponse]]:
         """Gives a claim back unfinished; the task is ready again at once, and the attempt does not count.
-        Callers: member, agent.
+        Callers: member, agent,
+        federation.
 
         ABORTED / STALE_TOKEN.
         """

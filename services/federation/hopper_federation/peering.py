@@ -89,7 +89,7 @@ async def open_peering(
             yield Peering(0, None, statuses, links, anchors, [alarms.run])
             return
         contact = Contact(links, snapshots, statuses, identity)
-        servicer = PeerServicer(
+        servicer = PeerServicer(  # type: ignore[abstract]  # hand-overs come with the delegation core
             federation, introductions, statuses, clock, takes=takes, alarm=alarms, stopping=stopping
         )
         offered = Registered.of(

@@ -17,13 +17,12 @@ from hopper.router.v1.task_service_pb2_grpc import TaskServiceStub
 from hopper_common.rpc.channel import OPTIONS
 from tests.bench import message
 from tests.bench.bar import Result, at_most, bar
-from tests.bench.load import Load, Rounds, Side, closed_loop
+from tests.bench.pairs import Call, Pairs, paired
 from tests.bench.rig import Rig
 
 if TYPE_CHECKING:  # it is in the type stubs only
     from hopper.router.v1.task_service_pb2_grpc import TaskServiceAsyncStub
 
-CALLERS: Final = 1
 LIMIT: Final = at_most(5, 3, "%")
 
 
@@ -71,30 +70,41 @@ async def guarded(directory: Path) -> AsyncIterator[Guarded]:
 async def guard(rig: Rig) -> Sequence[Result]:
     """An mTLS unary call, by a service and by an agent with a key, beside one that nobody asks anything of."""
     async with guarded(rig.directory / "guard") as server:
-        rounds = await rig.bench().interleaved(*(_side(server, name) for name in server.stubs))
-    return [_judged(rounds, name) for name in ("service", "key")]
+        pairs = await paired(rig.pace, _sides(server), server.pid)
+    return [_judged(pairs, name) for name in ("service", "key")]
 
 
-def _side(server: Guarded, name: str) -> Side:
-    call = server.stubs[name].SubmitTask
-    shown = (("authorization", f"Bearer {server.key if name == 'key' else 'nobody looks at this'}"),)
-    # What is sent is the same everywhere: one door alone looks at it.
-    metadata = () if name == "service" else shown
-
-    async def run(seconds: float) -> Load:
-        return await closed_loop(
-            lambda number: call(message.submit(number), metadata=metadata), CALLERS, seconds
-        )
-
-    return Side(name, run, {"server": server.pid})
+def _sides(server: Guarded) -> dict[str, Call]:
+    """What is compared is sent alike: beside calls with a key, the open door is sent that key too."""
+    shown = (("authorization", f"Bearer {server.key}"),)
+    return {
+        "service": _call(server.stubs["service"], ()),
+        _beside("service"): _call(server.stubs["open"], ()),
+        "key": _call(server.stubs["key"], shown),
+        _beside("key"): _call(server.stubs["open"], shown),
+    }
 
 
-def _judged(rounds: Rounds, name: str) -> Result:
-    extra = (rounds.p50(name) / rounds.p50("open") - 1) * 100
+def _beside(name: str) -> str:
+    return f"open, sent what {name} is"
+
+
+def _call(stub: TaskServiceAsyncStub, metadata: Sequence[tuple[str, str]]) -> Call:
+    return lambda number: stub.SubmitTask(message.submit(number), metadata=metadata)
+
+
+def _judged(pairs: Pairs, name: str) -> Result:
+    beside = _beside(name)
+    wall, cpu = pairs.wall(name, beside), pairs.cpu(name, beside)
     return LIMIT.judge(
         f"guard: what it adds to an mTLS call ({name})",
-        extra,
-        rounds.figures("open", name),
-        note=f"how much longer a call takes, {rounds.method}; one caller, and a handler that does nothing",
-        skipped=rounds.skipped,
+        wall.median,
+        {
+            beside: pairs.figures(beside),
+            name: pairs.figures(name),
+            "added, %": wall._asdict(),
+            "added to the server's processor time, %": cpu._asdict(),
+        },
+        note=f"how much longer a call takes, {pairs.method}; one caller, and a handler that does nothing",
+        skipped=pairs.skipped,
     )

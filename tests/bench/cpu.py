@@ -101,6 +101,12 @@ async def settle(ours: Collection[int], *, patience: float = 3.0) -> Calm:
             return calm
 
 
+def process_seconds(pid: int) -> float:
+    """Processor time of one process, to the nanosecond: for what is too short for the ticks of /proc."""
+    # clock_getcpuclockid(3), which Python does not have.
+    return time.clock_gettime((~pid << 3) | 2)
+
+
 def rss_bytes(pid: int) -> int:
     """How much memory a process has in use: its resident set."""
     pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])

@@ -43,8 +43,12 @@ async def test_a_router_and_its_floors_are_measured_and_judged() -> None:
 async def test_the_guard_is_measured_beside_no_guard() -> None:
     async with Rig(Pace(0.1, 1)) as rig:
         measured = await bars_guard.guard(rig)
-    assert [set(result.sides) for result in measured] == [{"open", "service"}, {"open", "key"}]
-    assert all(figures["per_s"] > 0 for result in measured for figures in result.sides.values())
+    for name, result in zip(("service", "key"), measured, strict=True):
+        assert name in result.name
+        added = result.sides["added, %"]
+        assert added["low"] <= added["median"] <= added["high"]
+        sides = [result.sides[side] for side in (name, f"open, sent what {name} is")]
+        assert all(side["us"] > 0 and side["us_server"] > 0 for side in sides)
 
 
 async def test_a_full_table_can_be_worked_on_as_often_as_one_likes() -> None:

@@ -489,6 +489,7 @@ class Countersign(_message.Message):
     TO_FIELD_NUMBER: _builtins.int
     DELEGATION_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
     previous: _builtins.bytes
     """SHA-256 of the result, or of the countersignature before (their `Signed.payload`)."""
     to: _builtins.str
@@ -497,6 +498,10 @@ class Countersign(_message.Message):
     """The hand-over that it ends."""
     epoch: _builtins.int
     """Of that hand-over."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When."""
+
     def __init__(
         self,
         *,
@@ -504,10 +509,11 @@ class Countersign(_message.Message):
         to: _builtins.str = ...,
         delegation: _builtins.str = ...,
         epoch: _builtins.int = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delegation", b"delegation", "epoch", b"epoch", "from", b"from", "previous", b"previous", "to", b"to"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delegation", b"delegation", "epoch", b"epoch", "from", b"from", "previous", b"previous", "to", b"to"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

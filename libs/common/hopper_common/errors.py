@@ -287,6 +287,21 @@ class StorageUnavailable(Unavailable):
     retry_after = timedelta(seconds=1)
 
 
+# Hand-overs: within a Hopper the router says so, between Hoppers the federation service.
+
+
+class DelegationNotFound(NotFound):
+    """There is no such delegation."""
+
+    reason = "DELEGATION_NOT_FOUND"
+
+
+class DelegationWrongState(WrongState):
+    """The delegation's state does not allow this."""
+
+    reason = "DELEGATION_WRONG_STATE"
+
+
 # Why a database is not opened. They stop a service before it serves, and name the file and the remedy.
 
 

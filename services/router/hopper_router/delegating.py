@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from hopper_common.errors import DelegationWrongState
 from hopper_router import handover, intake, placing, transitions
 from hopper_router.errors import (
     DelegationTargetInvalid,
-    DelegationWrongState,
     DependencyCycle,
     TaskWrongState,
 )
@@ -176,19 +176,25 @@ def accept(unit: Unit, name: str) -> Delegation:
     return unit.delegation(name)
 
 
-def reject(unit: Unit, name: str, reason: str) -> Delegation:
+def reject(unit: Unit, name: str, reason: str, token: int = 0) -> Delegation:
     """
     Send a task back to the delegator's queue.
 
+    Args:
+        token: Of the claim that ends with this, where a worker has the task; 0: nobody has it.
+
     Raises:
         DelegationWrongState: It is closed.
-        TaskWrongState: A worker has it, or it has been handed on.
+        TaskWrongState: A worker has it and no token says that it is the one who asks, or it has been handed on.
+        StaleToken: The token is not that of a live claim.
     """
     delegation = unit.delegation(name)
     if not delegation.state.open:
         _require(delegation, DelegationState.OFFERED, verb="reject")
     for child in unit.tasks(delegation.child_tasks):
-        if child.state in handover.BUSY:
+        if token and child.state is not TaskState.DELEGATED:
+            transitions.held(child, token, unit.now)
+        elif child.state in handover.BUSY:
             raise TaskWrongState(
                 "a worker has the task, or it was handed on: it can no longer be rejected",
                 task=child.name, state=child.state.value, event="REJECT",

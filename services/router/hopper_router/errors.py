@@ -45,12 +45,6 @@ class DecisionNotFound(NotFound):
     reason = "DECISION_NOT_FOUND"
 
 
-class DelegationNotFound(NotFound):
-    """There is no such delegation."""
-
-    reason = "DELEGATION_NOT_FOUND"
-
-
 class ScheduleNotFound(NotFound):
     """There is no such schedule."""
 
@@ -118,7 +112,7 @@ class ProjectPaused(WrongState):
 
 
 class FederationUnavailable(WrongState):
-    """The instance stands for a peer, and this Hopper runs no federation service."""
+    """The instance stands for a peer that the federation service does not keep: pair with it, or go elsewhere."""
 
     reason = "FEDERATION_UNAVAILABLE"
 
@@ -133,12 +127,6 @@ class DelegationLoop(WrongState):
     """The work would come back to an instance that had it, or nest too deep."""
 
     reason = "DELEGATION_LOOP"
-
-
-class DelegationWrongState(WrongState):
-    """The delegation's state does not allow this."""
-
-    reason = "DELEGATION_WRONG_STATE"
 
 
 class DelegationTargetInvalid(WrongState):

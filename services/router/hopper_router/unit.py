@@ -16,11 +16,11 @@ from typing import TypeVar
 
 from hopper.router.v1 import decision_pb2
 from hopper_common.clock import Clock
-from hopper_common.errors import HopperError
+from hopper_common.errors import DelegationNotFound, HopperError
 from hopper_common.ids import Ids
 from hopper_router.convert import decision_to_proto, event_to_bytes
 from hopper_router.directory import Directory
-from hopper_router.errors import DelegationNotFound, InstanceNotFound, RegistryUnknown, TaskNotFound
+from hopper_router.errors import InstanceNotFound, RegistryUnknown, TaskNotFound
 from hopper_router.fairness import Turns
 from hopper_router.model import Decision, Delegation, Instance, Task, TaskState, Wait
 from hopper_router.policies import Policies

@@ -112,6 +112,7 @@ class Delegation:
         result: What came or was sent at the end: a serialised `Result`.
         late: A result came after the end, and was kept without being applied.
         offer: What was offered: a serialised `Offer`.
+        appraisal: What the peer said of how well it went: a serialised `Appraisal`.
         title: Of the task, for people.
     """
 
@@ -140,6 +141,7 @@ class Delegation:
     late: bool = False
     fraction: float = 0.0
     offer: bytes = b""
+    appraisal: bytes = b""
     title: str = ""
     created: float = 0.0
     updated: float = 0.0
@@ -161,6 +163,7 @@ class OfferFacts:
         hops: How many more Hoppers it may come to beyond this one.
         fan_out: How many copies may be under way below this Hopper.
         expired: It was not to be taken any more when it came.
+        schedule_to_start: How long it may wait to be begun, in seconds.
     """
 
     sealed: bytes
@@ -176,6 +179,7 @@ class OfferFacts:
     hops: int = 0
     fan_out: int = 0
     expired: bool = False
+    schedule_to_start: float | None = None
     title: str = ""
 
 
@@ -308,6 +312,8 @@ class Task(StrEnum):
     """OUT: fail the claim."""
     RETURN = "RETURN"
     """OUT: send the task back to who decides, without this peer."""
+    FEEDBACK = "FEEDBACK"
+    """Either: pass on to memory what the peer said of how well it went."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,6 +382,15 @@ class TaskNews:
 DEFAULT_LEASE: Final = timedelta(minutes=15)
 DEFAULT_START: Final = timedelta(days=7)
 DEFAULT_CLOSE: Final = timedelta(days=30)
+
+
+class Verdict(StrEnum):
+    """What a person may say of a hand-over that waits for one."""
+
+    RETRY = "RETRY"
+    GIVE_UP = "GIVE_UP"
+    KEEP = "KEEP"
+    DISCARD = "DISCARD"
 
 
 class Gone(StrEnum):

@@ -1,9 +1,19 @@
 """What the desk needs of a store and of its owner's policy: rows as they are inside one transaction."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from hopper_federation.delegation.model import Body, Delegation, Errand, OfferFacts, Receipt, Role
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A message of the outbox, and on which side of which hand-over it was said."""
+
+    role: Role
+    delegation: str
+    body: Body
 
 
 class DelegationStore(Protocol):
@@ -40,11 +50,11 @@ class DelegationStore(Protocol):
         A `REPLACED` body takes the place of one of the same kind that has not been sent.
         """
 
-    def forget_message(self, message: str) -> Body | None:
+    def forget_message(self, message: str) -> Sent | None:
         """Take an answered message out of the outbox. Returns what it said; None: it is out already."""
 
-    def forget_messages(self, delegation: Delegation, kinds: Iterable[type[Body]]) -> None:
-        """Take unsent messages of those kinds out of the outbox."""
+    def unanswered(self, delegation: Delegation) -> Sequence[type[Body]]:
+        """The kinds of what is in the outbox about a hand-over."""
 
     def postpone(self, message: str, until: float) -> None:
         """Do not send it before then."""
@@ -75,6 +85,10 @@ class Ruling(Protocol):
     @property
     def detail(self) -> str:
         """The same for people."""
+
+    @property
+    def retry_after(self) -> float | None:
+        """When it may help to offer it again, in seconds; None: never."""
 
 
 class BorderControl(Protocol):

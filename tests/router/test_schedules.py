@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hopper_common.errors import InvalidArgument
+from hopper_common.time_zones import ZoneUnknown
 from hopper_router.model import Clocks, TaskSpec
 from hopper_router.schedules import (
     LATE,
@@ -21,7 +22,6 @@ from hopper_router.schedules import (
     Definition,
     Overlap,
     Schedule,
-    ZoneUnknown,
     check,
     coming,
     following,

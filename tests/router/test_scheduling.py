@@ -18,6 +18,7 @@ from hopper.router.v1 import schedule_service_pb2 as svc
 from hopper.router.v1 import task_pb2
 from hopper_common.database import Database
 from hopper_common.errors import StorageUnavailable
+from hopper_common.time_zones import ZoneUnknown
 from hopper_common.timestamps import from_proto, to_proto
 from hopper_router import schedule_rows, schedules, tables
 from hopper_router.engine import Engine
@@ -428,7 +429,7 @@ async def test_a_zone_that_is_not_known_any_more_pauses_it_and_says_so(
 
     def unknown(name: str) -> tzinfo:
         if name == "Europe/Berlin":
-            raise schedules.ZoneUnknown("is no time zone known here")
+            raise ZoneUnknown("is no time zone known here")
         return UTC
 
     schedules.parse_cron.cache_clear()

@@ -31,11 +31,11 @@ from enum import Enum
 from functools import lru_cache
 from itertools import islice, pairwise
 from typing import Final
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cronsim import CronSim, CronSimError
 
 from hopper_common.errors import FieldViolation, InvalidArgument
+from hopper_common.time_zones import ZoneUnknown, zone_of
 from hopper_router.model import Clocks, TaskSpec
 
 LATE: Final = timedelta(minutes=1)
@@ -82,10 +82,6 @@ class CatchUp(Enum):
 
 class CronInvalid(ValueError):
     """That is no cron expression; the text says what is wrong, for people."""
-
-
-class ZoneUnknown(ValueError):
-    """There is no time zone of that name; the text says so, for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,21 +196,6 @@ def parse_cron(expression: str, time_zone: str) -> Cron:
         minute, _, *days = fields.split()
         fields = " ".join([minute, "*", *days])
     return Cron(fields, zone_of(time_zone), by_wall)
-
-
-def zone_of(name: str) -> tzinfo:
-    """
-    The time zone of that IANA name; empty is UTC.
-
-    Raises:
-        ZoneUnknown.
-    """
-    if name in ("", "UTC"):
-        return UTC
-    try:
-        return ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise ZoneUnknown("is no time zone known here: write its IANA name, e.g. Europe/Berlin") from None
 
 
 # ---------------------------------------------------------------- schedules

@@ -33,13 +33,14 @@ from hopper_common.errors import (
     ShuttingDown,
     Unavailable,
 )
+from hopper_common.time_zones import ZoneUnknown
 from hopper_router import intake, placing, schedules
 from hopper_router.engine import Engine
 from hopper_router.errors import ScheduleExists, ScheduleNotFound
 from hopper_router.model import Task
 from hopper_router.schedule_convert import Run, refusal_of
 from hopper_router.schedule_rows import ScheduleStore
-from hopper_router.schedules import Definition, Plan, Schedule, ZoneUnknown
+from hopper_router.schedules import Definition, Plan, Schedule
 from hopper_router.servicer import up_to_date
 from hopper_router.unit import Unit, own_savepoint
 

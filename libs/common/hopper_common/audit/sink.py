@@ -122,6 +122,7 @@ class AuditSink:
         # What is not written: equal ones of this second, others in their order, and batches under way.
         self._counted: dict[_Key, _Entry] = {}
         self._counted_until = 0.0
+        self._last: _Entry | None = None  # of the counted ones
         self._entries: list[_Entry] = []
         self._refused: dict[_Key, _Entry] = {}
         self._batches: deque[list[Happened]] = deque()
@@ -208,12 +209,17 @@ class AuditSink:
         if self.ready and self._monotonic() >= self._counted_until:
             self._spill()
             self._counted_until = self._monotonic() + COUNTED_SECONDS
+        last = self._last
+        if last is not None and last.decision is decision:  # as of one who calls again and again
+            last.count += 1
+            return
         key = decision[:-1]
         entry = self._counted.get(key)
         if entry is None:
-            self._counted[key] = self._entry(decision, due=self._counted_until)
+            entry = self._counted[key] = self._entry(decision, due=self._counted_until)
         else:
             entry.again(decision.resources)
+        self._last = entry
 
     def _keep(self, decision: Decision) -> _Entry:
         entry = self._entry(decision, due=self._monotonic() + FLUSH_SECONDS)
@@ -349,6 +355,7 @@ class AuditSink:
     def _spill(self) -> None:
         self._entries += self._counted.values()
         self._counted.clear()
+        self._last = None
         if self._lost is not None:
             self._entries.append(self._lost)
             self._lost = None

@@ -48,7 +48,7 @@ class Proof(Session):
     generation: int
     used: datetime
     valid_until: float = -math.inf
-    """When to look at the time of day again, on the clock that never steps."""
+    """When to look at the time of day again, and whether the directory is fresh; on the clock that never steps."""
 
 
 class Bearers:
@@ -85,16 +85,14 @@ class Bearers:
             CredentialsExpired: It was good once.
             CredentialsRevoked: Nor is it, or whose it is, any more.
         """
-        self._require_fresh()
-        if header[: len(_SCHEME)].lower() != _SCHEME:
-            raise Unauthenticated("the authorization header must be: Bearer, a space, and a key or token")
         known = (hashlib.blake2b(header.encode(), digest_size=32).digest(), source)
         proof = self._kept.get(known)
         if proof is None or proof.generation != self._directory.generation:
-            proof = self._keep(known, self._check(header[len(_SCHEME) :].strip(), source, proof))
+            proof = self._keep(known, self._checked(header, source, proof))
         if proof.claims is None and not keys:
             raise Unauthenticated("between services only tokens are taken, not keys")
         if self._monotonic() >= proof.valid_until:
+            self._require_fresh()
             self._look_at_time(proof)
         return proof
 
@@ -142,7 +140,8 @@ class Bearers:
         if proof.expires <= now:
             raise CredentialsExpired(expire_time=proof.expires.isoformat())
         left = (proof.expires - now).total_seconds()
-        proof.valid_until = self._monotonic() + min(1.0, left)  # the time of day may step
+        soon = self._monotonic() + min(1.0, left)  # the time of day may step
+        proof.valid_until = min(soon, self._directory.fresh_until)
         if proof.key and now - proof.used >= _MINUTE:
             proof.used = now
             self._directory.used(proof.key, now)
@@ -152,6 +151,12 @@ class Bearers:
             self._kept.popitem(last=False)
         self._kept[known] = proof
         return proof
+
+    def _checked(self, header: str, source: str, before: Proof | None) -> Proof:
+        self._require_fresh()
+        if header[: len(_SCHEME)].lower() != _SCHEME:
+            raise Unauthenticated("the authorization header must be: Bearer, a space, and a key or token")
+        return self._check(header[len(_SCHEME) :].strip(), source, before)
 
     def _check(self, text: str, source: str, before: Proof | None) -> Proof:
         if before is not None and before.claims is None:  # the text is the same, so it is the same key's

@@ -8,6 +8,7 @@ that nothing is missing; when that was too long ago, nobody who needs this knowl
 All of it happens on the event loop's thread. Listeners hear of a change at once.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from types import MappingProxyType
@@ -54,7 +55,12 @@ class Directory:
     @property
     def fresh(self) -> bool:
         """Whether it may be gone by."""
-        return self._heard is not None and self._monotonic() - self._heard <= _FRESH_SECONDS
+        return self._monotonic() <= self.fresh_until
+
+    @property
+    def fresh_until(self) -> float:
+        """Until when it may be, on the clock that never steps, should the source not be heard again."""
+        return -math.inf if self._heard is None else self._heard + _FRESH_SECONDS
 
     def principal(self, name: str) -> PrincipalRecord | None:
         """A person or an agent; None: there is none of that name."""

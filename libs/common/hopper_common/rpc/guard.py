@@ -436,12 +436,13 @@ def authorization(context: Any) -> str | None:
     Raises:
         Unauthenticated: There are several, or it is not text.
     """
-    found = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
-    if not found:
-        return None
-    if len(found) > 1 or not isinstance(found[0], str):
-        raise Unauthenticated("there must be one authorization header")
-    return found[0]
+    found = None
+    for key, value in context.invocation_metadata() or ():
+        if key == "authorization":
+            if found is not None or not isinstance(value, str):
+                raise Unauthenticated("there must be one authorization header")
+            found = value
+    return found
 
 
 def source_of(context: Any) -> str:
@@ -632,13 +633,16 @@ def _limited(rate_class: RateClass, wait: float) -> RateLimited:
     return error
 
 
+_current_task: Final = cast("Callable[[], asyncio.Task[Any]]", asyncio.current_task)
+
+
 class _Visit:
     """A call that was let in, by whom it is, and what it was found to be about."""
 
     __slots__ = ("_about", "_door", "session", "task")
 
     def __init__(self, door: _Door, session: Session) -> None:
-        self.task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self.task = _current_task()
         self.session = session
         self._door = door
         self._about: tuple[str, ...] | None = None

@@ -28,6 +28,7 @@ from hopper_federation.pairing_port import PairingPort, Window
 from hopper_federation.pairing_servicer import PairingServicer
 from hopper_federation.peering import open_peering
 from hopper_federation.policy_keeping import PolicyKeeper
+from hopper_federation.root_keeping import RootKeeper
 from hopper_federation.settings import FederationSettings
 from hopper_federation.store_sql import Federation
 from hopper_federation.strangers import StrangerGuard
@@ -130,6 +131,7 @@ async def open_federation(context: HostContext) -> AsyncIterator[Running]:
                     trust_keeper.run,
                     Housekeeper(federation, clock).run,
                     PolicyKeeper(federation, identity, journal).run,
+                    RootKeeper(federation, identity, peering.statuses).run,
                     port.run,
                     asker.run,
                     *peering.tasks,

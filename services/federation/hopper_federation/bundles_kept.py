@@ -1,5 +1,6 @@
 """
-What peers tell of their keys, taken over if it proves itself and goes on from what is known.
+What peers tell of their keys, taken over if it proves itself and goes on from what is known; and what they know of
+this Hopper's.
 
 It is durable before anybody is told that it was taken: a peer that heard so may drop its old root, and this Hopper must
 then know the new one, also after being killed.
@@ -45,6 +46,18 @@ async def take(
     except SignatureInvalid:
         alarm(install_id, Alert.SIGNATURE_FAILED)
         raise
+
+
+async def acknowledged(federation: Federation, install_id: str, sequence: int) -> None:
+    """
+    Note what a peer has said that it knows of this Hopper's keys. Durable when this returns.
+
+    Args:
+        install_id: Who said so, as proved by its certificate.
+        sequence: Of this Hopper's bundle.
+    """
+    if sequence > await federation.read(lambda store: store.acknowledged(install_id)):
+        await federation.write(lambda store: store.acknowledge(install_id, sequence))
 
 
 def _take(store: SqlStore, install_id: str, signed: SignedBundle) -> int:

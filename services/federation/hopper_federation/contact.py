@@ -146,22 +146,29 @@ class Contact:
             async for message in stream:
                 self._statuses.reached(link.install_id)
                 if message.WhichOneof("event") == "bundle_sequence":
-                    await self._fetch(link, message.bundle_sequence)
+                    await self._fetch(link)
         except grpc.aio.AioRpcError as error:
             raise link.problem_of(error, peer) from error
         finally:
             self._listening.discard(link.install_id)
             stream.cancel()
 
-    async def _fetch(self, link: PeerLink, sequence: int) -> None:
-        """Take over the peer's keys, if they are newer than those known."""
-        known = link.peer.bundle_sequence
-        if sequence <= known:
-            return
-        request = svc.GetBundleRequest(known_sequence=known)
-        answer = await link.call(lambda stub: stub.GetBundle(request, timeout=CALL_SECONDS))
+    async def _fetch(self, link: PeerLink) -> None:
+        """
+        Take over the peer's keys, if they are newer than those known, and let it know that this is done.
+
+        That they are known already it is told too: it may wait for this before it shows its next root.
+        """
+        answer = await self._newer(link, link.peer.bundle_sequence)
         if answer.HasField("bundle"):
-            await bundles_kept.take(self._links.federation, link.install_id, answer.bundle, self._links.alarm)
+            taken = await bundles_kept.take(
+                self._links.federation, link.install_id, answer.bundle, self._links.alarm
+            )
+            await self._newer(link, taken)
+
+    async def _newer(self, link: PeerLink, known: int) -> svc.GetBundleResponse:
+        request = svc.GetBundleRequest(known_sequence=known)
+        return await link.call(lambda stub: stub.GetBundle(request, timeout=CALL_SECONDS))
 
     async def _tell_changes(self, link: PeerLink, told: int) -> None:
         """Tell the peer this Hopper's keys whenever they change. If that fails, the next hello tells them."""

@@ -152,10 +152,12 @@ class PeerLink:
         """
         links = self._links
         nonce = secrets.token_bytes(greeting.NONCE_BYTES)
-        request = svc.HelloRequest(introduction=links.introductions.ours(), nonce=nonce)
+        ours = links.introductions.ours()
+        request = svc.HelloRequest(introduction=ours, nonce=nonce)
         answer = await self.call(lambda stub: stub.Hello(request, timeout=CALL_SECONDS))
         try:
             await self._meet(answer, nonce)
+            await self._acknowledged(sequence_of(ours.bundle))
         except HopperError as problem:
             links.statuses.failed(self.install_id, problem.reason, problem.message)
             raise
@@ -170,6 +172,7 @@ class PeerLink:
         """
         request = svc.PushBundleRequest(bundle=bundle)
         await self.call(lambda stub: stub.PushBundle(request, timeout=CALL_SECONDS))
+        await self._acknowledged(sequence_of(bundle))  # it answers when it has taken it over
 
     async def catch_up(self) -> None:
         """
@@ -221,6 +224,9 @@ class PeerLink:
         await bundles_kept.take(links.federation, self.install_id, signed, links.alarm)
         return verify_bundle(signed, now=links.clock.now())
 
+    async def _acknowledged(self, sequence: int) -> None:
+        await bundles_kept.acknowledged(self._links.federation, self.install_id, sequence)
+
     async def close(self) -> None:
         """Hang up."""
         await self._channel.close()
@@ -250,6 +256,11 @@ class PeerLink:
 def _name(install_id: str) -> str:
     """The DNS name in the certificate of a Hopper's federation service."""
     return f"federation.{trust_domain_of(install_id)}"
+
+
+def sequence_of(signed: SignedBundle) -> int:
+    """The sequence of a bundle of this Hopper's own."""
+    return TrustBundle.FromString(signed.payload).sequence
 
 
 def _no_alarm(install_id: str, alert: Alert) -> None:

@@ -85,7 +85,7 @@ class PeerServicer(PeerServiceServicer):
         return svc.HelloResponse(introduction=ours, signature=signature.signature, key_id=signature.key_id)
 
     async def GetBundle(self, request: svc.GetBundleRequest, context: _Context) -> svc.GetBundleResponse:
-        self._caller()
+        await self._acknowledged(self._caller(), request.known_sequence)
         if self._identity.trust_bundle().sequence <= request.known_sequence:
             return svc.GetBundleResponse()
         return svc.GetBundleResponse(bundle=self._identity.bundle())
@@ -102,8 +102,8 @@ class PeerServicer(PeerServiceServicer):
     async def Listen(
         self, request: svc.ListenRequest, context: _Context
     ) -> AsyncIterator[svc.ListenResponse]:
-        self._caller()
         told = request.known_sequence
+        await self._acknowledged(self._caller(), told)
         while not self._stopping.is_set():
             self._changed.clear()
             sequence = self._identity.trust_bundle().sequence
@@ -122,6 +122,11 @@ class PeerServicer(PeerServiceServicer):
         install_id = install_id_of_domain(name.trust_domain)
         self._statuses.heard(install_id, current().expires)
         return install_id
+
+    async def _acknowledged(self, caller: str, sequence: int) -> None:
+        """What a peer says it knows of this Hopper's keys, and be it too much, it knows."""
+        ours = self._identity.trust_bundle().sequence
+        await bundles_kept.acknowledged(self._federation, caller, min(sequence, ours))
 
     def _tell_change(self) -> None:
         self._changed.set()

@@ -57,6 +57,10 @@ class Statuses:
         """How long ago that was."""
         return None if moment is None else timedelta(seconds=max(0.0, self._monotonic() - moment))
 
+    def all_heard(self) -> set[str]:
+        """The install ids of all that have been heard."""
+        return {install_id for install_id, status in self._known.items() if status.heard is not None}
+
     def on_heard(self, callback: Callable[[str], None]) -> None:
         """Call back with the install id whenever one is heard: it is there, whatever calls to it have said."""
         self._heard.append(callback)

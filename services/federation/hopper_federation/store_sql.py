@@ -5,7 +5,7 @@ The federation service's store over SQLAlchemy Core.
 servicers see it: it runs work in transactions, answers repeated requests with their first answer, and follows the log.
 """
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar
 
@@ -27,6 +27,7 @@ from hopper_federation.tables import (
     INVITATIONS,
     JOINS,
     PAIRINGS,
+    PEER_MARKS,
     PEERS,
     REQUESTS,
     TRUST_ROOTS,
@@ -129,6 +130,31 @@ class SqlStore:
             TRUST_ROOTS, PEERS.c.install_id == TRUST_ROOTS.c.install_id
         )
         return [_trusted(row, self._now) for row in self.conn.execute(query)]
+
+    def acknowledged(self, install_id: str) -> int:
+        """The sequence of this Hopper's bundle that a peer has said it knows; 0: none."""
+        query = select(PEER_MARKS.c.acknowledged).where(PEER_MARKS.c.install_id == install_id)
+        return self.conn.scalar(query) or 0
+
+    def acknowledge(self, install_id: str, sequence: int) -> None:
+        """Note that it knows that one; an earlier one changes nothing."""
+        if sequence > self.acknowledged(install_id):
+            self._put(PEER_MARKS, {"install_id": install_id, "acknowledged": sequence})
+
+    def unaware(self, sequence: int, heard: Collection[str]) -> list[str]:
+        """
+        The active peers that have not said that they know this Hopper's bundle of that sequence, by name.
+
+        Args:
+            heard: Install ids of those that are active though nobody has said where they are.
+        """
+        told = {row.install_id: row.acknowledged for row in self.conn.execute(select(PEER_MARKS))}
+        active = (
+            peer
+            for peer in self.peers(blocked=False)
+            if peer.addresses or peer.install_id in told or peer.install_id in heard
+        )
+        return [peer.name for peer in active if told.get(peer.install_id, 0) < sequence]
 
     # Invitations.
 

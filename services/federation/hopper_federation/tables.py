@@ -36,6 +36,16 @@ TRUST_ROOTS = Table(
     Column("learn_time", BigInteger, nullable=False),
 )
 
+# How far each peer has come with what this Hopper told it.
+PEER_MARKS = Table(
+    "peer_marks",
+    METADATA,
+    Column("install_id", String, primary_key=True),
+    Column(
+        "acknowledged", BigInteger, nullable=False
+    ),  # sequence of this Hopper's bundle that is durable there
+)
+
 # The owner's policies for peers, every version that ever was.
 GRANTS = Table(
     "grants",

@@ -14,7 +14,8 @@ from hopper_common.identity.backup import back_up
 from hopper_common.identity.bundles import roots_of, verify_bundle
 from hopper_common.identity.certificates import issued_by, key_hash
 from hopper_common.identity.errors import BundleInvalid, IdentityWrongState
-from hopper_common.identity.rotation import Verb
+from hopper_common.identity.issuing import issue_into
+from hopper_common.identity.rotation import SETTLE, Verb
 from hopper_common.identity.store import Identity, IdentityStore
 from hopper_common.rpc.errors import code_of
 from hopper_testing.clock import ManualClock
@@ -298,6 +299,29 @@ def test_kill_9_while_a_backup_takes_the_place_of_another_identity(tmp_path: Pat
         kept = [path for path in copy.parent.iterdir() if path.name.startswith("identity.replaced-")]
         assert [IdentityStore.open(path, ManualClock(NOW)).install_id for path in kept] == [there.install_id]
     assert outcomes == {there.install_id, wanted.install_id}
+
+
+def test_a_prepared_root_that_all_peers_know_waits_for_this_hoppers_own_processes_alone(
+    identity: Identity, clock: ManualClock
+) -> None:
+    assert not identity.peers_know(identity.trust_bundle().sequence)
+    identity.prepare()
+    sequence = identity.trust_bundle().sequence
+    assert not identity.peers_know(sequence)
+    clock.advance(SETTLE)
+    assert not identity.peers_know(sequence - 1)
+    assert identity.next_step().verb is Verb.ACTIVATE
+    assert identity.peers_know(sequence)
+    assert identity.next_step().verb is Verb.TAINT
+    assert not identity.peers_know(sequence)  # another process that says it a moment later
+
+
+def test_a_process_without_the_roots_key_waits_for_nobody(tmp_path: Path, identity: Identity) -> None:
+    other, _ = issue_into(identity, "/svc/federation", tmp_path / "other" / "identity")
+    identity.prepare()
+    without = IdentityStore.open(other.parent.parent, ManualClock(NOW + SETTLE))
+    assert not without.has_root
+    assert not without.awaits_peers()
 
 
 def test_a_bundle_that_somebody_changed_on_the_disk_is_no_identity(identity: Identity) -> None:

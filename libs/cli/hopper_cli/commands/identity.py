@@ -234,7 +234,8 @@ def rotate(
     """
     Make the next move of a rotation: prepare at once, and each of the others when it is due.
 
-    A running Hopper makes them by itself when they are due: `hopper ca rotate` once is enough.
+    A running Hopper makes them by itself when they are due, and activates as soon as all peers know the new root:
+    `hopper ca rotate` once is enough.
     """
     from hopper_cli.exits import Exit
     from hopper_cli.problems import CommandError
@@ -492,4 +493,7 @@ def _next(step: "Step", now: "datetime") -> str:
 
     if step.verb is Verb.PREPARE:
         return f"nothing is being rotated; a new root is prepared by itself {format_time(step.due, now)}"
-    return f"next: {step.verb}, by itself {format_time(step.due, now)} or now by `hopper ca {step.verb}`"
+    known = ", as soon as all peers know the new root" if step.verb is Verb.ACTIVATE else ""
+    return (
+        f"next: {step.verb}, by itself {format_time(step.due, now)}{known} or now by `hopper ca {step.verb}`"
+    )

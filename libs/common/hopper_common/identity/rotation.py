@@ -26,6 +26,8 @@ from hopper_common.identity.errors import IdentityWrongState
 
 OVERLAP: Final = timedelta(days=14)
 """How long a prepared root waits for peers that have not said that they know it."""
+SETTLE: Final = timedelta(seconds=15)
+"""How long a prepared root waits for the processes of its own Hopper, which look at its files every second."""
 LISTED_AFTER_REVOKE: Final = timedelta(days=30)
 BEFORE_EXPIRY: Final = timedelta(days=365)
 """How long before a root runs out its successor is prepared by itself."""
@@ -79,6 +81,16 @@ def next_step(
     if _first(bundle, ACTIVE) != latest:
         return Step(Verb.TAINT, since[_hash(latest)] + lifetime)
     return Step(Verb.PREPARE, certificate_of(latest.certificate).not_valid_after_utc - BEFORE_EXPIRY)
+
+
+def settled(bundle: TrustBundle, since: Mapping[bytes, datetime], now: datetime) -> bool:
+    """Whether a root is prepared that waits for nobody but peers."""
+    root = _first(bundle, PREPARED)
+    return (
+        root is not None
+        and next_step(bundle, since).verb is Verb.ACTIVATE
+        and now >= since[_hash(root)] + SETTLE
+    )
 
 
 def check_turn(bundle: TrustBundle, since: Mapping[bytes, datetime], verb: Verb) -> None:

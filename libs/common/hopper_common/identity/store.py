@@ -354,6 +354,27 @@ class Identity:
         """Issue from the next root."""
         self.move(Verb.ACTIVATE)
 
+    def awaits_peers(self) -> bool:
+        """Whether a root is prepared here that waits for nothing but that all peers know it."""
+        state = self._view.state
+        return self.has_root and rotation.settled(state.bundle, state.since, self._clock.now())
+
+    def peers_know(self, sequence: int) -> bool:
+        """
+        Take note that all peers have the bundle of that sequence, and activate the root that has waited for it.
+
+        Returns:
+            Whether one was activated: the bundle is still that one, and nothing else is to be waited for.
+        """
+        with self._mutex, files.locked(self._where.lock):
+            self._reread()
+            if self.trust_bundle().sequence != sequence or not self.awaits_peers():
+                return False
+            self._move(Verb.ACTIVATE)
+        self._renew()
+        self._tell()
+        return True
+
     def taint(self) -> None:
         """Replace what the old root has issued."""
         self.move(Verb.TAINT)

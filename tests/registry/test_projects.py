@@ -11,7 +11,16 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.struct_pb2 import Struct
 
-from hopper.registry.v1.project_pb2 import Capacity, Executor, Presence, Project, RateLimit, Worker
+from hopper.registry.v1.project_pb2 import (
+    Capacity,
+    Executor,
+    Presence,
+    Project,
+    RateLimit,
+    Worker,
+    WorkingHours,
+    WorkingStretch,
+)
 from hopper.registry.v1.project_service_pb2 import (
     GetProjectRequest,
     HeartbeatRequest,
@@ -72,6 +81,10 @@ FULL: dict[str, Any] = {
     "executor": Executor(type=Executor.TYPE_AGENT, requires_live_worker=True),
     "priority_boosts": {"urgent": 2.0},
     "state": Project.STATE_PAUSED,
+    "working_hours": WorkingHours(
+        time_zone="Europe/Berlin",
+        stretches=[WorkingStretch(weekday=day, from_minute=540, to_minute=1020) for day in range(1, 6)],
+    ),
 }
 
 
@@ -96,6 +109,49 @@ async def test_a_rate_without_a_period_is_of_a_second(registry: RunningRegistry)
     assert stored.capacity.start_rate == RateLimit(count=7, period=Duration(seconds=1))
     change = Project(name="projects/web")
     assert not (await update(registry, change, "capacity.start_rate")).capacity.HasField("start_rate")
+
+
+async def test_hours_without_a_zone_are_those_of_utc_and_are_cleared_by_a_mask(
+    registry: RunningRegistry,
+) -> None:
+    stored = await register(registry, working_hours=WorkingHours(stretches=[OFFICE]))
+    assert stored.working_hours == WorkingHours(time_zone="UTC", stretches=[OFFICE])
+    change = Project(name="projects/web")
+    change.working_hours.time_zone = "Asia/Tokyo"
+    moved = await update(registry, change, "working_hours.time_zone")
+    assert moved.working_hours == WorkingHours(time_zone="Asia/Tokyo", stretches=[OFFICE])
+    cleared = await update(registry, Project(name="projects/web"), "working_hours")
+    assert not cleared.HasField("working_hours")
+
+
+OFFICE = WorkingStretch(weekday=1, from_minute=540, to_minute=1020)
+
+
+@pytest.mark.parametrize(
+    ("hours", "field", "said"),
+    [
+        (WorkingHours(time_zone="Mars/Base", stretches=[OFFICE]), "time_zone", "IANA name"),
+        (WorkingHours(), "stretches", "must name a stretch"),
+        (
+            WorkingHours(stretches=[OFFICE, WorkingStretch(weekday=2, from_minute=60, to_minute=60)]),
+            "stretches[1].to_minute",
+            "later than from_minute",
+        ),
+        (WorkingHours(stretches=[WorkingStretch(weekday=8, to_minute=60)]), "stretches[0].weekday", "7"),
+    ],
+)
+async def test_hours_that_are_none_are_refused_by_name(
+    registry: RunningRegistry, hours: WorkingHours, field: str, said: str
+) -> None:
+    await register(registry)
+    for call in (
+        register(registry, "other", working_hours=hours),
+        update(registry, Project(name="projects/web", working_hours=hours), "working_hours"),
+    ):
+        ((found, description),) = (await violations(call)).items()
+        assert found == f"project.working_hours.{field}"
+        assert said in description
+    assert not (await get(registry)).HasField("working_hours")
 
 
 async def test_output_only_fields_are_ignored_at_registration(registry: RunningRegistry) -> None:

@@ -13,6 +13,7 @@ from hopper.registry.v1 import instance_pb2 as ipb
 from hopper.registry.v1 import project_pb2 as ppb
 from hopper_common.errors import FieldViolation, InvalidArgument
 from hopper_common.timestamps import duration_field, from_proto, time_field, to_proto
+from hopper_common.working_hours_proto import hours_from_proto, hours_to_proto
 from hopper_registry.model import (
     DEFAULT_PERIOD,
     DEFAULT_TIME_TO_LIVE,
@@ -67,6 +68,7 @@ def project_spec_from_proto(proto: ppb.Project) -> ProjectSpec:
         state=_from_enum(ProjectState, ppb.Project.State, "STATE_", proto.state)
         if proto.state
         else ProjectState.ACTIVE,
+        working_hours=hours_from_proto(proto),
     )
 
 
@@ -86,6 +88,7 @@ def project_spec_to_proto(spec: ProjectSpec) -> ppb.Project:
         executor=_executor_to_proto(spec.executor),
         priority_boosts=spec.priority_boosts,
         state=_to_enum(ppb.Project.State, "STATE_", spec.state),
+        working_hours=hours_to_proto(spec.working_hours),
     )
 
 

@@ -20,7 +20,9 @@ from enum import StrEnum
 from hashlib import blake2b
 from typing import TypeVar
 
+from hopper_common import working_hours
 from hopper_common.errors import EtagMismatch, FieldViolation, InvalidArgument
+from hopper_common.working_hours import WorkingHours
 from hopper_registry.errors import InstanceParentInvalid, InstanceWrongState
 
 ROOT = "instances/global"
@@ -108,6 +110,7 @@ class ProjectSpec:
     executor: Executor = Executor()
     priority_boosts: Mapping[str, float] = field(default_factory=dict)
     state: ProjectState = ProjectState.ACTIVE
+    working_hours: WorkingHours | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +139,17 @@ class Project:
         return etag_of(self.name, self.create_time, self.revision)
 
     def updated(self, spec: ProjectSpec, now: datetime) -> "Project":
-        """The project with another spec; itself if it is the same one."""
+        """
+        The project with another spec; itself if it is the same one.
+
+        Raises:
+            InvalidArgument: See `check_hours`; only of hours that are new, since time zones come and go.
+        """
         spec = with_display_name(spec, self.name)
         if spec == self.spec:
             return self
+        if spec.working_hours != self.spec.working_hours:
+            check_hours(spec)
         return replace(self, spec=spec, revision=self.revision + 1, update_time=now)
 
 
@@ -382,6 +392,20 @@ def check_etag(resource: Project | Instance, etag: str) -> None:
     """
     if etag and etag != resource.etag:
         raise EtagMismatch(resource=resource.name, etag=resource.etag)
+
+
+def check_hours(spec: ProjectSpec) -> None:
+    """
+    Check when a project works.
+
+    Raises:
+        InvalidArgument: Every violation, with its path in a request that has the field `project`.
+    """
+    hours = spec.working_hours
+    if hours is None:
+        return
+    if violations := list(working_hours.violations(hours, "project.working_hours")):
+        raise InvalidArgument(violations=violations)
 
 
 def check_spec(spec: InstanceSpec) -> None:

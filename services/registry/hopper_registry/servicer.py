@@ -60,6 +60,7 @@ MUTABLE_OF_PROJECT = (
     "executor",
     "priority_boosts",
     "state",
+    "working_hours",
 )
 MUTABLE_OF_INSTANCE = ("display_name", "project", "config")
 

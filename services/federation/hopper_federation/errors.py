@@ -131,3 +131,42 @@ class DiscoveryUnavailable(WrongState):
     """This Hopper cannot look for others that way."""
 
     reason = "DISCOVERY_UNAVAILABLE"
+
+
+# Handing over.
+
+
+class DelegationNotFound(NotFound):
+    """There is no such hand-over."""
+
+    reason = "DELEGATION_NOT_FOUND"
+
+
+class DelegationWrongState(WrongState):
+    """The hand-over's state does not allow the move."""
+
+    reason = "DELEGATION_WRONG_STATE"
+
+
+class DelegationLoop(WrongState):
+    """The task would come back to a Hopper that had it already."""
+
+    reason = "DELEGATION_LOOP"
+
+
+class HopLimit(WrongState):
+    """The task has been through as many Hoppers as it may."""
+
+    reason = "HOP_LIMIT"
+
+
+class FanOutLimit(WrongState):
+    """The task may be handed on to no more Hoppers."""
+
+    reason = "FAN_OUT_LIMIT"
+
+
+class CapabilityDenied(PermissionDenied):
+    """What the task takes may not cross."""
+
+    reason = "CAPABILITY_DENIED"

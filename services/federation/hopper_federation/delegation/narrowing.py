@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from hopper_federation.errors import FanOutLimit, HopLimit
+from hopper_federation.errors import CapabilityDenied, FanOutLimit, HopLimit
 
 MOST_HOPS: Final = 8
 """To how many Hoppers a task comes at most, whatever its origin allows."""
@@ -46,6 +46,17 @@ class Redelegation:
         """Whether it allows nothing that the other does not."""
         reaches = other.any or (not self.any and self.installs <= other.installs)
         return reaches and 0 <= self.hops <= other.hops and 0 <= self.fan_out <= other.fan_out
+
+    def meet(self, other: "Redelegation") -> "Redelegation":
+        """What both allow."""
+        if self.any and other.any:
+            installs: frozenset[str] = frozenset()
+        elif self.any or other.any:
+            installs = other.installs if self.any else self.installs
+        else:
+            installs = self.installs & other.installs
+        both = self.any and other.any
+        return Redelegation(both, installs, min(self.hops, other.hops), min(self.fan_out, other.fan_out))
 
     def below(self) -> "Redelegation":
         """The most that may be allowed to whoever it is handed on to."""
@@ -99,6 +110,23 @@ def at_origin(
     return Redelegation(installs is None, frozenset(installs or ()), further, below)
 
 
+def check_step(allowed: Redelegation, to: str) -> None:
+    """
+    Check that a task may go one step further.
+
+    Raises:
+        CapabilityDenied: Not to that Hopper.
+        HopLimit: To no further one.
+        FanOutLimit: In no further copy.
+    """
+    if not allowed.allows(to):
+        raise CapabilityDenied(f"the task may not be handed on to {to}", capability="redelegation")
+    if allowed.hops < 1:
+        raise HopLimit("the task has been through as many Hoppers as it may", hops=str(allowed.hops))
+    if allowed.fan_out < 1:
+        raise FanOutLimit("no further copy of the task may be under way", fan_out=str(allowed.fan_out))
+
+
 def handed_on(allowed: Redelegation, to: str, *, spent: int) -> Redelegation:
     """
     What a Hopper in between allows to whom it hands on.
@@ -108,11 +136,11 @@ def handed_on(allowed: Redelegation, to: str, *, spent: int) -> Redelegation:
         spent: See `share`.
 
     Raises:
-        HopLimit: The task may come to no further Hopper, or not to that one.
+        CapabilityDenied: It may not come to that Hopper.
+        HopLimit: It may come to no further one.
         FanOutLimit: No copy is left.
     """
-    if allowed.hops < 1 or not allowed.allows(to):
-        raise HopLimit(f"whoever handed it over does not let it go on to {to}", hops=str(allowed.hops))
+    check_step(allowed, to)
     below = share(allowed.fan_out, spent)
     if allowed.hops == 1 or below == 0:
         return NOBODY

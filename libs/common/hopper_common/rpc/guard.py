@@ -556,7 +556,6 @@ class _Door:
         self.streams = method.streams_in or method.streams_out
         self._session = guard.callers.session
         self._monotonic = guard.monotonic
-        self._anywhere = (method.path, None)
         self._rate_class = method.access.rate_class or RateClass.READ
         self._special = self.streams or self._rate_class is RateClass.ADMIN
 
@@ -565,13 +564,8 @@ class _Door:
             session = self._session(context)
         except HopperError as error:
             raise self._stranger(error, source_of(context)) from error
-        if self.declared:
-            verdict = session.verdicts.get(self._anywhere) or self.decide(session, None)
-            if not verdict.allowed:
-                raise self.refusal(session.principal, verdict)
-        now = self._monotonic()
-        bucket: Bucket = session.kept.get(self._rate_class) or self._bucket(session, now)
-        wait = bucket.take(now)
+        bucket: Bucket = session.kept.get(self) or self._allowed(session)
+        wait = bucket.take(self._monotonic())
         if wait:
             raise Refusal(_limited(self._rate_class, wait))
         if self._special:
@@ -585,9 +579,18 @@ class _Door:
         """Whether the principal may call the method, about these places."""
         return session.decide(self.path, self.access, places, self.guard.directory)
 
-    def _bucket(self, session: Session, now: float) -> Bucket:
-        bucket = self.guard.limiter.bucket(session.principal, self._rate_class, now)
-        session.kept[self._rate_class] = bucket
+    def _allowed(self, session: Session) -> Bucket:
+        """What calls by somebody who may call are counted with; kept, as the verdict is, while nothing changes."""
+        if self.declared:
+            verdict = self.decide(session, None)
+            if not verdict.allowed:
+                raise self.refusal(session.principal, verdict)
+        kept = session.kept
+        bucket: Bucket | None = kept.get(self._rate_class)
+        if bucket is None:
+            bucket = self.guard.limiter.bucket(session.principal, self._rate_class, self._monotonic())
+            kept[self._rate_class] = bucket
+        kept[self] = bucket
         return bucket
 
     def _count(self, session: Session) -> None:

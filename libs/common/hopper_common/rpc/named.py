@@ -110,7 +110,7 @@ class _Flat:
         if self._many:
             plain = list(values)
             for place in self._many:
-                plain[place] = tuple(plain[place])
+                plain[place] = tuple(plain[place]) if plain[place] else ()
             values = tuple(plain)
         return self._known.get(values) or self._look(values)
 

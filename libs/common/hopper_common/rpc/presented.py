@@ -80,6 +80,7 @@ class Certificates:
         self._now = now
         self._monotonic = monotonic
         self._kept: OrderedDict[bytes, Presented] = OrderedDict()
+        self._last: Presented | None = None
 
     def presented(self, auth: Mapping[str, Sequence[bytes]]) -> Presented:
         """
@@ -97,7 +98,9 @@ class Certificates:
             raise Unauthenticated("there is no client certificate")
         if len(versions) != 1 or versions[0] != _TLS:
             raise TlsTooOld(version=b" ".join(versions).decode(errors="replace"))
-        presented = self._kept.get(pems[0])
+        presented = self._last  # often the same caller's: comparing is quicker than hashing
+        if presented is None or presented.pem != pems[0]:
+            presented = self._last = self._kept.get(pems[0])
         if presented is None or presented.generation != self._generation():
             presented = self._keep(self._verified(pems[0], auth.get("peer_spiffe_id", ())))
         if self._monotonic() >= presented.valid_until:
@@ -120,7 +123,7 @@ class Certificates:
     def _keep(self, presented: Presented) -> Presented:
         if len(self._kept) >= _MOST_KEPT:
             self._kept.popitem(last=False)
-        self._kept[presented.pem] = presented
+        self._kept[presented.pem] = self._last = presented
         return presented
 
     def _verified(self, pem: bytes, names: Sequence[bytes]) -> Presented:

@@ -9,6 +9,8 @@ from hopper_cli.parts import read_parts
 from hopper_cli.problems import UsageProblem
 from hopper_cli.project_specs import read_projects
 from hopper_common.timestamps import from_proto
+from hopper_common.working_hours import parse
+from hopper_common.working_hours_proto import hours_from_proto
 
 NOW = datetime(2026, 3, 6, 12, tzinfo=UTC)
 
@@ -72,7 +74,8 @@ def test_projects() -> None:
     """A list, or a list under `projects`, as the demo's."""
     entry = (
         "id: a, capabilities: [x], sla: 2d, max_running: 3, executor: agent, requires_live_worker: true, "
-        "max_running_per_key: 2, start_rate: 100/min, start_rate_per_key: 5/30s"
+        "max_running_per_key: 2, start_rate: 100/min, start_rate_per_key: 5/30s, "
+        "working_hours: 'mon tue 9-17 Asia/Tokyo'"
     )
     for text in (f"- {{{entry}}}", f"projects:\n  - {{{entry}}}"):
         ((project_id, project),) = read_projects(text, "f")
@@ -82,7 +85,14 @@ def test_projects() -> None:
         assert rate(project.capacity.start_rate) == (100, timedelta(minutes=1))
         assert rate(project.capacity.start_rate_per_key) == (5, timedelta(seconds=30))
         assert from_proto(project.sla) == timedelta(days=2)
+        assert hours_from_proto(project) == parse("mon-tue 09:00-17:00 Asia/Tokyo")
         assert project.executor == Executor(type=Executor.TYPE_AGENT, requires_live_worker=True)
+
+
+def test_hours_without_a_zone_are_those_of_who_types(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    ((_, project),) = read_projects("- {id: a, working_hours: mon 9-17}", "f")
+    assert hours_from_proto(project) == parse("mon 09:00-17:00 Asia/Tokyo")
 
 
 @pytest.mark.parametrize(
@@ -92,6 +102,7 @@ def test_projects() -> None:
         ("- {}", "project 1 has no id"),
         ("- {id: a}\n- {id: b, speed: 3}", "project 2 has speed"),
         ("- {id: a, executor: robot}", "project 1: .*robot"),
+        ("- {id: a, working_hours: noon}", "project 1: 'noon' are no working hours: .* days and hours"),
         ("- {id: a, start_rate: 5}", "project 1: '5' is no rate"),
         ("- {id: a, velocity_per_day: fast}", "velocity_per_day is no number"),
         ("- {id: a, requires_live_worker: maybe}", "true or false"),

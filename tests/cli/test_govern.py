@@ -1,9 +1,11 @@
 """Projects, instances, rules, hand-overs."""
 
 import uuid
+from datetime import UTC, datetime
 from pathlib import Path
 
 from hopper_cli.demo.data import path_of
+from hopper_common.working_hours import DAYS
 from tests.cli.conftest import Terminal, add
 
 POLICY = """\
@@ -36,6 +38,7 @@ def test_a_project_from_birth_to_end(hopper: Terminal) -> None:
         ),
         *("--example", "Fix it", "--boost", "x=1.5", "--velocity", "3", "--sla", "2d", "--max-running", "4"),
         *("--max-per-key", "2", "--start-rate", "10/s", "--start-rate-per-key", "5/1m30s"),
+        *("--hours", "mon-sun 00:00-24:00 Asia/Tokyo"),
         *("--max-open", "9", "--cost", "0.5", "--executor", "agent", "--requires-live-worker"),
         stdin="checks things",
     )["project"]
@@ -47,12 +50,16 @@ def test_a_project_from_birth_to_end(hopper: Terminal) -> None:
         "start_rate": {"count": 10, "period": "1s"},
         "start_rate_per_key": {"count": 5, "period": "90s"},
     }
-    assert "5 in 1 min 30 s" in hopper.ok("project", "show", name).out
+    shown = hopper.ok("project", "show", name).out
+    assert "5 in 1 min 30 s" in shown
+    assert "mon-sun 00:00-24:00 Asia/Tokyo, now too" in shown
+    assert made["working_hours"]["time_zone"] == "Asia/Tokyo"
+    assert len(made["working_hours"]["stretches"]) == 7
     assert made["executor"]["type"] == "TYPE_AGENT"
     assert made["sla"] == "172800s"
     changed = hopper.json(
         *("project", "edit", name, "--can", "sql", "--cannot", "java", "--max-open", "0"),
-        *("--max-per-key", "0", "--start-rate", "none"),
+        *("--max-per-key", "0", "--start-rate", "none", "--hours", "none"),
     )["project"]
     assert changed["capabilities"] == ["sql"]
     assert changed["capacity"] == {
@@ -61,7 +68,13 @@ def test_a_project_from_birth_to_end(hopper: Terminal) -> None:
         "max_running_per_key": 0,
         "start_rate_per_key": {"count": 5, "period": "90s"},
     }
+    assert not changed.get("working_hours")
     assert "10/s" in hopper("project", "edit", name, "--start-rate", "often").err
+    assert "days and hours" in hopper("project", "edit", name, "--hours", "often").err
+    assert "working_hours.time_zone" in hopper("project", "edit", name, "--hours", "mon 9-17 Mars/Base").err
+    in_three_days = DAYS[(datetime.now(UTC).weekday() + 3) % 7]
+    hopper.ok("project", "edit", name, "--hours", f"{in_three_days} 09:00-17:00 UTC")
+    assert f"{in_three_days} 09:00-17:00 UTC, opens in " in hopper.ok("project", "show", name).out
     assert changed["tags"] == ["x"]
     assert hopper.json("project", "pause", name)["project"]["state"] == "STATE_PAUSED"
     assert hopper.json("project", "resume", name)["project"]["state"] == "STATE_ACTIVE"

@@ -9,7 +9,10 @@ from hopper_cli import inputs
 from hopper_cli.problems import UsageProblem
 from hopper_cli.times import parse_duration
 from hopper_cli.yamls import Entry, load
+from hopper_common import working_hours
 from hopper_common.timestamps import to_proto
+from hopper_common.working_hours import WorkingHours
+from hopper_common.working_hours_proto import hours_to_proto
 
 EXECUTORS: Final = ("workers", "agent", "person", "peer")
 _KNOWN: Final = frozenset(
@@ -28,6 +31,7 @@ _KNOWN: Final = frozenset(
         "max_running_per_key",
         "start_rate",
         "start_rate_per_key",
+        "working_hours",
         "cost_per_task",
         "executor",
         "requires_live_worker",
@@ -56,6 +60,7 @@ class ProjectOptions:
     max_per_key: int | None = None
     start_rate: str | None = None
     start_rate_per_key: str | None = None
+    hours: str | None = None
     cost: float | None = None
     executor: str | None = None
     requires_live_worker: bool | None = None
@@ -72,6 +77,7 @@ def apply(options: ProjectOptions, project: Project) -> list[str]:
         *_words(options, project),
         *_lists(options, project),
         *_numbers(options, project),
+        *_hours(options, project),
         *_capacity(options, project.capacity),
     ]
 
@@ -131,6 +137,30 @@ def _numbers(options: ProjectOptions, project: Project) -> list[str]:
         project.sla.CopyFrom(to_proto(parse_duration(options.sla)))
         changed.append("sla")
     return changed
+
+
+def _hours(options: ProjectOptions, project: Project) -> list[str]:
+    if options.hours is None:
+        return []
+    project.ClearField("working_hours")
+    project.MergeFrom(Project(working_hours=hours_to_proto(_parse_hours(options.hours))))
+    return ["working_hours"]
+
+
+def _parse_hours(text: str) -> WorkingHours | None:
+    """
+    The working hours of `mon-fri 09:00-17:00 Europe/Berlin`, without a zone those of this machine; None for `none`.
+
+    Raises:
+        UsageProblem: They are none.
+    """
+    if text.strip().lower() == "none":
+        return None
+    try:
+        return working_hours.parse(text, time_zone=inputs.local_zone())
+    except working_hours.HoursInvalid as error:
+        remedy = "write them like 'mon-fri 09:00-17:00 Europe/Berlin', or none"
+        raise UsageProblem(f"{text!r} are no working hours: {error}", remedy=remedy) from None
 
 
 def _capacity(options: ProjectOptions, capacity: Capacity) -> list[str]:
@@ -196,6 +226,7 @@ def _project(entry: Entry) -> tuple[str, Project]:
         max_per_key=_whole(entry, "max_running_per_key"),
         start_rate=entry.text("start_rate"),
         start_rate_per_key=entry.text("start_rate_per_key"),
+        hours=entry.text("working_hours"),
         cost=entry.number("cost_per_task"),
         executor=entry.text("executor"),
         requires_live_worker=entry.flag("requires_live_worker") or None,

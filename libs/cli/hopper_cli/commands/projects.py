@@ -65,6 +65,15 @@ StartRatePerKey = Annotated[
     str | None,
     typer.Option("--start-rate-per-key", metavar="RATE", help="The same with one concurrency key."),
 ]
+Hours = Annotated[
+    str | None,
+    typer.Option(
+        "--hours",
+        metavar="HOURS",
+        help="When it works, such as 'mon-fri 09:00-12:00 13:00-17:00, sat 10-14 Europe/Berlin' (without a zone: "
+        "this machine's), or none: always. A task in a hurry goes rather to who works now.",
+    ),
+]
 Cost = Annotated[float | None, typer.Option("--cost", metavar="N", min=0, help="What one task costs.")]
 ExecutorKind = Annotated[
     str | None, typer.Option("--executor", metavar="KIND", help="workers, agent, person or peer.")
@@ -98,6 +107,7 @@ def register(app: typer.Typer) -> None:
         examples=(
             "hopper project edit moodle --can accessibility --cannot sql",
             "hopper project edit moodle --sla 2d",
+            'hopper project edit moodle --hours "mon-fri 09:00-17:00 Europe/Berlin"',
         ),
     )(edit)
     command(group, "remove", examples=("hopper project remove moodle --yes",))(remove)
@@ -125,6 +135,7 @@ def add(  # noqa: PLR0913, PLR0917 - each option is an argument
     max_per_key: MaxPerKey = None,
     start_rate: StartRate = None,
     start_rate_per_key: StartRatePerKey = None,
+    hours: Hours = None,
     cost: Cost = None,
     executor: ExecutorKind = None,
     live_worker: LiveWorker = None,
@@ -155,6 +166,7 @@ def add(  # noqa: PLR0913, PLR0917 - each option is an argument
         max_per_key=max_per_key,
         start_rate=start_rate,
         start_rate_per_key=start_rate_per_key,
+        hours=hours,
         cost=cost,
         executor=executor,
         requires_live_worker=live_worker,
@@ -319,6 +331,7 @@ def _limits(project: "Project", cli: Cli) -> "list[tuple[str, str | Text]]":
         ("most per key", str(project.capacity.max_running_per_key or "")),
         ("starts", _rate(project.capacity.start_rate)),
         ("starts per key", _rate(project.capacity.start_rate_per_key)),
+        ("works", _hours(project, cli)),
         ("cost", f"{project.cost_per_task:g} a task" if project.cost_per_task else ""),
         ("changed", format_time(from_proto(project.update_time), cli.now)),
     ]
@@ -330,6 +343,22 @@ def _rate(limit: "RateLimit") -> str:
 
     period = duration_field(limit, "period")
     return f"{limit.count} in {format_duration(period)}" if limit.count and period else ""
+
+
+def _hours(project: "Project", cli: Cli) -> str:
+    from hopper_cli.times import format_duration
+    from hopper_common.time_zones import ZoneUnknown
+    from hopper_common.working_hours import describe, opens_in
+    from hopper_common.working_hours_proto import hours_from_proto
+
+    hours = hours_from_proto(project)
+    if hours is None:
+        return ""
+    try:
+        wait = opens_in(hours, cli.now)
+    except ZoneUnknown:  # here; the registry knows it
+        return describe(hours)
+    return f"{describe(hours)}, {f'opens in {format_duration(wait)}' if wait else 'now too'}"
 
 
 def edit(  # noqa: PLR0913, PLR0917 - each option is an argument
@@ -356,6 +385,7 @@ def edit(  # noqa: PLR0913, PLR0917 - each option is an argument
     max_per_key: MaxPerKey = None,
     start_rate: StartRate = None,
     start_rate_per_key: StartRatePerKey = None,
+    hours: Hours = None,
     cost: Cost = None,
     executor: ExecutorKind = None,
     live_worker: LiveWorker = None,
@@ -381,6 +411,7 @@ def edit(  # noqa: PLR0913, PLR0917 - each option is an argument
         max_per_key=max_per_key,
         start_rate=start_rate,
         start_rate_per_key=start_rate_per_key,
+        hours=hours,
         cost=cost,
         executor=executor,
         requires_live_worker=live_worker,

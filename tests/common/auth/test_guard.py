@@ -154,6 +154,20 @@ async def test_a_header_of_another_kind_is_refused(staged: Stage, metadata: Any)
     assert refused.reason == "UNAUTHENTICATED"
 
 
+async def test_a_key_that_was_just_let_in_is_refused_once_nothing_was_heard_for_too_long(
+    staged: Stage,
+) -> None:
+    add_person(staged.directory, ADA, (Role.MEMBER, ROOT))
+    metadata = bearer(staged.key(ADA))
+    staged.clock.advance(timedelta(seconds=29.9))
+    assert (await staged.people.Put(REQUEST, metadata=metadata)).text == ADA
+    staged.clock.advance(timedelta(seconds=0.2))
+    refused = await Refusal.of(staged.people.Put(REQUEST, metadata=metadata))
+    assert refused.reason == "TRUST_STORE_STALE"
+    staged.directory.heard()
+    assert (await staged.people.Put(REQUEST, metadata=metadata)).text == ADA
+
+
 async def test_when_nothing_was_heard_for_too_long_nobody_with_a_key_is_let_in(staged: Stage) -> None:
     add_person(staged.directory, ADA, (Role.MEMBER, ROOT))
     metadata = bearer(staged.key(ADA))

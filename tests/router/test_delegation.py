@@ -466,18 +466,6 @@ async def test_an_instance_that_does_not_run_takes_nothing(router: Router, state
     assert await router.chain(task) == []
 
 
-async def test_a_peer_cannot_be_reached_without_federation(router: Router) -> None:
-    peer = router.registry.instance("peer", Scope.FEDERATED, project=router.registry.project("far", "x"))
-    task = await router.submit(required_capabilities=["x"])
-    assert dict(task.wait.exclusions) == {"federation": 1}
-    await refusal(
-        router.delegate(task, ROUTE, peer), Code.FAILED_PRECONDITION, "FEDERATION_UNAVAILABLE", instance=peer
-    )
-    await refusal(
-        router.submit(parent=peer), Code.FAILED_PRECONDITION, "FEDERATION_UNAVAILABLE", instance=peer
-    )
-
-
 async def test_a_running_task_goes_with_its_token_only(router: Router) -> None:
     project, web = router.registry.team("web", "html")
     run = router.registry.instance("run", Scope.ORCHESTRATION, web)

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from hopper_router.errors import FederationUnavailable
 from hopper_router.model import Clocks, DelegationKind, Instance, InstanceState, Scope, TaskSpec
 from hopper_router.scopes import (
     SCOPES,
@@ -54,10 +53,9 @@ def test_queues_keep_whatever_comes(scope: Scope, project: str) -> None:
     assert placed.project == project
 
 
-def test_a_peer_cannot_be_reached() -> None:
-    with pytest.raises(FederationUnavailable) as caught:
-        SCOPES[Scope.FEDERATED].place(SIMPLE, instance("peer", Scope.FEDERATED), around())
-    assert dict(caught.value.metadata) == {"instance": "instances/peer"}
+def test_what_is_for_a_peer_is_queued_for_the_federation_service() -> None:
+    placed = SCOPES[Scope.FEDERATED].place(SIMPLE, instance("peer", Scope.FEDERATED), around())
+    assert placed == Keep(around().project, "the federation service hands it to the peer")
 
 
 @pytest.mark.parametrize(

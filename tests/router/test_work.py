@@ -133,8 +133,6 @@ async def test_queues_that_are_none(router: Router) -> None:
         router.claim("instances/none"), Code.NOT_FOUND, "INSTANCE_NOT_FOUND", instance="instances/none"
     )
     assert set(await violations(router.claim(ROOT))) == {"queue"}
-    peer = router.registry.instance("peer", Scope.FEDERATED)
-    assert set(await violations(router.claim(peer))) == {"queue"}
     web = router.registry.project("web")
     assert set(await violations(router.claim(web, ""))) == {"worker"}
     assert set(await violations(router.claim(web, max_tasks=101, wait=seconds(31)))) == {"max_tasks", "wait"}

@@ -222,7 +222,7 @@ def _registered(
         ),
         Registered.of(
             delegation_service_pb2.DESCRIPTOR.services_by_name["DelegationService"],
-            DelegationServicer(engine, advice.decomposer if advice else Decomposer(engine)),
+            DelegationServicer(engine, advice.decomposer if advice else Decomposer(engine), holders),
             add_DelegationServiceServicer_to_server,
         ),
         Registered.of(

@@ -28,6 +28,7 @@ from hopper_router.model import (
     EMPTY,
     Attempt,
     Basis,
+    Border,
     Candidate,
     Claim,
     Clocks,
@@ -698,9 +699,22 @@ def project_from_registry(project: project_pb2.Project) -> Project:
         executor=EXECUTOR_FROM_PROTO.get(project.executor.type, ExecutorType.WORKERS),
         requires_live_worker=project.executor.requires_live_worker,
         boosts=dict(project.priority_boosts),
+        working_hours=_hours_of(project),
         paused=project.state == project_pb2.Project.STATE_PAUSED,
         live_workers=min(1, project.presence.live_workers),
+        border=_border(project) if project.HasField("border") else None,
     )
+
+
+def _border(project: project_pb2.Project) -> Border:
+    border = project.border
+    return Border(border.peer, border.policy, border.level)
+
+
+def _hours_of(project: project_pb2.Project) -> WorkingHours | None:
+    hours = hours_from_proto(project)
+    # A time zone that only a newer registry knows: better no hours than no decisions.
+    return None if hours is None or any(violations(hours, "")) else hours
 
 
 def _rate_limit(capacity: project_pb2.Capacity, field: str) -> RateLimit | None:

@@ -7,11 +7,13 @@ from typing import Final
 from hopper.router.v1 import delegation_service_pb2 as svc
 from hopper.router.v1.delegation_pb2 import Subtask
 from hopper.router.v1.delegation_service_pb2_grpc import DelegationServiceServicer
+from hopper.router.v1.work_service_pb2 import ClaimRef
 from hopper_common.errors import FieldViolation, InvalidArgument
 from hopper_router import delegating, handover
 from hopper_router.convert import delegation_to_proto, kind_from_proto, spec_from_proto, spec_to_proto
 from hopper_router.decomposing import Decomposer
 from hopper_router.engine import Engine
+from hopper_router.holders import Holders
 from hopper_router.model import DelegationKind
 from hopper_router.servicer import Context, up_to_date
 from hopper_router.unit import Unit
@@ -23,9 +25,10 @@ MOST_IN_CHAIN: Final = 1000
 class DelegationServicer(DelegationServiceServicer):
     """Translates; `delegating` and `decomposing` do the work."""
 
-    def __init__(self, engine: Engine, decomposer: Decomposer) -> None:
+    def __init__(self, engine: Engine, decomposer: Decomposer, holders: Holders | None = None) -> None:
         self._engine = engine
         self._decomposer = decomposer
+        self._holders = holders or Holders.of_nobody(engine.db, engine.clock)
 
     async def DelegateTask(
         self, request: svc.DelegateTaskRequest, context: Context
@@ -74,8 +77,14 @@ class DelegationServicer(DelegationServiceServicer):
     async def RejectDelegation(
         self, request: svc.RejectDelegationRequest, context: Context
     ) -> svc.RejectDelegationResponse:
+        token = request.fencing_token
+        if token:
+            delegation = await self._engine.read(lambda unit: unit.delegation(request.name))
+            claims = [ClaimRef(task=child, fencing_token=token) for child in delegation.child_tasks]
+            await self._holders.require_own(claims)
+
         def effect(unit: Unit) -> svc.RejectDelegationResponse:
-            rejected = delegating.reject(unit, request.name, request.reason)
+            rejected = delegating.reject(unit, request.name, request.reason, token)
             return svc.RejectDelegationResponse(delegation=delegation_to_proto(rejected))
 
         return await self._engine.mutate("RejectDelegation", request, svc.RejectDelegationResponse, effect)

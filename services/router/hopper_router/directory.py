@@ -18,7 +18,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Final
 
-from hopper_router.model import Instance, InstanceState, Project
+from hopper_router.model import Instance, InstanceState, Project, Scope
 from hopper_router.routing import Candidates
 
 
@@ -89,6 +89,10 @@ class _Tree:
     @cached_property
     def with_members(self) -> tuple[Instance, ...]:
         return tuple(instance for instance in self.by_name.values() if instance.members)
+
+    @cached_property
+    def federated(self) -> frozenset[str]:
+        return frozenset(name for name, instance in self.by_name.items() if instance.scope is Scope.FEDERATED)
 
     @cached_property
     def of_project(self) -> Mapping[str, str]:
@@ -195,6 +199,16 @@ class Directory:
     def with_members(self) -> tuple[Instance, ...]:
         """The instances whose tasks only their members may claim."""
         return self._tree.with_members
+
+    @property
+    def federated(self) -> frozenset[str]:
+        """The instances that stand for peers."""
+        return self._tree.federated
+
+    def reaches_peer(self, instance: Instance) -> bool:
+        """Whether the federation service has said what may leave for the peer that an instance stands for."""
+        project = self.projects.get(instance.project)
+        return project is not None and project.border is not None
 
     def children(self, instance: str) -> tuple[str, ...]:
         """The instances right under one, by name, terminated ones too."""

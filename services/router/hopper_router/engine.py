@@ -430,6 +430,7 @@ class Engine:
             and not project.has_limits
             and not project.paused
             and not (directory.halted or directory.with_members or directory.instance_limits)
+            and directory.instance_of_project.get(queue) not in directory.federated
         )
 
     async def claim(

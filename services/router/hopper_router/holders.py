@@ -21,6 +21,7 @@ from hopper_common.auth.current import current
 from hopper_common.auth.decide import owns_worker
 from hopper_common.auth.directory import Directory
 from hopper_common.auth.model import Kind, Principal
+from hopper_common.clock import Clock
 from hopper_common.database import Database
 from hopper_common.errors import PermissionDenied
 from hopper_router import tables
@@ -43,6 +44,11 @@ class Holders:
         self._db = db
         self._directory = directory
         self._own: OrderedDict[tuple[str, str, int], None] = OrderedDict()
+
+    @classmethod
+    def of_nobody(cls, db: Database, clock: Clock) -> Holders:
+        """Where nobody is known, and so nobody but the owner is let at any claim."""
+        return cls(db, Directory(clock.monotonic))
 
     async def require_own(self, claims: Iterable[svc.ClaimRef]) -> None:
         """

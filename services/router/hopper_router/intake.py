@@ -75,14 +75,24 @@ def require_accepting(unit: Unit, name: str) -> Instance:
         InstanceNotFound, InstanceNotRunning, FederationUnavailable.
     """
     instance = unit.instance(name)
-    if instance.scope is Scope.FEDERATED:
-        raise FederationUnavailable(instance=name)
+    require_kept_peer(unit, instance)
     if instance.state not in ACCEPTING:
         state = instance.state.value
         raise InstanceNotRunning(
             f"{name} is {state} and takes no tasks: start it", instance=name, state=state
         )
     return instance
+
+
+def require_kept_peer(unit: Unit, instance: Instance) -> None:
+    """
+    Refuse an instance that stands for a peer that nobody keeps: what is queued there is never handed over.
+
+    Raises:
+        FederationUnavailable.
+    """
+    if instance.scope is Scope.FEDERATED and not unit.world.directory.reaches_peer(instance):
+        raise FederationUnavailable(instance=instance.name)
 
 
 def require_project(unit: Unit, name: str) -> None:

@@ -148,6 +148,13 @@ class TaskSpec:
         return self.fairness_key or self.requester
 
 
+FEDERATION: Final = "federation"
+"""
+The worker id of the federation service, and of nobody else. What it holds is a peer's to do: a lease that ran out says
+that the service was away, not that an attempt failed, and how long the attempt takes is the peer's to watch.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """Who has a task. `lease_end` is None while the lease is stopped: the worker waits for an answer."""
@@ -291,6 +298,15 @@ class RateLimit:
 
 
 @dataclass(frozen=True, slots=True)
+class Border:
+    """What may leave for a peer, as its Hopper's install id, the policy's text and the level's number say."""
+
+    peer: str
+    policy: str = ""
+    level: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Project:
     """A registered executor, as far as routing cares; `velocity` in tasks per day, 0: unknown."""
 
@@ -312,8 +328,10 @@ class Project:
     executor: ExecutorType = ExecutorType.WORKERS
     requires_live_worker: bool = False
     boosts: Mapping[str, float] = field(default_factory=dict)
+    working_hours: WorkingHours | None = None
     paused: bool = False
     live_workers: int = 0
+    border: Border | None = None
 
     @property
     def id(self) -> str:

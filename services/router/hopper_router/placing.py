@@ -105,6 +105,7 @@ def place(
 def suggest(unit: Unit, where: Instance, spec: TaskSpec) -> Decision:
     """What would be decided about a task that came in now; nothing is recorded."""
     started = unit.clock.monotonic()
+    intake.require_kept_peer(unit, where)
     task = intake.new_task(unit, where, spec)
     placement = SCOPES[where.scope].place(task.spec, where, surroundings(unit, task, where))
     match placement:
@@ -185,7 +186,7 @@ def ruled_out(directory: Directory, path: Collection[str], had: Collection[str])
     filters: dict[str, str] = {}
     for project, name in directory.instance_of_project.items():
         instance = directory.instances[name]
-        if instance.scope is Scope.FEDERATED:
+        if instance.scope is Scope.FEDERATED and not directory.reaches_peer(instance):
             filters[project] = "federation"
         elif name in path:
             filters[project] = "path"

@@ -47,7 +47,7 @@ def _decide(world: World, where: Instance, spec: TaskSpec, now: datetime) -> Dec
         decision = _choose(world, where, spec, now)
         stands_for = world.directory.instance_of_project.get(decision.project, where.name)
         return decision if decision.outcome is Outcome.ROUTED and stands_for == where.name else None
-    if where.scope is Scope.FEDERATED:
+    if where.scope is Scope.FEDERATED and not world.directory.reaches_peer(where):
         return None
     placement = SCOPES[where.scope].place(spec, where, _surroundings(world, where))
     if not isinstance(placement, Keep):

@@ -27,7 +27,7 @@ from hopper_router.model import (
     Wait,
     WaitReason,
 )
-from hopper_router.transitions import claimable, wake_time
+from hopper_router.transitions import claimable, wake_time, watched_run
 
 SHORT_ID: Final = 6
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -83,7 +83,7 @@ def task_to_row(task: Task, now: datetime) -> dict[str, Any]:
         "wake_time": to_micros(next_wake(task, now)),
         "start_by": to_micros(clocks.start_by),
         "finish_by": to_micros(clocks.finish_by),
-        "run_for": length(clocks.run_for),
+        "run_for": length(watched_run(task)),
         "heartbeat": length(clocks.heartbeat),
         "token": task.token,
         "worker": claim.worker if claim else "",

@@ -13,7 +13,6 @@ from datetime import timedelta
 from types import MappingProxyType
 from typing import Final, Protocol
 
-from hopper_router.errors import FederationUnavailable
 from hopper_router.model import DelegationKind, Instance, InstanceState, Scope, TaskSpec
 
 
@@ -113,11 +112,11 @@ class EventScope(QueueScope):
 
 
 class FederatedScope:
-    """Stands for a peer; what is handed to it goes to federation, which this Hopper does not run yet."""
+    """Stands for a peer: a queue from which the federation service alone claims, to hand the tasks over."""
 
     def place(self, spec: TaskSpec, instance: Instance, around: Surroundings) -> Placement:
-        """Refuse."""
-        raise FederationUnavailable(instance=instance.name)
+        """Keep."""
+        return Keep(around.project, "the federation service hands it to the peer")
 
 
 SCOPES: Final[Mapping[Scope, ScopeRule]] = MappingProxyType(

@@ -32,6 +32,7 @@ from typing import Final
 
 from hopper_router.errors import StaleToken, TaskClaimed, TaskNotReady, TaskWrongState
 from hopper_router.model import (
+    FEDERATION,
     MAX_LEASE,
     MIN_LEASE,
     Claim,
@@ -280,12 +281,17 @@ def claim(task: Task, worker: str, lease: timedelta, now: datetime) -> Task:
     return replace(
         moved,
         token=token,
-        attempt=task.attempt + 1,
+        attempt=_begun(task, worker) + 1,
         first_start=task.first_start or now,
         claim=Claim(worker=worker, token=token, lease=granted, lease_end=now + granted, start=now),
         progress=None,
         wait=None,
     )
+
+
+def _begun(task: Task, worker: str) -> int:
+    """How many attempts were begun before; one that the federation service adopts again is the same one."""
+    return task.failures if worker == FEDERATION else task.attempt
 
 
 def _stamp(time: datetime | None) -> str:
@@ -509,10 +515,16 @@ def wake_time(task: Task) -> datetime | None:
         times.append(clocks.start_by)
     if task.claim is not None and task.state is TaskState.RUNNING:
         times.append(task.claim.lease_end)
-        times.append(task.claim.start + clocks.run_for if clocks.run_for else None)
+        run_for = watched_run(task)
+        times.append(task.claim.start + run_for if run_for else None)
     if asks_where(task) and task.input is not None:
         times.append(task.input.answer_by)
     return min((time for time in times if time is not None), default=None)
+
+
+def watched_run(task: Task) -> timedelta | None:
+    """How long the attempt may take, as far as it is watched here: what a peer works on, the peer watches."""
+    return None if task.claim is not None and task.claim.worker == FEDERATION else task.spec.clocks.run_for
 
 
 def on_time(task: Task, now: datetime) -> tuple[Task, Event] | None:
@@ -554,12 +566,18 @@ def _never_started(task: Task, now: datetime) -> tuple[Task, Event]:
 
 
 def _claim_on_time(task: Task, live: Claim, now: datetime) -> tuple[Task, Event] | None:
-    run_for = task.spec.clocks.run_for
+    run_for = watched_run(task)
     if run_for is not None and live.start + run_for <= now:
         return failed_attempt(task, Failure("RUN_TIMEOUT", "the attempt took too long"), now)
     if live.lease_end is not None and live.lease_end <= now:
-        return _expired(task, now)
+        return _unheard(task, now) if live.worker == FEDERATION else _expired(task, now)
     return None
+
+
+def _unheard(task: Task, now: datetime) -> tuple[Task, Event]:
+    """The federation service was away: it takes the task up again, and the peer may be at it all the while."""
+    expired = move(task, Event.EXPIRE, now)
+    return replace(expired, claim=None, progress=None, ready_time=now), Event.EXPIRE
 
 
 def _expired(task: Task, now: datetime) -> tuple[Task, Event]:

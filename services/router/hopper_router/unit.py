@@ -166,7 +166,8 @@ class Unit:
 
     def log(self, before: Task | None, after: Task, event: Event) -> Task:
         """Log a move and keep its result; returns the task with its generation."""
-        if event in _FAILED_ATTEMPT and before is not None and before.claim and after.failure:
+        failed = before is not None and after.failure is not before.failure
+        if event in _FAILED_ATTEMPT and failed and before and before.claim and after.failure:
             self.store.add_attempt(before, after.failure, self.now)
         if event in _PART_OF_SUBMIT and before is not None and self._is_submit(before):
             return self._amend(after)

@@ -14,7 +14,8 @@ import structlog
 from hopper.router.v1 import task_pb2 as pb
 from hopper.router.v1 import work_service_pb2 as svc
 from hopper.router.v1.work_service_pb2_grpc import WorkServiceServicer
-from hopper_common.auth.directory import Directory
+from hopper_common.auth.current import current
+from hopper_common.auth.model import Kind, Service
 from hopper_common.errors import FieldViolation, HopperError, InvalidArgument
 from hopper_common.idempotency import digest_of
 from hopper_common.timestamps import duration_field
@@ -23,7 +24,7 @@ from hopper_router.convert import failure_from_proto, input_from_proto, item_err
 from hopper_router.engine import Engine
 from hopper_router.holders import Holders
 from hopper_router.hot import End, Keep, Left, Repeat, Row, Want
-from hopper_router.model import DEFAULT_LEASE, MAX_LEASE, MIN_LEASE, Task
+from hopper_router.model import DEFAULT_LEASE, FEDERATION, MAX_LEASE, MIN_LEASE, Task
 from hopper_router.servicer import Context, each, lease_of, up_to_date
 from hopper_router.store_sql import task_id
 from hopper_router.unit import Unit, own_savepoint
@@ -52,14 +53,15 @@ class WorkServicer(WorkServiceServicer):
 
     def __init__(self, engine: Engine, holders: Holders | None = None) -> None:
         self._engine = engine
-        # Without a directory nobody is known, and so nobody but the owner is let at any claim.
-        self._holders = holders or Holders(engine.db, Directory(engine.clock.monotonic))
+        self._holders = holders or Holders.of_nobody(engine.db, engine.clock)
         self._beside: set[asyncio.Task[None]] = set()
 
     async def ClaimTasks(self, request: svc.ClaimTasksRequest, context: Context) -> svc.ClaimTasksResponse:
         most = request.max_tasks or 1
         lease = lease_of(request) or DEFAULT_LEASE
-        wanted = ClaimRequest(request.queue, request.worker, most, lease, request.worker_slots)
+        wanted = ClaimRequest(
+            request.queue, request.worker, most, lease, request.worker_slots, _for_peers(request.worker)
+        )
         if request.task:
             return await up_to_date(self._engine, lambda: self._claim_one(request, wanted))
         return await up_to_date(self._engine, lambda: self._claim(request, wanted))
@@ -85,7 +87,7 @@ class WorkServicer(WorkServiceServicer):
 
     async def attempt(self, request: svc.ClaimTasksRequest, wanted: ClaimRequest) -> Claimed | None:
         """Claim what is ready now; None: nothing is."""
-        if not self._engine.is_simple(wanted.queue):
+        if wanted.worker == FEDERATION or not self._engine.is_simple(wanted.queue):
             return await self._attempt_by_unit(request, wanted)
         digest = digest_of("ClaimTasks", request) if request.request_id else b""
         lease = max(MIN_LEASE, min(wanted.lease, MAX_LEASE))
@@ -240,6 +242,13 @@ class WorkServicer(WorkServiceServicer):
             return svc.ReleaseTaskResponse(task=task_view(unit, task))
 
         return await self._engine.mutate("ReleaseTask", request, svc.ReleaseTaskResponse, effect)
+
+
+def _for_peers(worker: str) -> bool:
+    """Whether it is the federation service that claims; in one process with this one it comes as the owner."""
+    caller = current()
+    ours = caller.kind is Kind.OWNER or caller.service is Service.FEDERATION
+    return ours and worker == FEDERATION
 
 
 def _left(items: Sequence[T], done: Sequence[Row | Left]) -> list[T]:

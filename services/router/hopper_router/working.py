@@ -22,6 +22,7 @@ from hopper_router.errors import (
 from hopper_router.hot import AFFINITY_GRACE
 from hopper_router.limits import Room
 from hopper_router.model import (
+    FEDERATION,
     DelegationState,
     Failure,
     InputRequest,
@@ -50,6 +51,7 @@ class ClaimRequest:
     Attributes:
         most: How many slots there are to fill.
         slots: How many slots the worker has in all, busy ones too; at least *most*.
+        for_peers: The federation service asks.
     """
 
     queue: str
@@ -57,6 +59,7 @@ class ClaimRequest:
     most: int
     lease: timedelta
     slots: int = 0
+    for_peers: bool = False
 
     @property
     def column(self) -> str:
@@ -136,7 +139,7 @@ def _candidates(unit: Unit, wanted: ClaimRequest, room: Room) -> Iterator[Task]:
 def ready_query(unit: Unit, wanted: ClaimRequest, room: Room) -> ReadyQuery | None:
     """What may be claimed of the queue now; None: it stands still, or is full."""
     directory = unit.world.directory
-    closed = set(directory.halted) | room.full_instances() | _not_for(unit, wanted.worker)
+    closed = set(directory.halted) | room.full_instances() | _not_for(unit, wanted)
     paused = directory.paused | room.full_projects()
     if wanted.queue in closed or wanted.queue in paused:
         return None
@@ -166,11 +169,11 @@ def _look_again(unit: Unit, wanted: ClaimRequest, room: Room, claimed: list[Task
     return min((time for time in times if time is not None), default=None)
 
 
-def _not_for(unit: Unit, worker: str) -> set[str]:
+def _not_for(unit: Unit, wanted: ClaimRequest) -> set[str]:
     """Instances whose tasks that worker may not have."""
-    return {
-        instance.name for instance in unit.world.directory.with_members if not may_claim(worker, instance)
-    }
+    directory = unit.world.directory
+    others = {instance.name for instance in directory.with_members if not may_claim(wanted.worker, instance)}
+    return others if wanted.for_peers else others | directory.federated
 
 
 def claim_one(unit: Unit, name: str, wanted: ClaimRequest) -> Task:
@@ -199,7 +202,7 @@ def _require_open(unit: Unit, task: Task, wanted: ClaimRequest) -> None:
         raise InstanceNotRunning(f"{halted_by} is {state}", instance=halted_by, state=state)
     if task.project in directory.paused:
         raise ProjectPaused(f"{task.project} is paused", project=task.project, state="PAUSED")
-    if task.instance in _not_for(unit, wanted.worker):
+    if task.instance in _not_for(unit, wanted):
         raise NotAMember(instance=task.instance, worker=wanted.worker)
     room = Room(unit, (task.project,))
     match room.refusal(task):
@@ -214,6 +217,9 @@ def _require_open(unit: Unit, task: Task, wanted: ClaimRequest) -> None:
 
 def _require_queue(unit: Unit, wanted: ClaimRequest) -> None:
     directory = unit.world.directory
+    if wanted.worker == FEDERATION and wanted.queue not in directory.federated:
+        why = "is the federation service, which claims from FEDERATED instances alone"
+        raise InvalidArgument(violations=[FieldViolation("worker", why)])
     if wanted.column == "project":
         if wanted.queue not in directory.projects:
             raise ProjectNotFound(f"there is no project {wanted.queue}", project=wanted.queue)
@@ -221,9 +227,15 @@ def _require_queue(unit: Unit, wanted: ClaimRequest) -> None:
     instance = directory.instances.get(wanted.queue)
     if instance is None:
         raise InstanceNotFound(f"there is no instance {wanted.queue}", instance=wanted.queue)
-    if instance.scope in (Scope.GLOBAL, Scope.FEDERATED):
-        why = f"a {instance.scope.value} instance executes nothing: claim from a project, e.g. projects/web"
+    if instance.scope is Scope.GLOBAL:
+        why = "a GLOBAL instance executes nothing: claim from a project, e.g. projects/web"
         raise InvalidArgument(violations=[FieldViolation("queue", why)])
+    if instance.scope is Scope.FEDERATED and not wanted.for_peers:
+        raise NotAMember(
+            f"{instance.name} stands for a peer: the federation service alone claims from it",
+            instance=instance.name,
+            worker=wanted.worker,
+        )
     if not may_claim(wanted.worker, instance):
         raise NotAMember(
             f"{wanted.worker} is not a member of {instance.name}",

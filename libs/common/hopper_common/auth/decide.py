@@ -130,9 +130,14 @@ def worker_owner(worker: str, known: Callable[[str], bool]) -> str:
 
 
 def owns_worker(principal: Principal, worker: str, known: Callable[[str], bool]) -> bool:
-    """Whether the principal may work as that worker: people and agents as their own, the owner as anybody."""
+    """
+    Whether the principal may work as that worker: people and agents as their own, services under their own name, the
+    owner as anybody.
+    """
     if principal.kind in (Kind.PERSON, Kind.AGENT):
         return worker_owner(worker, known) == principal.name
+    if principal.kind is Kind.SERVICE:
+        return principal.service is not None and worker == principal.service.name.lower()
     return principal.kind is Kind.OWNER
 
 

@@ -1,0 +1,327 @@
+"""Peers as executors: a queue for the federation service alone, that is routed to, claimed, ended and sent back."""
+
+from dataclasses import replace
+from typing import Any, cast
+from uuid import uuid4
+
+import pytest
+
+from hopper.router.v1 import delegation_service_pb2 as svc
+from hopper.router.v1 import task_pb2 as pb
+from hopper.router.v1 import task_service_pb2 as task_svc
+from hopper.router.v1 import work_service_pb2 as work_svc
+from hopper.router.v1.delegation_pb2 import Delegation
+from hopper_common.auth.current import CURRENT
+from hopper_common.auth.directory import Directory
+from hopper_common.auth.model import Kind, Principal, Service, TrustLevel
+from hopper_common.errors import HopperError, PermissionDenied
+from hopper_router.decomposing import Decomposer
+from hopper_router.delegation_servicer import DelegationServicer
+from hopper_router.holders import Holders
+from hopper_router.model import Border, Scope
+from hopper_router.work_servicer import WorkServicer
+from tests.router.harness import (
+    HOUR,
+    MINUTE,
+    ROOT,
+    SECOND,
+    Code,
+    Reason,
+    Router,
+    State,
+    ref,
+    refusal,
+    violations,
+)
+
+FEDERATION = "federation"
+BOB = "b" * 32
+OPEN = """
+[[rule]]
+name = "research"
+effect = "allow"
+direction = "out"
+capabilities = ["research.*"]
+"""
+
+
+def peer(router: Router, id_: str = "bob", *capabilities: str, **border: Any) -> tuple[str, str]:
+    """A peer as the federation service keeps it: a project with a border, and the instance that stands for it."""
+    project = router.registry.project(
+        f"peer-{id_}",
+        *(capabilities or ("research.web",)),
+        requires_live_worker=True,
+        live_workers=1,
+        border=replace(Border(BOB, OPEN, TrustLevel.TRUSTED), **border),
+    )
+    return project, router.registry.instance(f"peer-{id_}", Scope.FEDERATED, project=project)
+
+
+async def routed(router: Router, **fields: Any) -> pb.Task:
+    """A task that only a peer can do, once it was routed."""
+    return await router.submit(required_capabilities=["research.web"], **fields)
+
+
+def clocks(**fields: Any) -> pb.Clocks:
+    return pb.Clocks(**fields)
+
+
+def where(task: pb.Task) -> str:
+    """The instance that a task is of."""
+    return task.name.partition("/tasks/")[0]
+
+
+async def send_back(router: Router, claimed: pb.Task, **fields: Any) -> Delegation:
+    request = svc.RejectDelegationRequest(
+        name=claimed.delegation, fencing_token=claimed.claim.fencing_token, reason="BORDER"
+    )
+    request.MergeFrom(svc.RejectDelegationRequest(**fields))
+    return (await router.delegations.RejectDelegation(request)).delegation
+
+
+async def attempts(router: Router, task: pb.Task) -> list[pb.Attempt]:
+    return list((await router.tasks.ListAttempts(task_svc.ListAttemptsRequest(task=task.name))).attempts)
+
+
+# ---------------------------------------------------------------- routed, claimed, ended
+
+
+async def test_what_only_a_peer_can_do_is_handed_over_and_ends_with_its_result(router: Router) -> None:
+    project, instance = peer(router)
+    task = await routed(router, payload=b"all of it")
+    assert (task.state, task.wait.reason) == (State.STATE_DELEGATED, Reason.REASON_DELEGATION)
+    child = await router.child_of(task)
+    assert (child.state, where(child), child.project) == (State.STATE_QUEUED, instance, project)
+    assert child.wait.reason == Reason.REASON_WORKER
+
+    claimed = await router.claim_one(instance, FEDERATION)
+    assert (claimed.name, claimed.spec.payload) == (child.name, b"all of it")
+    assert not (await router.get(child)).HasField("wait")
+    parent = await router.get(task)
+    assert (parent.state, parent.wait.reason) == (State.STATE_DELEGATED, Reason.REASON_DELEGATION)
+    (result,) = await router.complete(claimed, result=b"done there")
+    assert result.updated.state == State.STATE_SUCCEEDED
+    ended = await router.get(task, pb.TASK_VIEW_FULL)
+    assert (ended.state, ended.result, ended.project) == (State.STATE_SUCCEEDED, b"done there", project)
+
+
+async def test_what_fails_there_fails_here(router: Router) -> None:
+    _, instance = peer(router)
+    task = await routed(router)
+    await router.fail(await router.claim_one(instance, FEDERATION), "PEER_GAVE_UP", permanent=True)
+    ended = await router.get(task)
+    assert (ended.state, ended.failure.reason) == (State.STATE_FAILED, "CHILD_FAILED")
+    assert "PEER_GAVE_UP" in ended.failure.message
+
+
+async def test_a_task_is_given_to_a_peer_by_hand(router: Router) -> None:
+    """Directly, or as a hand-over: both are queued for the federation service."""
+    project, instance = peer(router)
+    direct = await router.submit("direct", parent=instance)
+    assert (direct.state, direct.project) == (State.STATE_QUEUED, project)
+    web = router.registry.project("web")
+    over = await router.submit("over")
+    assert over.project == web
+    await router.delegate(over, Delegation.KIND_ROUTE, instance)
+    claimed = await router.claim(instance, FEDERATION, max_tasks=9)
+    assert {task.spec.title for task in claimed} == {"direct", "over"}
+
+
+# ---------------------------------------------------------------- who claims
+
+
+async def test_the_federation_service_alone_claims_what_is_for_a_peer(router: Router) -> None:
+    project, instance = peer(router)
+    child = await router.child_of(await routed(router))
+    await refusal(
+        router.claim(instance, "ann"),
+        Code.PERMISSION_DENIED,
+        "NOT_A_MEMBER",
+        instance=instance,
+        worker="ann",
+    )
+    assert await router.claim(project, "ann") == []
+    await refusal(
+        router.claim(project, "ann", task=child.name),
+        Code.PERMISSION_DENIED,
+        "NOT_A_MEMBER",
+        instance=instance,
+        worker="ann",
+    )
+    assert await router.claim_one(instance, FEDERATION, task=child.name)
+
+
+async def test_nobody_works_under_the_name_of_the_federation_service(router: Router) -> None:
+    web = router.registry.project("web")
+    own = router.registry.instance("ann", Scope.PERSONAL)
+    await router.submit()
+    for queue in (web, own):
+        assert set(await violations(router.claim(queue, FEDERATION))) == {"worker"}
+
+
+async def claim_as(router: Router, caller: Principal, queue: str, worker: str) -> list[pb.Task]:
+    """What a caller of another kind than the owner claims, past the guard."""
+    CURRENT.set(caller)  # of this test's task alone
+    servicer: Any = WorkServicer(router.engine)
+    request = work_svc.ClaimTasksRequest(queue=queue, worker=worker)
+    answer = await servicer.ClaimTasks(request, None)
+    return list(work_svc.ClaimTasksResponse.FromString(_bytes(answer)).tasks)
+
+
+def _bytes(answer: Any) -> bytes:
+    return answer if isinstance(answer, bytes) else bytes(answer.SerializeToString())
+
+
+SERVICE = Principal("spiffe://a/svc/federation", Kind.SERVICE, service=Service.FEDERATION)
+
+
+async def test_the_service_is_known_by_its_certificate_not_by_its_name(router: Router) -> None:
+    _, instance = peer(router)
+    await routed(router)
+    gateway = Principal("spiffe://a/svc/gateway", Kind.SERVICE, service=Service.GATEWAY)
+    for caller in (Principal("principals/federation", Kind.PERSON), gateway):
+        with pytest.raises(HopperError) as caught:
+            await claim_as(router, caller, instance, FEDERATION)
+        assert caught.value.reason == "NOT_A_MEMBER"
+    (claimed,) = await claim_as(router, SERVICE, instance, FEDERATION)
+
+    holders = Holders(router.db, Directory(router.clock.monotonic))
+    CURRENT.set(SERVICE)
+    await holders.require_own([ref(claimed)])
+    delegations: Any = DelegationServicer(router.engine, Decomposer(router.engine), holders)
+    request = svc.RejectDelegationRequest(
+        name=claimed.delegation, fencing_token=claimed.claim.fencing_token, request_id=str(uuid4())
+    )
+    CURRENT.set(gateway)
+    with pytest.raises(PermissionDenied):
+        await delegations.RejectDelegation(request, None)
+    CURRENT.set(SERVICE)
+    sent = (await delegations.RejectDelegation(request, None)).delegation
+    assert sent.state == Delegation.STATE_RETURNED
+
+
+# ---------------------------------------------------------------- clocks
+
+
+async def test_a_service_that_was_away_adopts_the_task_again(router: Router) -> None:
+    """However often: its leases that run out are no attempts, and what the peer is at is not tried a second time."""
+    _, instance = peer(router)
+    task = await routed(router, retry=pb.RetryPolicy(max_attempts=1))
+    tokens = []
+    for _ in range(3):
+        claimed = await router.claim_one(instance, FEDERATION, lease_duration=MINUTE)
+        assert claimed.attempt == 1
+        tokens.append(claimed.claim.fencing_token)
+        await router.pass_time(MINUTE)
+        assert (await router.get(claimed)).state == State.STATE_QUEUED
+    assert tokens == sorted(set(tokens))
+    assert await attempts(router, claimed) == []
+    claimed = await router.claim_one(instance, FEDERATION)
+    await router.complete(claimed)
+    assert (await router.get(task)).state == State.STATE_SUCCEEDED
+
+
+async def test_how_long_a_peer_takes_is_the_peers_to_watch(router: Router) -> None:
+    _, instance = peer(router)
+    await routed(router, clocks=clocks(run_for=MINUTE))
+    claimed = await router.claim_one(instance, FEDERATION, lease_duration=HOUR)
+    await router.pass_time(2 * MINUTE)
+    renew = work_svc.RenewClaimsRequest(claims=[ref(claimed)], lease_duration=cast("Any", HOUR))
+    (renewed,) = (await router.work.RenewClaims(renew)).results
+    assert renewed.updated.state == State.STATE_RUNNING
+    await router.pass_time(30 * MINUTE)
+    assert (await router.get(claimed)).state == State.STATE_RUNNING
+
+
+async def test_who_was_not_begun_in_time_fails_and_who_was_adopted_does_not(router: Router) -> None:
+    _, instance = peer(router)
+    by = router.clock.now() + MINUTE
+    begun = await routed(router, clocks=clocks(start_by=by))
+    await router.claim_one(instance, FEDERATION, lease_duration=SECOND)
+    late = await routed(router, clocks=clocks(start_by=by))
+    await router.pass_time(2 * MINUTE)
+    assert (await router.get(begun)).state == State.STATE_DELEGATED
+    assert (await router.child_of(begun)).state == State.STATE_QUEUED
+    assert (await router.get(late)).state == State.STATE_FAILED
+
+
+async def test_an_attempt_that_failed_there_is_one(router: Router) -> None:
+    """Between two that failed, leases may run out: neither is counted twice."""
+    _, instance = peer(router)
+    await routed(router, retry=pb.RetryPolicy(max_attempts=3, first_backoff=cast("Any", SECOND)))
+    claimed = await router.claim_one(instance, FEDERATION)
+    await router.fail(claimed, "BUSY")
+    await router.pass_time(MINUTE)
+    for _ in range(2):
+        claimed = await router.claim_one(instance, FEDERATION, lease_duration=SECOND)
+        assert claimed.attempt == 2
+        await router.pass_time(2 * SECOND)
+    assert [attempt.failure.reason for attempt in await attempts(router, claimed)] == ["BUSY"]
+
+
+# ---------------------------------------------------------------- sent back
+
+
+async def test_what_a_peer_does_not_take_is_decided_anew_without_it(router: Router) -> None:
+    _, instance = peer(router)
+    task = await routed(router)
+    claimed = await router.claim_one(instance, FEDERATION)
+    sent = await send_back(router, claimed)
+    assert (sent.state, sent.reason) == (Delegation.STATE_RETURNED, "BORDER")
+    back = await router.get(task)
+    assert (back.state, dict(back.wait.exclusions)) == (State.STATE_SUBMITTED, {"rejected-before": 1})
+    gone = await router.get(claimed)
+    assert gone.state == State.STATE_CANCELLED
+    (late,) = await router.complete(claimed)
+    assert late.error.reason == "STALE_TOKEN"
+
+    _, other = peer(router, "carol", peer="c" * 32)
+    await router.follow()
+    assert where(await router.child_of(task)) == other
+
+
+async def test_a_repeat_of_sending_back_is_the_first_answer(router: Router) -> None:
+    _, instance = peer(router)
+    task = await routed(router)
+    claimed = await router.claim_one(instance, FEDERATION)
+    again = str(uuid4())
+    first = await send_back(router, claimed, request_id=again)
+    assert await send_back(router, claimed, request_id=again) == first
+    assert [made.name for made in await router.chain(task)] == [first.name]
+
+
+async def test_only_the_live_token_sends_a_running_task_back(router: Router) -> None:
+    _, instance = peer(router)
+    task = await routed(router)
+    claimed = await router.claim_one(instance, FEDERATION, lease_duration=MINUTE)
+    facts = {"task": claimed.name, "state": "RUNNING", "holder": FEDERATION}
+    wrong = claimed.claim.fencing_token + 1
+    await refusal(send_back(router, claimed, fencing_token=wrong), Code.ABORTED, "STALE_TOKEN", **facts)
+    without = svc.RejectDelegationRequest(name=claimed.delegation)
+    await refusal(
+        router.delegations.RejectDelegation(without),
+        Code.FAILED_PRECONDITION,
+        "TASK_WRONG_STATE",
+        task=claimed.name,
+        state="RUNNING",
+        event="REJECT",
+    )
+    await router.pass_time(MINUTE)
+    await refusal(send_back(router, claimed), Code.ABORTED, "STALE_TOKEN", task=claimed.name, state="QUEUED")
+    assert (await router.get(task)).state == State.STATE_DELEGATED
+    await router.delegations.RejectDelegation(without)  # nobody has it: no token is needed
+    assert (await router.get(task)).state == State.STATE_SUBMITTED
+
+
+# ---------------------------------------------------------------- half a peer
+
+
+async def test_a_peer_that_nobody_keeps_is_left_out(router: Router) -> None:
+    """Without a border it is an instance that somebody made by hand: nothing there would ever be claimed."""
+    far = router.registry.project("far", "x")
+    instance = router.registry.instance("far", Scope.FEDERATED, project=far)
+    task = await router.submit(required_capabilities=["x"])
+    assert dict(task.wait.exclusions) == {"federation": 1}
+    for call in (router.delegate(task, Delegation.KIND_ROUTE, instance), router.submit(parent=instance)):
+        await refusal(call, Code.FAILED_PRECONDITION, "FEDERATION_UNAVAILABLE", instance=instance)
+    assert where(task) == ROOT

@@ -134,6 +134,17 @@ class TrustAdmin:
         keys = self._identity.trust_bundle().signing_keys
         return grant_store.in_force(signed, self._identity.install_id, keys)
 
+    def policy_text(self, store: SqlStore, install_id: str) -> str:
+        """The policy in force, as its owner wrote it; empty: there is none that holds."""
+        signed = grant_store.latest(store, install_id)
+        if signed is None or not self._holds(signed):
+            return ""
+        try:
+            signed.read()
+        except PolicyInvalid:
+            return ""
+        return signed.text
+
     def explain(self, store: SqlStore, peer: Peer, crossing: Crossing, usage: Usage) -> Ruling:
         """
         Whether something may cross, and by which rule.

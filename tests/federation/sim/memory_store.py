@@ -1,4 +1,4 @@
-"""A `DelegationStore` in memory, whose transactions are copies: what is not committed is gone, and what is not synced too."""
+"""A `DelegationStore` in memory: a transaction works on a copy, which is kept if it commits."""
 
 from __future__ import annotations
 

@@ -44,6 +44,9 @@ _NOT_BEGUN = frozenset({State.OFFERED, State.QUARANTINED})
 _STOPPED_THERE = frozenset({State.CANCELLED, State.REJECTED, State.RECLAIMED, State.EXPIRED, State.ORPHANED})
 """States of who took over in which it does not work on it, and has nothing to say about its end."""
 
+_GONE = "PEER_REVOKED"
+"""Nobody is there any more who could be told, or asked."""
+
 
 # ---------------------------------------------------------------- what the peer says
 
@@ -176,17 +179,14 @@ def cancel(was: Delegation, reason: str, now: float, *, by_router: bool) -> Step
     """
     if not was.state.open:
         return Step(replace(was, settled=was.settled or by_router))
+    was = replace(was, settled=was.settled or by_router, updated=now)
     if was.state is State.CANCELLING:
-        return Step(replace(was, settled=was.settled or by_router, updated=now))
-    going = replace(
-        was,
-        state=State.CANCELLING,
-        detail=reason,
-        settled=was.settled or by_router,
-        lease_end=None if was.exclusive else now + was.lease + GRACE,
-        updated=now,
-    )
-    return Step(going, (Cancel(reason),))
+        return Step(was)
+    if was.reason == _GONE:
+        done, *actions = _cancelled(replace(was, detail=reason))
+        return Step(done, tuple(actions))
+    lease_end = None if was.exclusive else now + was.lease + GRACE
+    return Step(replace(was, state=State.CANCELLING, detail=reason, lease_end=lease_end), (Cancel(reason),))
 
 
 def tick(was: Delegation, now: float) -> Step:
@@ -246,11 +246,11 @@ def gone(was: Delegation, why: Gone, now: float) -> Step:
     was = replace(was, updated=now)
     detail = "it has revoked this Hopper" if why is Gone.REVOKED_BY_PEER else "the peer is revoked"
     if was.exclusive and not was.settled:
-        return _suspect(was, "PEER_REVOKED", detail)
+        return _suspect(was, _GONE, detail)
     if was.state is State.CANCELLING:
         done, *actions = _cancelled(was)
     else:
-        done, *actions = _back(was, State.RECLAIMED, "PEER_REVOKED", detail)
+        done, *actions = _back(was, State.RECLAIMED, _GONE, detail)
     return Step(done, tuple(actions))
 
 
@@ -259,12 +259,13 @@ def resolve(was: Delegation, verdict: Verdict, reason: str, now: float) -> Step 
     if was.state is not State.SUSPECT:
         return None
     was = replace(was, updated=now)
+    told = () if was.reason == _GONE else (Cancel(reason),)
     if verdict is Verdict.RETRY:
-        back, *actions = _back(was, State.RECLAIMED, "LEASE_LOST", reason)
-        return Step(back, (Cancel(reason), *actions))
+        back, *actions = _back(was, State.RECLAIMED, was.reason, reason)
+        return Step(back, (*told, *actions))
     if verdict is Verdict.GIVE_UP:
-        failed = replace(was, state=State.FAILED, outcome=Outcome.FAILED, reason="LEASE_LOST", detail=reason)
-        return Step(failed, (Cancel(reason), Errand(Task.FAIL, "LEASE_LOST", reason)))
+        failed = replace(was, state=State.FAILED, outcome=Outcome.FAILED, detail=reason)
+        return Step(failed, (*told, Errand(Task.FAIL, was.reason, reason)))
     return None
 
 

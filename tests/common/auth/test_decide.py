@@ -128,6 +128,9 @@ def test_people_and_agents_work_as_their_own_workers_and_the_owner_as_anybody() 
     assert not owns_worker(bot, "ada-1", known)
     assert owns_worker(Principal("owner", Kind.OWNER), "ada-1", known)
     assert not owns_worker(Principal("spiffe://x/svc/router", Kind.SERVICE), "ada-1", known)
+    service = Principal("spiffe://x/svc/federation", Kind.SERVICE, service=Service.FEDERATION)
+    assert owns_worker(service, "federation", known)
+    assert not owns_worker(service, "gateway", known)
 
 
 def test_a_verdict_is_kept_by_method_and_places() -> None:

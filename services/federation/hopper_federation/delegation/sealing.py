@@ -252,6 +252,7 @@ def _check_known(link: Link) -> None:
 def _facts(offer: dpb.Offer, chain: OfferChain, now: datetime) -> OfferFacts:
     envelope, body, allowed = chain.envelope, chain.body, chain.allowed
     not_after = time_field(envelope, "not_after")
+    start = duration_field(offer, "schedule_to_start")
     return OfferFacts(
         sealed=offer.SerializeToString(),
         task_uid=envelope.task_uid,
@@ -266,6 +267,7 @@ def _facts(offer: dpb.Offer, chain: OfferChain, now: datetime) -> OfferFacts:
         hops=min(allowed.hops, MOST_HOPS - len(chain.hops)),
         fan_out=allowed.fan_out,
         expired=not_after is not None and now >= not_after,
+        schedule_to_start=None if start is None else start.total_seconds(),
         title=body.title,
     )
 

@@ -114,6 +114,24 @@ def test_the_doctor_finds_what_is_wrong(alone: Terminal) -> None:
     assert "chmod 700" in wrong["data directory"]["remedy"]
 
 
+def test_the_doctor_says_what_was_restored(alone: Terminal) -> None:
+    """As the federation service has noted it beside its database."""
+
+    def restored(content: str) -> tuple[str, str]:
+        (alone.data_dir / "federation.mark").write_text(content)
+        said = {check["name"]: check for check in alone("doctor", "--json").json["checks"]}
+        return said["restored"]["status"], said["restored"]["detail"]
+
+    mark = {"incarnation": 5, "tick": 1, "restored": "", "unsynced": ["peers/new"]}
+    assert restored(json.dumps(mark))[0] == "ok"
+    mark["restored"] = "the database is an earlier one"
+    status, detail = restored(json.dumps(mark))
+    assert (status, "earlier" in detail, "peers/new" in detail) == ("warn", True, True)
+    mark["unsynced"] = []
+    assert restored(json.dumps(mark))[0] == "ok"
+    assert restored("{")[0] == "warn"
+
+
 def test_the_doctor_sees_a_clock_that_went_back(alone: Terminal) -> None:
     """What Hopper has stored cannot be younger than now."""
     path = alone.data_dir / "router.db"

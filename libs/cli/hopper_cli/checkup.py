@@ -3,6 +3,7 @@ The checks of `hopper doctor`. Each looks at one thing and says what it saw: not
 and one that cannot be made because an earlier one failed is left out.
 """
 
+import json
 import os
 import platform
 import shutil
@@ -24,6 +25,8 @@ from hopper_common.errors import HopperError
 from hopper_common.startup import StartupError
 
 _DATABASES: Final = ("registry.db", "router.db", "memory.db", "federation.db", "audit.db")
+_MARK: Final = "federation.mark"
+"""Where the federation service keeps what it knows of its database outside of it."""
 _SERVICES: Final = {
     "registry": ("hopper.registry.v1.ProjectService", "hopper.registry.v1.InstanceService"),
     "router": (
@@ -89,7 +92,7 @@ def examine(cli: Cli) -> list[Check]:
     running = all(check.status is Status.OK for check in answers)
     if cli.data_dir.is_dir():
         found += [_database(cli.data_dir / name, running) for name in _DATABASES]
-        found += [_identity(cli), _claims(cli.data_dir / CLAIMS)]
+        found += [_identity(cli), *_restored(cli.data_dir), _claims(cli.data_dir / CLAIMS)]
     found.append(_clock(cli, running))
     if running:
         found += [_asked(name, check, cli) for name, check in _CALLS]
@@ -202,6 +205,29 @@ def _identity(cli: Cli) -> Check:
     except StartupError:
         return _ok("identity", "not looked at: the settings are wrong")
     return _ok("identity", f"{shown(state.bundle.install_id)}, its files are sound and yours alone")
+
+
+def _restored(data_dir: Path) -> Iterator[Check]:
+    """Whether the federation service found its database, or the identity, brought back from a copy."""
+    path = data_dir / _MARK
+    if not path.exists():
+        return
+    try:
+        mark = json.loads(path.read_bytes())
+        why, waiting = str(mark["restored"]), [str(name) for name in mark["unsynced"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        yield _warn("restored", f"{path} cannot be read", f"remove it; {path.stem} then compares notes anew")
+        return
+    if not why:
+        yield _ok("restored", "nothing: the databases are the ones that Hopper ended with")
+    elif not waiting:
+        yield _ok("restored", f"{why}; notes were compared with every peer since")
+    else:
+        yield _warn(
+            "restored",
+            f"{why}; nothing is sent to {', '.join(waiting)} before notes are compared",
+            "let it reach them: that is done by itself (`hopper peer status`); if you restored nothing, see who did",
+        )
 
 
 def _claims(path: Path) -> Check:

@@ -19,6 +19,7 @@ from hopper_federation.asking import Asker
 from hopper_federation.checking import Checker
 from hopper_federation.discovery.finding import Finder
 from hopper_federation.discovery.mdns import Announcer, require_zeroconf
+from hopper_federation.incarnation_keeping import IncarnationKeeper
 from hopper_federation.introductions import Introductions
 from hopper_federation.joining import Joiner
 from hopper_federation.journal import TrustJournal
@@ -45,8 +46,10 @@ async def open_federation(context: HostContext) -> AsyncIterator[Running]:
     """Open the database, and learn whom to trust before anybody calls."""
     settings, clock, identity = FederationSettings(), context.clock, context.identity
     db = await Database.open(context.database(NAME), metadata=METADATA, migrations=MIGRATIONS, service=NAME)
+    federation = Federation(db, clock)
+    incarnations = IncarnationKeeper(federation, identity, context.data_dir, clock)
     try:
-        federation = Federation(db, clock)
+        await incarnations.begin()
         whereabouts = _Whereabouts(settings)
         introductions = Introductions(
             identity, federation, clock, name=settings.name, peer_addresses=whereabouts.addresses
@@ -132,6 +135,7 @@ async def open_federation(context: HostContext) -> AsyncIterator[Running]:
                     Housekeeper(federation, clock).run,
                     PolicyKeeper(federation, identity, journal).run,
                     RootKeeper(federation, identity, peering.statuses).run,
+                    incarnations.run,
                     port.run,
                     asker.run,
                     *peering.tasks,
@@ -139,6 +143,7 @@ async def open_federation(context: HostContext) -> AsyncIterator[Running]:
                 ],
             )
     finally:
+        await incarnations.close()
         await db.close()
 
 

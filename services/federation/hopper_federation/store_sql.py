@@ -20,10 +20,12 @@ from hopper_common.idempotency import Requests
 from hopper_common.identity.bundles import TRUSTED
 from hopper_common.timestamps import from_micros, to_micros
 from hopper_federation.convert import peer_from_stored, peer_to_proto, stored_peer
+from hopper_federation.incarnation import Incarnation, Restored
 from hopper_federation.model import REPEATABLE_FOR, Invitation, InvitationState, Peer
 from hopper_federation.pairing import OPEN, Session, Step
 from hopper_federation.tables import (
     EVENTS,
+    INCARNATION,
     INVITATIONS,
     JOINS,
     PAIRINGS,
@@ -155,6 +157,45 @@ class SqlStore:
             if peer.addresses or peer.install_id in told or peer.install_id in heard
         )
         return [peer.name for peer in active if told.get(peer.install_id, 0) < sequence]
+
+    # What was restored from a copy.
+
+    def incarnation(self) -> Incarnation | None:
+        """What this database knows of itself; None: nothing yet."""
+        row = self.conn.execute(select(INCARNATION)).one_or_none()
+        return (
+            None if row is None else Incarnation(row.identity, row.number, row.tick, Restored(row.restored))
+        )
+
+    def save_incarnation(self, incarnation: Incarnation) -> None:
+        """Insert or replace it."""
+        row = {
+            "id": 1,
+            "identity": incarnation.identity,
+            "number": incarnation.number,
+            "tick": incarnation.tick,
+            "restored": str(incarnation.restored),
+        }
+        self._put(INCARNATION, row)
+
+    def must_sync(self, install_id: str) -> bool:
+        """Whether notes have to be compared with a peer before anything is sent to it: this Hopper was restored."""
+        current = self.incarnation()
+        return current is not None and bool(current.restored) and self._synced(install_id) < current.number
+
+    def note_synced(self, install_id: str) -> None:
+        """Note that they have been."""
+        current = self.incarnation()
+        if current is not None:
+            self._put(PEER_MARKS, {"install_id": install_id, "synced": current.number})
+
+    def unsynced(self) -> list[str]:
+        """The peers with whom notes have to be compared, by name, but for blocked ones."""
+        return [peer.name for peer in self.peers(blocked=False) if self.must_sync(peer.install_id)]
+
+    def _synced(self, install_id: str) -> int:
+        query = select(PEER_MARKS.c.synced).where(PEER_MARKS.c.install_id == install_id)
+        return self.conn.scalar(query) or 0
 
     # Invitations.
 
@@ -430,12 +471,28 @@ class Federation:
 
     Attributes:
         committed: Fires after each commit, of any process that shares the database.
+        begun: What the database knows of itself since this start; see `incarnation`.
     """
 
     def __init__(self, db: Database, clock: Clock) -> None:
         self._db = db
         self._clock = clock
         self._requests = Requests(REQUESTS, clock)
+        self.begun = Incarnation("", 0)
+
+    def begin(self, incarnation: Incarnation) -> None:
+        """Say what the database was found to be."""
+        self.begun = incarnation
+
+    @property
+    def incarnation(self) -> int:
+        """Grows when this Hopper is restored from a copy, and is never given twice."""
+        return self.begun.number
+
+    @property
+    def resync(self) -> bool:
+        """Whether it was restored: nothing is sent to a peer of which `SqlStore.must_sync` says so."""
+        return bool(self.begun.restored)
 
     @property
     def committed(self) -> Signal:

@@ -36,14 +36,25 @@ TRUST_ROOTS = Table(
     Column("learn_time", BigInteger, nullable=False),
 )
 
-# How far each peer has come with what this Hopper told it.
+# How far each peer has come: with this Hopper's bundle, by sequence, and with comparing notes, by this Hopper's
+# incarnation.
 PEER_MARKS = Table(
     "peer_marks",
     METADATA,
     Column("install_id", String, primary_key=True),
-    Column(
-        "acknowledged", BigInteger, nullable=False
-    ),  # sequence of this Hopper's bundle that is durable there
+    Column("acknowledged", BigInteger, nullable=False, server_default="0"),
+    Column("synced", BigInteger, nullable=False, server_default="0"),
+)
+
+# This database's own, one row: see `incarnation`.
+INCARNATION = Table(
+    "incarnation",
+    METADATA,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("identity", String, nullable=False),
+    Column("number", BigInteger, nullable=False),
+    Column("tick", BigInteger, nullable=False),
+    Column("restored", String, nullable=False),
 )
 
 # The owner's policies for peers, every version that ever was.

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from hopper_common.audit.model import Decision
+from hopper_common.border.grants import Crossing, Direction, Usage
 from hopper_common.errors import InvalidArgument
 from hopper_common.identity.errors import SignatureInvalid
 from hopper_common.identity.store import Identity, IdentityStore
 from hopper_common.startup import make_private
 from hopper_federation import grant_store
 from hopper_federation.errors import PeerWrongState
-from hopper_federation.grants import Crossing, Direction, Usage
 from hopper_federation.journal import SPOILT, TrustJournal
 from hopper_federation.model import Peer, Revocation
 from hopper_federation.policy_keeping import PolicyKeeper

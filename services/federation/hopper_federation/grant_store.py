@@ -14,12 +14,12 @@ from typing import Any, Final
 from sqlalchemy import Row, func, select, tuple_
 
 from hopper.common.v1.identity_pb2 import SigningKey
+from hopper_common.border.grant_toml import read_grant
+from hopper_common.border.grants import Grant
 from hopper_common.identity.errors import SignatureInvalid
 from hopper_common.identity.signing import Signature, in_use, verify_signature
 from hopper_common.identity.store import Identity
 from hopper_common.timestamps import from_micros, to_micros
-from hopper_federation.grant_toml import read_grant
-from hopper_federation.grants import Grant
 from hopper_federation.store_sql import SqlStore
 from hopper_federation.tables import GRANTS
 

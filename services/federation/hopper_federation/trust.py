@@ -14,17 +14,10 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final
 
+from hopper_common.border.levels import LINE, Level, reaches
 from hopper_federation.errors import PeerWrongState
 
-
-class Level(StrEnum):
-    """A ceiling. BLOCKED stands beside the line of the others."""
-
-    UNTRUSTED = "UNTRUSTED"
-    KNOWN = "KNOWN"
-    TRUSTED = "TRUSTED"
-    VERIFIED = "VERIFIED"
-    BLOCKED = "BLOCKED"
+__all__ = ["BY_PAIRING", "Alert", "Level", "after_alert", "after_grant", "after_pairing", "reaches"]
 
 
 class Alert(StrEnum):
@@ -37,7 +30,6 @@ class Alert(StrEnum):
     INVITATION_CONTESTED = "invitation_contested"
 
 
-_LINE: Final = (Level.UNTRUSTED, Level.KNOWN, Level.TRUSTED, Level.VERIFIED)
 _CEILING_AFTER: Final[Mapping[Alert, Level]] = {
     Alert.KEY_CHANGED: Level.KNOWN,
     Alert.SIGNATURE_FAILED: Level.KNOWN,
@@ -49,17 +41,12 @@ _CEILING_AFTER: Final[Mapping[Alert, Level]] = {
 BY_PAIRING: Final = frozenset({Level.UNTRUSTED, Level.KNOWN})
 
 
-def reaches(level: Level, needed: Level) -> bool:
-    """Whether a peer of that level may do what needs the other; a blocked one may do nothing."""
-    return level in _LINE and _LINE.index(level) >= _LINE.index(needed)
-
-
 def after_alert(level: Level, alert: Alert) -> Level:
     """The level after an alert: never higher than before."""
     ceiling = _CEILING_AFTER[alert]
     if Level.BLOCKED in (level, ceiling):
         return Level.BLOCKED
-    return min(level, ceiling, key=_LINE.index)
+    return min(level, ceiling, key=LINE.index)
 
 
 def after_pairing(level: Level | None, offered: Level) -> Level:
@@ -72,7 +59,7 @@ def after_pairing(level: Level | None, offered: Level) -> Level:
     """
     if level in (None, Level.BLOCKED):
         return offered
-    return max(level, offered, key=_LINE.index)
+    return max(level, offered, key=LINE.index)
 
 
 def after_grant(peer: str, level: Level, wanted: Level, *, has_policy: bool, compared: bool) -> Level:

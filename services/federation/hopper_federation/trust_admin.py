@@ -9,13 +9,14 @@ from typing import Final
 
 import structlog
 
+from hopper_common.border import grants
+from hopper_common.border.grant_toml import read_grant
+from hopper_common.border.grants import Crossing, Grant, Ruling, Usage, decide, differences
 from hopper_common.errors import FieldViolation, InvalidArgument, PolicyInvalid
 from hopper_common.identity.errors import SignatureInvalid
 from hopper_common.identity.store import Identity
-from hopper_federation import grant_store, grants, trust
+from hopper_federation import grant_store, trust
 from hopper_federation.grant_store import SignedGrant
-from hopper_federation.grant_toml import read_grant
-from hopper_federation.grants import Crossing, Grant, Ruling, Usage, decide, differences
 from hopper_federation.model import Peer, Revocation
 from hopper_federation.store_sql import SqlStore
 from hopper_federation.trust import Level

@@ -14,6 +14,7 @@ from hopper.router.v1 import task_service_pb2 as tsvc
 from hopper.router.v1.task_pb2 import TASK_VIEW_FULL, Task
 from hopper.router.v1.task_service_pb2_grpc import TaskServiceStub
 from hopper_common.auth.current import current
+from hopper_common.border.grants import Crossing, Direction, Usage
 from hopper_common.clock import Clock
 from hopper_common.errors import FieldViolation, InvalidArgument, ServiceUnavailable, Unavailable
 from hopper_common.pagination import PageTokens
@@ -27,7 +28,6 @@ from hopper_federation.convert import level_from_proto, peer_to_proto, revocatio
 from hopper_federation.discovery.finding import Finder
 from hopper_federation.discovery.sightings import Sighting
 from hopper_federation.errors import PeerNotFound
-from hopper_federation.grants import Crossing, Direction, Usage
 from hopper_federation.introductions import Introductions
 from hopper_federation.joining import Joiner
 from hopper_federation.keeping import TrustKeeper

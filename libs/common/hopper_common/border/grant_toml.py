@@ -33,9 +33,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, Final
 
+from hopper_common.border.grants import Direction, Effect, Grant, Rate, Rule
+from hopper_common.border.levels import Level
 from hopper_common.errors import FieldViolation, PolicyInvalid
-from hopper_federation.grants import Direction, Effect, Grant, Rate, Rule
-from hopper_federation.trust import Level
 
 MOST_BYTES: Final = 65536
 MOST_RULES: Final = 500

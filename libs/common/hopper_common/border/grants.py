@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
 
-from hopper_federation.trust import Level, reaches
+from hopper_common.border.levels import Level, reaches
 
 PENDING_OF_KNOWN: Final = 10
 """How many offers of a peer that is only known may wait for a person."""

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hopper_federation.grants import (
+from hopper_common.border.grants import (
     PENDING_OF_KNOWN,
     Crossing,
     Direction,
@@ -22,7 +22,7 @@ from hopper_federation.grants import (
     differences,
     takes,
 )
-from hopper_federation.trust import Level
+from hopper_common.border.levels import Level
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 IN, OUT = Direction.IN, Direction.OUT

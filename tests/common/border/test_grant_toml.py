@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hopper_common.border import grant_toml
+from hopper_common.border.grant_toml import read_grant
+from hopper_common.border.grants import Direction, Effect, Grant, Rate, Rule
+from hopper_common.border.levels import Level
 from hopper_common.errors import PolicyInvalid
-from hopper_federation import grant_toml
-from hopper_federation.grant_toml import read_grant
-from hopper_federation.grants import Direction, Effect, Grant, Rate, Rule
-from hopper_federation.trust import Level
 
 LEAST = 'name = "a"\neffect = "allow"\ndirection = "in"\n'
 
@@ -194,7 +194,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 
 
 def test_the_policies_of_the_readme_load() -> None:
-    readme = Path(grant_toml.__file__).parents[1] / "README.md"
+    readme = Path(__file__).parents[3] / "services" / "federation" / "README.md"
     found = re.findall(r"```toml\n(.*?)```", readme.read_text(), re.DOTALL)
     names = {rule.name for text in found for rule in read_grant(text).rules}
     assert {"reviews for work", "customers stay"} <= names

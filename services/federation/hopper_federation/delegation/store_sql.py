@@ -1,0 +1,565 @@
+"""
+Hand-overs on the service's database: `ports.DelegationStore` over SQLAlchemy Core, and what the shells ask for besides.
+
+A hand-over is a row of `tables.DELEGATIONS`. Fields that no query asks for are JSON in its `body`; what a later version
+has put there beside them stays as it is. A message is kept as it is sent, so that it is the same however often it is.
+"""
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from sqlalchemy import Connection, Row, Table, and_, delete, exists, func, insert, select, tuple_, update
+from sqlalchemy.sql import ColumnElement
+
+from hopper.federation.v1 import delegation_pb2 as pb
+from hopper_common.ids import Ids
+from hopper_federation.delegation import wire
+from hopper_federation.delegation.desk import due_of
+from hopper_federation.delegation.model import (
+    KEPT_FOR,
+    REPLACED,
+    Body,
+    Delegation,
+    Errand,
+    Outcome,
+    Receipt,
+    Role,
+    State,
+    Task,
+)
+from hopper_federation.delegation.ports import Sent
+from hopper_federation.delegation.tables import (
+    DELEGATIONS,
+    EPOCHS,
+    ERRANDS,
+    INBOX,
+    OUTBOX,
+    SENDERS,
+)
+
+EPOCHS_KEPT_FOR: Final = 12 * KEPT_FOR
+"""Longer than anybody remembers a hand-over: an epoch must not come twice."""
+
+_IDS: Final = Ids()
+
+# Fields with a column of their own, as they are; `body` has the others.
+_PLAIN: Final = ("id", "peer", "task_uid", "epoch", "task", "settled", "rule", "created", "updated")
+_BYTES: Final = ("offer", "result", "appraisal")
+_IN_BODY: Final = tuple(
+    each.name for each in fields(Delegation) if each.name not in {*_PLAIN, *_BYTES, "role", "state"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """
+    A message of the outbox.
+
+    Attributes:
+        body: A serialised `Message`.
+        create_time: When it was written down: not after it was sent first.
+        attempts: How often sending it has failed.
+    """
+
+    id: str
+    body: bytes
+    create_time: float
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chore:
+    """
+    An errand, and what it is about.
+
+    Attributes:
+        position: Its own, for `errand_done` and `errand_failed`.
+        attempts: How often it was tried in vain.
+    """
+
+    position: int
+    delegation: Delegation
+    errand: Errand
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """
+    Why nothing is sent to a peer for now, as it is written down.
+
+    Attributes:
+        failures: In a row.
+        until: Seconds of the steady clock.
+    """
+
+    failures: int = 0
+    until: float = 0.0
+    reason: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """
+    What there is between this Hopper and a peer.
+
+    Attributes:
+        outbox: Messages for it that it has not answered.
+        oldest: When the oldest of them was written; None: there is none.
+        quarantined: Of those taken over, how many wait for a person.
+    """
+
+    outbox: int = 0
+    oldest: float | None = None
+    handed_over: int = 0
+    taken_over: int = 0
+    quarantined: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """
+    What a peer has used up, for its policy.
+
+    Attributes:
+        pending: How many of its offers wait for a person.
+        open: How many of its offers are open here.
+        in_flight: By rule name, what is open that crossed by it, either way.
+        recent: By rule name, when each crossed in the last stretch of its rate, either way.
+    """
+
+    pending: int = 0
+    open: int = 0
+    in_flight: Mapping[str, int] = field(default_factory=dict)
+    recent: Mapping[str, Sequence[datetime]] = field(default_factory=dict)
+
+
+class SqlDelegations:
+    """
+    One transaction.
+
+    Args:
+        conn: Of the unit of work.
+        sending: Ids of messages that are under way in this moment: what replaces them comes after them.
+
+    Attributes:
+        told: Install ids of peers for whom something was put into the outbox.
+    """
+
+    def __init__(self, conn: Connection, sending: Collection[str] = frozenset()) -> None:
+        self._conn = conn
+        self._sending = sending
+        self._bodies: dict[tuple[Role, str], dict[str, Any]] = {}  # of what was read, as it stands there
+        self.told: set[str] = set()
+
+    # ---------------------------------------------------------------- hand-overs
+
+    def delegation(self, role: Role, delegation: str) -> Delegation | None:
+        return self._one(DELEGATIONS.c.role == role, DELEGATIONS.c.id == delegation)
+
+    def save(self, delegation: Delegation) -> None:
+        key = delegation.role, delegation.id
+        body = self._bodies.get(key)
+        if body is None:
+            where = and_(DELEGATIONS.c.role == delegation.role, DELEGATIONS.c.id == delegation.id)
+            text = self._conn.scalar(select(DELEGATIONS.c.body).where(where))
+            body = None if text is None else json.loads(text)
+        after = {**(body or {}), "v": 1, **{name: getattr(delegation, name) for name in _IN_BODY}}
+        row = _row(delegation, after)
+        self._bodies[key] = after
+        if body is None:
+            self._conn.execute(insert(DELEGATIONS), row)
+        else:
+            same = (DELEGATIONS.c.role == row.pop("role"), DELEGATIONS.c.id == row.pop("id"))
+            self._conn.execute(update(DELEGATIONS).where(*same).values(row))
+
+    def of_task_uid(self, task_uid: str) -> Sequence[Delegation]:
+        return self._all(DELEGATIONS.c.task_uid == task_uid)
+
+    def of_task(self, task: str) -> Delegation | None:
+        return self._one(DELEGATIONS.c.task == task)
+
+    def open_of(self, peer: str) -> Sequence[Delegation]:
+        query = select(DELEGATIONS).where(DELEGATIONS.c.peer == peer, DELEGATIONS.c.open)
+        return self._read(query.order_by(DELEGATIONS.c.id, DELEGATIONS.c.role))
+
+    def due(self, now: float, limit: int) -> Sequence[Delegation]:
+        query = select(DELEGATIONS).where(DELEGATIONS.c.due <= now)
+        return self._read(query.order_by(DELEGATIONS.c.due, DELEGATIONS.c.id).limit(limit))
+
+    def hand_overs_of(self, task: str) -> Sequence[Delegation]:
+        """Every hand-over that a task of this Hopper's router went through, or came by, the oldest first."""
+        return self._all(DELEGATIONS.c.task == task)
+
+    def page(
+        self,
+        *,
+        peer: str = "",
+        states: Iterable[State] = (),
+        before: tuple[float, str] | None = None,
+        limit: int = 50,
+    ) -> Sequence[Delegation]:
+        """
+        The newest first.
+
+        Args:
+            peer: Only with that one.
+            states: Only in these; none: in all.
+            before: `(created, id)` of the last of the page before.
+        """
+        query = select(DELEGATIONS)
+        if peer:
+            query = query.where(DELEGATIONS.c.peer == peer)
+        wanted = list(states)
+        if wanted:
+            query = query.where(DELEGATIONS.c.state.in_(wanted))
+        if before is not None:
+            query = query.where(tuple_(DELEGATIONS.c.created, DELEGATIONS.c.id) < tuple_(*before))
+        newest = (DELEGATIONS.c.created.desc(), DELEGATIONS.c.id.desc(), DELEGATIONS.c.role)
+        return self._read(query.order_by(*newest).limit(limit))
+
+    def open_peers(self) -> list[str]:
+        """Install ids of everybody with whom something is open."""
+        query = select(DELEGATIONS.c.peer).where(DELEGATIONS.c.open).distinct()
+        return sorted(self._conn.scalars(query))
+
+    def next_due(self) -> float | None:
+        """When the next clock runs out; None: none runs."""
+        return self._least(select(func.min(DELEGATIONS.c.due)))
+
+    def _one(self, *where: ColumnElement[bool]) -> Delegation | None:
+        """The newest."""
+        newest = (DELEGATIONS.c.created.desc(), DELEGATIONS.c.epoch.desc(), DELEGATIONS.c.id.desc())
+        found = self._read(select(DELEGATIONS).where(*where).order_by(*newest).limit(1))
+        return found[0] if found else None
+
+    def _all(self, *where: ColumnElement[bool]) -> list[Delegation]:
+        oldest = (DELEGATIONS.c.created, DELEGATIONS.c.epoch, DELEGATIONS.c.id, DELEGATIONS.c.role)
+        return self._read(select(DELEGATIONS).where(*where).order_by(*oldest))
+
+    def _read(self, query: Any) -> list[Delegation]:
+        return [self._delegation(row) for row in self._conn.execute(query)]
+
+    def _delegation(self, row: Row[Any]) -> Delegation:
+        body = json.loads(row.body)
+        self._bodies[Role(row.role), row.id] = body
+        return _delegation(row, body)
+
+    # ---------------------------------------------------------------- inbox
+
+    def answer_of(self, peer: str, message: str) -> tuple[bytes, Receipt] | None:
+        query = select(INBOX.c.digest, INBOX.c.receipt)
+        row = self._conn.execute(query.where(INBOX.c.peer == peer, INBOX.c.message == message)).one_or_none()
+        if row is None:
+            return None
+        return bytes(row.digest), wire.receipt_from_proto(pb.Receipt.FromString(row.receipt))
+
+    def keep_answer(self, peer: str, digest: bytes, receipt: Receipt, now: float) -> None:
+        row = {
+            "peer": peer,
+            "message": receipt.message,
+            "digest": digest,
+            "receipt": wire.receipt_to_proto(receipt).SerializeToString(),
+            "take_time": now,
+        }
+        self._conn.execute(insert(INBOX), row)
+
+    # ---------------------------------------------------------------- outbox
+
+    def send(self, delegation: Delegation, body: Body, now: float) -> None:
+        kind = wire.KINDS[type(body)]
+        if isinstance(body, REPLACED):
+            self._take_back(delegation, kind)
+        message = _IDS.new(datetime.fromtimestamp(now, UTC))
+        row = {
+            "id": message,
+            "peer": delegation.peer,
+            "role": delegation.role,
+            "delegation": delegation.id,
+            "kind": kind,
+            "body": wire.message_to_proto(message, delegation, body).SerializeToString(deterministic=True),
+            "create_time": now,
+            "not_before": now,
+            "attempts": 0,
+        }
+        self._conn.execute(insert(OUTBOX), row)
+        self.told.add(delegation.peer)
+
+    def _take_back(self, delegation: Delegation, kind: str) -> None:
+        """Whatever says the same of the hand-over and has not been sent."""
+        same = (*_about(OUTBOX, delegation), OUTBOX.c.kind == kind, OUTBOX.c.attempts == 0)
+        found = [row.id for row in self._conn.execute(select(OUTBOX.c.id).where(*same))]
+        unsent = [message for message in found if message not in self._sending]
+        if unsent:
+            self._conn.execute(delete(OUTBOX).where(OUTBOX.c.id.in_(unsent)))
+
+    def forget_message(self, message: str) -> Sent | None:
+        row = self._conn.execute(select(OUTBOX).where(OUTBOX.c.id == message)).one_or_none()
+        if row is None:
+            return None
+        self._conn.execute(delete(OUTBOX).where(OUTBOX.c.id == message))
+        return Sent(Role(row.role), row.delegation, wire.body_from_proto(pb.Message.FromString(row.body)))
+
+    def unanswered(self, delegation: Delegation) -> Sequence[type[Body]]:
+        query = select(OUTBOX.c.kind).where(*_about(OUTBOX, delegation)).order_by(OUTBOX.c.position)
+        return [wire.kind_of(kind) for kind in self._conn.scalars(query)]
+
+    def postpone(self, message: str, until: float) -> None:
+        self._conn.execute(update(OUTBOX).where(OUTBOX.c.id == message).values(not_before=until))
+
+    def batch(self, peer: str, now: float, *, limit: int, most_bytes: int) -> list[Outgoing]:
+        """
+        What is to be sent to a peer next, in order, at least one message if there is any.
+
+        What is postponed holds back what was said later of the same hand-over, and nothing else.
+        """
+        earlier = OUTBOX.alias("earlier")
+        held = exists().where(
+            earlier.c.delegation == OUTBOX.c.delegation,
+            earlier.c.role == OUTBOX.c.role,
+            earlier.c.position < OUTBOX.c.position,
+            earlier.c.not_before > now,
+        )
+        query = select(OUTBOX.c.id, OUTBOX.c.body, OUTBOX.c.create_time, OUTBOX.c.attempts)
+        ready = query.where(OUTBOX.c.peer == peer, OUTBOX.c.not_before <= now, ~held)
+        found: list[Outgoing] = []
+        size = 0
+        for row in self._conn.execute(ready.order_by(OUTBOX.c.position).limit(limit)):
+            size += len(row.body)
+            if found and size > most_bytes:
+                break
+            found.append(Outgoing(row.id, bytes(row.body), row.create_time, row.attempts))
+        return found
+
+    def waiting_until(self, peer: str) -> float | None:
+        """When the first message for a peer may be sent; None: there is none."""
+        return self._least(select(func.min(OUTBOX.c.not_before)).where(OUTBOX.c.peer == peer))
+
+    def outbox_peers(self) -> list[str]:
+        """Install ids of everybody for whom there are messages."""
+        return sorted(self._conn.scalars(select(OUTBOX.c.peer).distinct()))
+
+    def failed_to_send(self, messages: Collection[str]) -> None:
+        """Count an attempt of each."""
+        sent = update(OUTBOX).where(OUTBOX.c.id.in_(messages))
+        self._conn.execute(sent.values(attempts=OUTBOX.c.attempts + 1))
+
+    def unanswered_count(self, delegation: Delegation) -> int:
+        """How many messages about a hand-over have not been answered."""
+        return self._count(OUTBOX, *_about(OUTBOX, delegation))
+
+    # ---------------------------------------------------------------- errands
+
+    def errand(self, delegation: Delegation, errand: Errand) -> None:
+        now = delegation.updated
+        if errand.task is Task.PROGRESS:
+            same = (*_about(ERRANDS, delegation), ERRANDS.c.task == Task.PROGRESS)
+            self._conn.execute(delete(ERRANDS).where(*same))
+        row = {
+            "role": delegation.role,
+            "delegation": delegation.id,
+            "task": errand.task,
+            "body": json.dumps({name: value for name, value in asdict(errand).items() if name != "task"}),
+            "create_time": now,
+            "not_before": 0.0,
+            "attempts": 0,
+        }
+        self._conn.execute(insert(ERRANDS), row)
+
+    def errands(self, now: float, limit: int) -> list[Chore]:
+        """What is to be done now, the oldest first; of each hand-over, only what comes first."""
+        earlier = ERRANDS.alias("earlier")
+        follows = exists().where(
+            earlier.c.delegation == ERRANDS.c.delegation,
+            earlier.c.role == ERRANDS.c.role,
+            earlier.c.position < ERRANDS.c.position,
+        )
+        query = (
+            select(ERRANDS)
+            .where(ERRANDS.c.not_before <= now, ~follows)
+            .order_by(ERRANDS.c.position)
+            .limit(limit)
+        )
+        rows = list(self._conn.execute(query))
+        about = self._many({(row.role, row.delegation) for row in rows})
+        return [
+            Chore(
+                row.position,
+                about[Role(row.role), row.delegation],
+                Errand(Task(row.task), **_known(Errand, json.loads(row.body))),
+                row.attempts,
+            )
+            for row in rows
+        ]
+
+    def errand_done(self, position: int) -> bool:
+        """Strike it off. Returns whether it was there: another may have taken its place."""
+        return self._conn.execute(delete(ERRANDS).where(ERRANDS.c.position == position)).rowcount == 1
+
+    def errand_failed(self, position: int, again_at: float) -> None:
+        """Have it tried again, then."""
+        tried = update(ERRANDS).where(ERRANDS.c.position == position)
+        self._conn.execute(tried.values(not_before=again_at, attempts=ERRANDS.c.attempts + 1))
+
+    def next_errand(self) -> float | None:
+        """When the next errand may be done; None: there is none."""
+        return self._least(select(func.min(ERRANDS.c.not_before)))
+
+    def _many(self, keys: Collection[tuple[str, str]]) -> dict[tuple[Role, str], Delegation]:
+        if not keys:
+            return {}
+        found = self._all(tuple_(DELEGATIONS.c.role, DELEGATIONS.c.id).in_(sorted(keys)))
+        return {(each.role, each.id): each for each in found}
+
+    # ---------------------------------------------------------------- epochs
+
+    def next_epoch(self, task_uid: str, now: float) -> int:
+        """One more than any before, of hand-overs of that task by this Hopper."""
+        last = self._conn.scalar(select(EPOCHS.c.last).where(EPOCHS.c.task_uid == task_uid))
+        row = {"last": (last or 0) + 1, "use_time": now}
+        if last is None:
+            self._conn.execute(insert(EPOCHS), {"task_uid": task_uid, **row})
+        else:
+            self._conn.execute(update(EPOCHS).where(EPOCHS.c.task_uid == task_uid).values(row))
+        return int(row["last"])
+
+    # ---------------------------------------------------------------- how it stands with a peer
+
+    def used(self, peer: str, windows: Mapping[str, float], now: float) -> Used:
+        """
+        What a peer has used up.
+
+        Args:
+            windows: Of each rule with a rate, its stretch of time in seconds.
+        """
+        counts = self.counts(peer)
+        by_rule = (
+            select(DELEGATIONS.c.rule, func.count())
+            .where(DELEGATIONS.c.peer == peer, DELEGATIONS.c.open)
+            .group_by(DELEGATIONS.c.rule)
+        )
+        return Used(
+            pending=counts.quarantined,
+            open=counts.taken_over,
+            in_flight=dict(self._conn.execute(by_rule).all()),
+            recent={rule: self._crossed(peer, rule, now - window) for rule, window in windows.items()},
+        )
+
+    def _crossed(self, peer: str, rule: str, since: float) -> list[datetime]:
+        query = select(DELEGATIONS.c.created).where(
+            DELEGATIONS.c.peer == peer, DELEGATIONS.c.rule == rule, DELEGATIONS.c.created > since
+        )
+        return [
+            datetime.fromtimestamp(time, UTC)
+            for time in self._conn.scalars(query.order_by(DELEGATIONS.c.created))
+        ]
+
+    def counts(self, peer: str) -> Counts:
+        """What there is between this Hopper and a peer."""
+        sent = select(func.count(), func.min(OUTBOX.c.create_time)).where(OUTBOX.c.peer == peer)
+        outbox, oldest = self._conn.execute(sent).one()
+        by_state = (
+            select(DELEGATIONS.c.role, DELEGATIONS.c.state, func.count())
+            .where(DELEGATIONS.c.peer == peer, DELEGATIONS.c.open)
+            .group_by(DELEGATIONS.c.role, DELEGATIONS.c.state)
+        )
+        open_now = {(role, state): count for role, state, count in self._conn.execute(by_state)}
+        return Counts(
+            outbox=outbox,
+            oldest=oldest,
+            handed_over=sum(count for (role, _), count in open_now.items() if role == Role.OUT),
+            taken_over=sum(count for (role, _), count in open_now.items() if role == Role.IN),
+            quarantined=open_now.get((Role.IN, State.QUARANTINED), 0),
+        )
+
+    def hold(self, peer: str) -> Hold:
+        """Whether sending to a peer is held back."""
+        row = self._conn.execute(select(SENDERS).where(SENDERS.c.peer == peer)).one_or_none()
+        return Hold() if row is None else Hold(row.failures, row.held_until, row.reason, row.detail)
+
+    def save_hold(self, peer: str, hold: Hold) -> None:
+        """Write down whether it is."""
+        row = {
+            "failures": hold.failures,
+            "held_until": hold.until,
+            "reason": hold.reason,
+            "detail": hold.detail,
+        }
+        self._put_sender(peer, row)
+
+    def incarnation_of(self, peer: str) -> int:
+        """With which incarnation of a peer notes have been compared; 0: with none."""
+        return self._conn.scalar(select(SENDERS.c.incarnation).where(SENDERS.c.peer == peer)) or 0
+
+    def save_incarnation_of(self, peer: str, incarnation: int) -> None:
+        """Note that they have been."""
+        self._put_sender(peer, {"incarnation": incarnation})
+
+    def _put_sender(self, peer: str, row: Mapping[str, Any]) -> None:
+        if self._conn.execute(update(SENDERS).where(SENDERS.c.peer == peer).values(row)).rowcount == 0:
+            empty = {"failures": 0, "held_until": 0.0, "reason": "", "detail": "", "incarnation": 0}
+            self._conn.execute(insert(SENDERS), {"peer": peer, **empty, **row})
+
+    # ---------------------------------------------------------------- what is over
+
+    def forget(self, now: float, limit: int = 500) -> int:
+        """Drop what has been over for long enough, at most so many hand-overs. Returns how many."""
+        before = now - KEPT_FOR
+        waits = exists().where(ERRANDS.c.delegation == DELEGATIONS.c.id, ERRANDS.c.role == DELEGATIONS.c.role)
+        old = select(DELEGATIONS.c.role, DELEGATIONS.c.id).where(
+            ~DELEGATIONS.c.open, DELEGATIONS.c.updated < before, ~waits
+        )
+        keys = [tuple(row) for row in self._conn.execute(old.limit(limit))]
+        if keys:
+            self._conn.execute(delete(OUTBOX).where(tuple_(OUTBOX.c.role, OUTBOX.c.delegation).in_(keys)))
+            self._conn.execute(
+                delete(DELEGATIONS).where(tuple_(DELEGATIONS.c.role, DELEGATIONS.c.id).in_(keys))
+            )
+        self._conn.execute(delete(INBOX).where(INBOX.c.take_time < before))
+        self._conn.execute(delete(EPOCHS).where(EPOCHS.c.use_time < now - EPOCHS_KEPT_FOR))
+        return len(keys)
+
+    def _least(self, query: Any) -> float | None:
+        time: float | None = self._conn.scalar(query)
+        return time
+
+    def _count(self, table: Table, *where: ColumnElement[bool]) -> int:
+        return self._conn.scalar(select(func.count()).select_from(table).where(*where)) or 0
+
+
+def _about(table: Table, delegation: Delegation) -> tuple[ColumnElement[bool], ...]:
+    return table.c.delegation == delegation.id, table.c.role == delegation.role
+
+
+def _row(delegation: Delegation, body: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "role": delegation.role,
+        "state": delegation.state,
+        "open": delegation.state.open,
+        "due": due_of(delegation),
+        "body": json.dumps(body, separators=(",", ":")),
+        **{name: getattr(delegation, name) for name in (*_PLAIN, *_BYTES)},
+    }
+
+
+def _delegation(row: Row[Any], body: Mapping[str, Any]) -> Delegation:
+    rest = _known(Delegation, body)
+    outcome = rest.pop("outcome", None)
+    rest |= {name: getattr(row, name) for name in _PLAIN}
+    rest |= {name: bytes(getattr(row, name)) for name in _BYTES}
+    return Delegation(
+        role=Role(row.role),
+        state=State(row.state),
+        outcome=None if outcome is None else Outcome(outcome),
+        **rest,
+    )
+
+
+def _known(kind: type[Delegation | Errand], body: Mapping[str, Any]) -> dict[str, Any]:
+    """What this version knows of it."""
+    names = {each.name for each in fields(kind)}
+    return {name: value for name, value in body.items() if name in names}

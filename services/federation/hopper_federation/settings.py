@@ -10,9 +10,11 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from hopper_federation import addresses
+from hopper_federation.artifacts.model import Limits
 
 PEER_PORT = 8470
 PAIRING_PORT = 8471
+LIMITS = Limits()
 
 
 class FederationSettings(BaseSettings):
@@ -57,6 +59,18 @@ class FederationSettings(BaseSettings):
         description="Peer ports, host:port with commas, that `hopper peer discover` shows too.",
     )
 
+    artifact_file_bytes: int = Field(
+        default=LIMITS.file, ge=0, description="How large a file beside a task may be. Default: 1 GiB."
+    )
+    artifact_peer_bytes: int = Field(
+        default=LIMITS.peer,
+        ge=0,
+        description="How much is kept of what comes from one peer. Default: 256 MiB.",
+    )
+    artifact_total_bytes: int = Field(
+        default=LIMITS.total, ge=0, description="How much is kept in all. Default: 16 GiB."
+    )
+
     @field_validator("hosts", "discovery_interfaces", "static_peers", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
@@ -87,6 +101,11 @@ class FederationSettings(BaseSettings):
         if address is not None:
             addresses.split(address, least_port=0)
         return address
+
+    @property
+    def artifact_limits(self) -> Limits:
+        """How much is kept beside tasks."""
+        return Limits(self.artifact_file_bytes, self.artifact_peer_bytes, self.artifact_total_bytes)
 
     @property
     def peers_at(self) -> str | None:

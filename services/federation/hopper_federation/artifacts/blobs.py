@@ -20,7 +20,7 @@ import os
 import secrets
 import stat
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -42,7 +42,8 @@ _NO_LINK: Final = os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | _NO_LINK
 _READ: Final = os.O_RDONLY | _NO_LINK
 _WRITE: Final = os.O_RDWR | os.O_CREAT | _NO_LINK
-_ASKED_AT_ONCE: Final = 500
+_FOLDER: Final = 2
+"""Digits of a hash that make its directory."""
 
 
 class Disk(Protocol):
@@ -237,8 +238,13 @@ class BlobStore:
             os.replace(file, to_file, src_dir_fd=source, dst_dir_fd=target)
             os.fsync(_there(target))
 
-    def touch(self, sha256: bytes, now: float) -> bool:
-        """Let a blob count as new, so that it is not collected before somebody has named it. False: it is not here."""
+    def touch(self, sha256: bytes, size: int, now: float) -> bool:
+        """
+        Let a blob count as new, so that it is not collected before somebody has named it.
+
+        Returns:
+            False: it is not here, or not of that size, and so damaged.
+        """
         folder, file = _place(sha256)
         with self._moving, _translated(self._root / folder / file), self._folder(folder) as opened:
             if opened is None:
@@ -249,9 +255,9 @@ class BlobStore:
                 return False
             try:
                 os.utime(descriptor, (now, now))
+                return os.fstat(descriptor).st_size == size
             finally:
                 os.close(descriptor)
-            return True
 
     def throw_away(self, folder: str, file: str) -> None:
         """Remove a file, if it is there."""
@@ -263,25 +269,27 @@ class BlobStore:
             if opened is not None:
                 os.unlink(file, dir_fd=opened)
 
-    def collect(self, before: float, named: Callable[[Sequence[bytes]], set[bytes]]) -> int:
+    def old(self, before: float) -> set[bytes]:
         """
-        Remove what nobody names and was last used before a moment.
+        The hashes of what was last used before a moment, wholly here or in part. What is not ours is left alone.
 
         Args:
             before: Seconds since 1970.
-            named: Which of some hashes are named by somebody.
-
-        Returns:
-            How many files.
         """
-        found = [each for each in self._old(before) if each[2] is not None]
-        removed = 0
-        for begin in range(0, len(found), _ASKED_AT_ONCE):
-            batch = found[begin : begin + _ASKED_AT_ONCE]
-            kept = named([sha256 for _, _, sha256 in batch if sha256 is not None])
-            for folder, file, sha256 in batch:
-                removed += sha256 not in kept and self._remove_old(folder, file, before)
-        return removed
+        found: set[bytes] = set()
+        for folder in sorted(os.listdir(self._root)):
+            if len(folder) == _FOLDER:
+                try:
+                    found.update(self._old_in(folder, before))
+                except HopperError as error:
+                    log.warning("blobs are not looked at", folder=folder, message=error.message)
+        return found
+
+    def remove(self, sha256: bytes, before: float) -> bool:
+        """Remove what nobody names, if it has not been used since. False: it has been, or is not here."""
+        folder, file = _place(sha256)
+        whole, part = (self._remove_old(folder, each, before) for each in (file, file + _PART))
+        return whole or part
 
     # Beneath.
 
@@ -325,19 +333,14 @@ class BlobStore:
             for file in os.listdir(opened):
                 os.unlink(file, dir_fd=opened)
 
-    def _old(self, before: float) -> Iterator[tuple[str, str, bytes | None]]:
-        """Folder, file and hash of what was last used before; what is not ours is left alone."""
-        for folder in sorted(os.listdir(self._root)):
-            if len(folder) != 2:
-                continue
-            try:
-                with _translated(self._root / folder), self._folder(folder) as opened:
-                    for file in sorted(os.listdir(opened) if opened is not None else ()):
-                        found = os.stat(file, dir_fd=opened, follow_symlinks=False)
-                        if stat.S_ISREG(found.st_mode) and found.st_mtime < before:
-                            yield folder, file, _hash_of(folder + file.removesuffix(_PART))
-            except HopperError as error:
-                log.warning("blobs are not looked at", folder=folder, message=error.message)
+    def _old_in(self, folder: str, before: float) -> Iterator[bytes]:
+        with _translated(self._root / folder), self._folder(folder) as opened:
+            for file in os.listdir(_there(opened)):
+                sha256 = _hash_of(folder + file.removesuffix(_PART))
+                with contextlib.suppress(FileNotFoundError):
+                    found = os.stat(file, dir_fd=opened, follow_symlinks=False)
+                    if sha256 is not None and stat.S_ISREG(found.st_mode) and found.st_mtime < before:
+                        yield sha256
 
     def _remove_old(self, folder: str, file: str, before: float) -> bool:
         with (
@@ -356,7 +359,7 @@ class BlobStore:
 
 def _place(sha256: bytes) -> tuple[str, str]:
     name = sha256.hex()
-    return name[:2], name[2:]
+    return name[:_FOLDER], name[_FOLDER:]
 
 
 def _hash_of(name: str) -> bytes | None:

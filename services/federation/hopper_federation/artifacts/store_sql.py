@@ -69,6 +69,11 @@ class ArtifactStore:
         query = select(_C.sha256).where(_C.sha256.in_(hashes), _C.stored | _C.wanted).distinct()
         return {bytes(sha256) for sha256 in self.conn.scalars(query)}
 
+    def coming(self, sha256: bytes) -> bool:
+        """Whether the bytes of that hash are to be pulled, and are not here yet."""
+        rows = self.conn.execute(select(_C.stored, _C.wanted).where(_C.sha256 == sha256)).all()
+        return any(row.wanted for row in rows) and not any(row.stored for row in rows)
+
     # What is to be pulled.
 
     def wanted_from(self) -> list[str]:

@@ -1,0 +1,83 @@
+"""
+Puts the parts of this package together, for `app`.
+
+What peers may have is needed before there are ways to peers, and what is pulled after: so it is done in two steps.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc.aio
+
+from hopper.federation.v1 import artifact_service_pb2
+from hopper.federation.v1.artifact_service_pb2_grpc import add_ArtifactServiceServicer_to_server
+from hopper_common.clock import Clock
+from hopper_common.database import Database
+from hopper_common.rpc.server import Registered
+from hopper_federation.artifacts.artifact_servicer import ArtifactServicer
+from hopper_federation.artifacts.blobs import BlobStore
+from hopper_federation.artifacts.keeping import ArtifactKeeper
+from hopper_federation.artifacts.model import Limits
+from hopper_federation.artifacts.puller import PeerBlobs, Puller, told_in_log
+from hopper_federation.artifacts.serving import OwedFiles
+from hopper_federation.artifacts.store_sql import Artifacts
+from hopper_federation.artifacts.tasks import RouterTasks, Tasks
+from hopper_federation.peer_links import PeerLinks
+from hopper_federation.statuses import Statuses
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactParts:
+    """
+    What the rest of the service needs.
+
+    Attributes:
+        owed: What peers may have.
+        registered: What this Hopper's own callers are offered.
+    """
+
+    files: Artifacts
+    blobs: BlobStore
+    tasks: Tasks
+    limits: Limits
+    clock: Clock
+    owed: OwedFiles
+    registered: Registered
+
+    def puller(self, links: PeerLinks, statuses: Statuses) -> Puller:
+        """What fetches files from peers; it is to be run."""
+        made = Puller(self.files, self.blobs, PeerBlobs(links), self.limits, self.clock, refused=told_in_log)
+        statuses.on_heard(made.heard)
+        return made
+
+    def kept(self) -> Sequence[Callable[[], Awaitable[None]]]:
+        """What runs beside the server in any case."""
+        return [ArtifactKeeper(self.files, self.blobs, self.tasks, self.clock).run]
+
+
+async def open_artifacts(
+    db: Database, data_dir: Path, router: grpc.aio.Channel, limits: Limits, clock: Clock
+) -> ArtifactParts:
+    """
+    Open the store of blobs in the data directory.
+
+    Raises:
+        DirectoryShared, BlobRefused: Somebody else has put something in its place.
+    """
+    blobs = await asyncio.to_thread(BlobStore, data_dir / "blobs")
+    files, tasks = Artifacts(db, clock), RouterTasks(router)
+    return ArtifactParts(
+        files=files,
+        blobs=blobs,
+        tasks=tasks,
+        limits=limits,
+        clock=clock,
+        owed=OwedFiles(files, blobs),
+        registered=Registered.of(
+            artifact_service_pb2.DESCRIPTOR.services_by_name["ArtifactService"],
+            ArtifactServicer(files, blobs, tasks, limits, clock),
+            add_ArtifactServiceServicer_to_server,
+        ),
+    )

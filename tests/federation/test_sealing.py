@@ -22,6 +22,7 @@ from hopper.federation.v1 import delegation_pb2 as dpb
 from hopper_common.errors import HopperError
 from hopper_common.identity.errors import SignatureInvalid
 from hopper_common.identity.store import Identity, IdentityStore
+from hopper_federation.artifacts.errors import ArtifactInvalid
 from hopper_federation.delegation import chain as chains
 from hopper_federation.delegation.chain import Kind, UnlistedKey
 from hopper_federation.delegation.model import OfferFacts, Outcome
@@ -694,11 +695,15 @@ RESULT_FORGERIES: Final[
         SignatureInvalid,
         "delegation",
     ),
-    "with a path": (by_carol(called(name="../../.profile")), SignatureInvalid, "artifacts"),
-    "with a hidden file": (by_carol(called(name=".profile")), SignatureInvalid, "artifacts"),
-    "with no hash": (by_carol(called(sha256=b"short")), SignatureInvalid, "artifacts"),
-    "with two of a name": (
-        by_carol(lambda envelope: envelope.artifacts.append(envelope.artifacts[0])),
+    "with a path": (by_carol(called(name="../../.profile")), ArtifactInvalid, ""),
+    "with half a hash": (by_carol(called(sha256=b"short")), ArtifactInvalid, ""),
+    "with no hash": (
+        by_carol(lambda envelope: envelope.artifacts[0].ClearField("sha256")),
+        SignatureInvalid,
+        "artifacts",
+    ),
+    "with ever so many files": (
+        by_carol(lambda envelope: envelope.artifacts.extend([envelope.artifacts[0]] * 100)),
         SignatureInvalid,
         "artifacts",
     ),

@@ -136,18 +136,6 @@ class DiscoveryUnavailable(WrongState):
 # Handing over.
 
 
-class DelegationNotFound(NotFound):
-    """There is no such hand-over."""
-
-    reason = "DELEGATION_NOT_FOUND"
-
-
-class DelegationWrongState(WrongState):
-    """The hand-over's state does not allow the move."""
-
-    reason = "DELEGATION_WRONG_STATE"
-
-
 class DelegationLoop(WrongState):
     """The task would come back to a Hopper that had it already."""
 

@@ -28,16 +28,15 @@ from hopper_common.identity.errors import SignatureInvalid
 from hopper_common.identity.signing import Signature, verify_signature
 from hopper_common.identity.spiffe import SpiffeInvalid, check_install_id
 from hopper_common.timestamps import from_proto
+from hopper_federation.artifacts.errors import ArtifactInvalid
+from hopper_federation.artifacts.model import MOST_FILES, check_claims
 from hopper_federation.delegation.narrowing import MOST_HOPS, Redelegation, check_step
 from hopper_federation.errors import DelegationLoop, HopLimit
 
 MOST_PAYLOAD: Final = 65_536
 MOST_BODY: Final = 1_048_576
-MOST_ARTIFACTS: Final = 1_000
 _MOST_NAME: Final = 200
-_HASH_BYTES: Final = 32
 _ID: Final = re.compile(r"[a-z0-9]{26}")
-_PATH_MARKS: Final = ("/", "\\", ":")
 _OUTCOMES: Final = frozenset({dpb.OUTCOME_SUCCEEDED, dpb.OUTCOME_FAILED, dpb.OUTCOME_CANCELLED})
 _SPEAKERS: Final = ("origin", "from", "executor")
 _TIMES: Final = ("create_time", "finish_time")
@@ -355,17 +354,14 @@ def _other_hand_over(message: dpb.ResultEnvelope | dpb.Countersign, known: Offer
 
 
 def _wrong_artifacts(artifacts: Sequence[dpb.Artifact]) -> HopperError | None:
-    names = [artifact.name for artifact in artifacts]
-    sound = len(names) <= MOST_ARTIFACTS and len(set(names)) == len(names)
-    return _unless(sound and all(map(sound_artifact, artifacts)), "artifacts", "one of them is none")
-
-
-def sound_artifact(artifact: dpb.Artifact) -> bool:
-    """Whether it has a name that is no path, and a hash and a size that can be."""
-    name = artifact.name
-    named = 0 < len(name.encode()) <= _MOST_NAME and name.isprintable() and not name.startswith(".")
-    plain = not any(mark in name for mark in _PATH_MARKS)
-    return named and plain and len(artifact.sha256) == _HASH_BYTES and artifact.size >= 0
+    if len(artifacts) > MOST_FILES or not all(artifact.sha256 for artifact in artifacts):
+        return _invalid("artifacts", "there are too many, or one has no hash")
+    try:
+        for artifact in artifacts:
+            check_claims(artifact.name, artifact.sha256, artifact.size, artifact.media_type)
+    except ArtifactInvalid as error:
+        return error
+    return None
 
 
 # One link.

@@ -1,4 +1,4 @@
-"""The demo's own Hopper: `hopper up` as a child process, on a directory that is gone afterwards."""
+"""The demo's own Hoppers: `hopper up` as child processes, on directories that are gone afterwards."""
 
 import asyncio
 import contextlib
@@ -29,31 +29,70 @@ class Child:
     pid: int
 
 
+class OwnHopper:
+    """
+    A Hopper on a directory of its own. `start`, `kill` and `stop` may alternate: the directory stays.
+
+    Args:
+        environment: Settings of it, `HOPPER_…`.
+    """
+
+    def __init__(self, directory: Path, **environment: str) -> None:
+        self._directory = directory
+        self._log = directory / "log"
+        self.environment = environment
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> Child:
+        """
+        Start it; it answers when this returns.
+
+        Raises:
+            CommandError: It did not come up; carries the end of its log.
+        """
+        with self._log.open("ab") as log:
+            process = self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "hopper_cli", "up", "--json", "--data-dir", str(self._directory)),
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                env={**_environment(), **self.environment},
+                start_new_session=True,  # Ctrl-C is ours; we stop it
+            )
+        return await _ready(process, self._directory, self._log)
+
+    async def kill(self) -> None:
+        """End it with -9, at once, and only it."""
+        if self._process is not None:
+            await _end(self._process, signal.SIGKILL)
+
+    async def stop(self) -> None:
+        """Stop it, and only it, whatever happens."""
+        if self._process is not None:
+            await _end(self._process, signal.SIGTERM, signal.SIGKILL)
+
+
+@contextlib.asynccontextmanager
+async def own_hopper(**environment: str) -> AsyncIterator[OwnHopper]:
+    """A Hopper that is not started yet; stopped, and its directory gone, when the body is left."""
+    directory = Path(tempfile.mkdtemp(prefix="hopper-demo-"))
+    hopper = OwnHopper(directory, **environment)
+    try:
+        yield hopper
+    finally:
+        await hopper.stop()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
 @contextlib.asynccontextmanager
 async def running_hopper() -> AsyncIterator[Child]:
     """
-    Start a Hopper, and stop it, and only it, whatever happens.
+    Start a Hopper, and stop it.
 
     Raises:
         CommandError: It did not come up; carries the end of its log.
     """
-    directory = Path(tempfile.mkdtemp(prefix="hopper-demo-"))
-    log_path = directory / "log"
-    try:
-        with log_path.open("wb") as log:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "hopper_cli", "up", "--json", "--data-dir", str(directory)),
-                stdout=asyncio.subprocess.PIPE,
-                stderr=log,
-                env=_environment(),
-                start_new_session=True,  # Ctrl-C is ours; we stop it
-            )
-            try:
-                yield await _ready(process, directory, log_path)
-            finally:
-                await _stop(process)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    async with own_hopper() as hopper:
+        yield await hopper.start()
 
 
 def _environment() -> dict[str, str]:
@@ -81,8 +120,8 @@ def _tail(log: Path) -> str:
     return log.read_text(encoding="utf-8", errors="replace")[-_LOG_TAIL:].strip()
 
 
-async def _stop(process: asyncio.subprocess.Process) -> None:
-    for number in (signal.SIGTERM, signal.SIGKILL):
+async def _end(process: asyncio.subprocess.Process, *signals: signal.Signals) -> None:
+    for number in signals:
         if process.returncode is not None:
             return
         with contextlib.suppress(ProcessLookupError):  # it was quicker

@@ -23,7 +23,7 @@ from hopper_router.model import Basis, Candidate, Clocks, Decision, TaskSpec
 from hopper_router.policy_yaml import BUILT_IN
 from hopper_router.rules import FACTORS, Policy
 from hopper_router.words import STOP_WORDS, fold, tokens
-from tests.router.test_routing import Plainly, random_policy, random_projects, random_tasks
+from tests.router.test_routing import CLOCKED, Plainly, random_policy, random_projects, random_tasks
 
 SEEDS = st.integers(0, 2**32)
 LATER = datetime(2030, 1, 1, tzinfo=UTC)
@@ -181,7 +181,7 @@ def test_every_line_of_a_record_is_that_of_a_plain_implementation(seed: int, siz
         assert candidate.confidence == pytest.approx(plain.shares[candidate.project], abs=1e-7)
         assert candidate.score == pytest.approx(plain.scores[candidate.project], abs=2e-9)
         assert [factor.name for factor in candidate.factors] == [
-            name for name in FACTORS if name != "deadline"
+            name for name in FACTORS if name not in CLOCKED
         ]
         plain.check(candidate)
     best = sorted(plain.scores.values(), reverse=True)[: len(decision.candidates)]

@@ -23,6 +23,8 @@ from hopper.router.v1 import task_pb2 as pb
 from hopper_common.errors import FieldViolation, HopperError, InvalidArgument
 from hopper_common.rpc.errors import code_of
 from hopper_common.timestamps import duration_field, from_proto, time_field
+from hopper_common.working_hours import WorkingHours, violations
+from hopper_common.working_hours_proto import hours_from_proto
 from hopper_router.model import (
     DEFAULT_PRIORITY,
     EMPTY,

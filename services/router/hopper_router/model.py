@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
+from hopper_common.working_hours import WorkingHours
 from hopper_router.fairness import lane
 
 ROOT_INSTANCE: Final = "instances/global"

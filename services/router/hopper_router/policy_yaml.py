@@ -13,7 +13,7 @@ The whole form, with the defaults (every key is optional but those of a rule)::
     default_project: inbox       # where tasks go when nothing speaks for anybody; default: nowhere special
     weights:                     # what each factor counts, 0 to 10; those left out keep these defaults
       {rules: 1.0, tags: 0.6, capability: 0.3, text: 0.5, workload: 0.15,
-       velocity: 0.05, cost: 0.05, sla: 0.05, boost: 1.0, deadline: 0.9}
+       velocity: 0.05, cost: 0.05, sla: 0.05, boost: 1.0, deadline: 0.9, hours: 0.9}
                                  # Where what was learned decides, those that are not said, or said as here, are
                                  # learned too, but for rules, which stand in front: three times what they say
     rules:                       # at most 10,000
@@ -818,6 +818,7 @@ weights:
   sla: 0.05         # the short promise before the long one
   boost: 1.0        # what projects add for a tag
   deadline: 0.9     # who can do it in time before who cannot
+  hours: 0.9        # who works now before who opens later, for what is urgent
 rules: []
 """
 BUILT_IN: Final = load_policy(BUILT_IN_SOURCE)

@@ -22,6 +22,8 @@ cost       1 for the cheapest, 0.5 for twice its cost
 sla        1 for the shortest promise, 0.5 for twice as long
 boost      the sum of the project's own boosts for the task's tags
 deadline   for tasks that have one: 1 for who can do it in time, 0 for who needs twice the time there is
+hours      where somebody is closed: 1 for who works now, less for who opens later: the more urgent the task the
+           less, and 0 for who opens when the task has to be begun
 semantic   learned: what the project is called and what it and its past tasks mean, against those of the others
 learned    learned: how far outcomes of tasks with such words move that; may be negative
 ========== ==================================================================================================
@@ -130,7 +132,7 @@ def decide(  # noqa: PLR0913 -- all that a decision is a function of
         refused: Projects ruled out from outside, by name, with the name of the filter, e.g. `instance-not-running`.
         basis: Recorded as it is.
         strategies: Ways to judge by the name policies call them. Default: the built-in ones.
-        now: What deadlines are measured from; None: they do not count.
+        now: What deadlines and working hours are measured from; None: they do not count.
 
     Returns:
         The decision, without a name, a task, an instance and times.

@@ -179,6 +179,7 @@ class Weights:
     sla: float = 0.05
     boost: float = 1.0
     deadline: float = 0.9
+    hours: float = 0.9
 
 
 FACTORS: Final = tuple(factor.name for factor in fields(Weights))

@@ -27,6 +27,7 @@ import numpy as np
 from hopper_learning.factor_weights import Weight
 from hopper_router.candidates import BoolArray, Candidates, FloatArray, IntArray, Overlap
 from hopper_router.filters import Sieve
+from hopper_router.hours import AtWork, duration
 from hopper_router.kept import Kept
 from hopper_router.load import LoadColumn
 from hopper_router.model import Factor, TaskSpec, WeightOrigin
@@ -58,7 +59,7 @@ class Question(NamedTuple):
     policy: Policy
     load: LoadColumn
     now: datetime | None = None
-    """Without it, deadlines do not count."""
+    """Without it, deadlines and working hours do not count."""
 
 
 class Verdict(NamedTuple):
@@ -96,7 +97,7 @@ class RulesStrategy:
         sheet = _Sheet(question, sieve)
         evidence, standing = sheet.evidence(), sheet.standing
         informed = evidence.item(evidence.argmax()) >= LEAST_EVIDENCE
-        if sheet.in_time is not None:
+        if sheet.clocked:
             circumstances = sheet.circumstances
             scores = _rounded(np.add(evidence, circumstances, evidence))
             masses = _masses(scores, circumstances.item(circumstances.argmax()), scores.size)
@@ -305,6 +306,7 @@ class Lines(NamedTuple):
     sla: Factor
     boost: Factor
     deadline: Factor
+    hours: Factor
 
 
 class Plan:
@@ -393,7 +395,7 @@ class Pace:
             project = candidates.projects[row]
             speed = (f"{project.velocity:g} a day",) if project.velocity > 0 else ()
             price = (f"{project.cost:g} a task",) if project.cost > 0 else ()
-            within = (f"within {_duration(project.sla)}",) if project.sla else ()
+            within = (f"within {duration(project.sla)}",) if project.sla else ()
             found = self._lines[row] = (
                 nothing.velocity.of(self.velocity.item(row), speed),
                 nothing.cost.of(candidates.thrift.item(row), price),
@@ -535,8 +537,8 @@ class InTime(NamedTuple):
         """How long one of them takes, and how long it may, for people."""
         takes = "nobody knows how long it takes"
         if not math.isnan(self.days.item(at)):
-            takes = f"takes {_duration(timedelta(days=self.days.item(at)))}"
-        return f"{takes}, due in {_duration(timedelta(days=self.left))}"
+            takes = f"takes {duration(timedelta(days=self.days.item(at)))}"
+        return f"{takes}, due in {duration(timedelta(days=self.left))}"
 
 
 _DAY: Final = timedelta(days=1)
@@ -570,13 +572,24 @@ class _Sheet:
         self.in_time: InTime | None = None
         if due is not None and question.now is not None:
             self.in_time = InTime.of(question, sieve, (due - question.now) / _DAY)
+        self.at_work: AtWork | None = None
+        if question.now is not None:
+            self.at_work = AtWork.of(task, candidates, sieve.eligible, question.now)
+
+    @property
+    def clocked(self) -> bool:
+        """Whether the time of day says anything about anybody."""
+        return self.in_time is not None or self.at_work is not None
 
     @property
     def circumstances(self) -> FloatArray:
         """The weighted sum of what orders those who are equally right."""
-        if self.in_time is None:
-            return self.standing.total
-        return self.standing.total + self.plan.nothing.deadline.weight * self.in_time.share
+        total, nothing = self.standing.total, self.plan.nothing
+        if self.in_time is not None:
+            total = total + nothing.deadline.weight * self.in_time.share
+        if self.at_work is not None:
+            total = total + nothing.hours.weight * self.at_work.share
+        return total
 
     def _rules_that_count(self) -> IntArray | None:
         """Those that fired for an eligible project, of the greatest priority among them; None: there are none."""
@@ -630,13 +643,17 @@ class _Sheet:
 
     def factors(self, positions: Sequence[int]) -> list[tuple[Factor, ...]]:
         """All of some of the eligible; those that are not this task's own are shared objects."""
-        if self.in_time is None:
-            return self._timeless(positions)
-        nothing = self.plan.nothing.deadline
-        return [
-            (*lines, nothing.of(self.in_time.share.item(at), (self.in_time.said(at),)))
-            for at, lines in zip(positions, self._timeless(positions), strict=True)
-        ]
+        lines = self._timeless(positions)
+        for clock, nothing in (
+            (self.in_time, self.plan.nothing.deadline),
+            (self.at_work, self.plan.nothing.hours),
+        ):
+            if clock is not None:
+                lines = [
+                    (*line, nothing.of(clock.share.item(at), (clock.said(at),)))
+                    for at, line in zip(positions, lines, strict=True)
+                ]
+        return lines
 
     def _timeless(self, positions: Sequence[int]) -> list[tuple[Factor, ...]]:
         """The nine that every task has."""
@@ -702,8 +719,3 @@ def _first(things: Iterable[str]) -> tuple[str, ...]:
 
 def _open_tasks(count: float, limit: float) -> str:
     return f"{count:.0f} open" if limit == np.inf else f"{count:.0f} open of {limit:.0f}"
-
-
-def _duration(length: timedelta) -> str:
-    hours = length.total_seconds() / 3600
-    return f"{hours:.3g} h" if hours < 72 else f"{hours / 24:.3g} days"

@@ -28,11 +28,13 @@ RANGES: Final[Mapping[str, Range]] = MappingProxyType(
         "sla": Range(0.005, 0.15),
         "boost": Range(1.0, 2.0),
         "deadline": Range(0.9, 1.8),
+        "hours": Range(0.9, 1.8),
     }
 )
 """
 Beside what was learned, circumstances order at first only those who are about equally likely, and tags and
-capabilities, which it was learned from, do not count again; a deadline that cannot be kept outweighs most.
+capabilities, which it was learned from, do not count again; a deadline that cannot be kept outweighs most, and so do
+closed doors where something is urgent.
 """
 
 

@@ -32,7 +32,15 @@ from hopper_federation.delegation.model import (
     Update,
 )
 from hopper_federation.delegation.ports import DelegationStore, Sent
-from hopper_federation.delegation.store_sql import Chore, Counts, Hold, Outgoing, SqlDelegations, Used
+from hopper_federation.delegation.store_sql import (
+    UNDECIDED,
+    Chore,
+    Counts,
+    Hold,
+    Outgoing,
+    SqlDelegations,
+    Used,
+)
 from hopper_federation.delegation.tables import DELEGATIONS
 from hopper_federation.delegation.wire import message_from_proto
 from hopper_federation.tables import METADATA, MIGRATIONS
@@ -443,6 +451,17 @@ async def test_hand_overs_page_by_page_the_newest_first(database: OnDatabase) ->
         4,
         5,
     ]
+
+
+async def test_only_what_a_person_here_has_to_decide_about(database: OnDatabase) -> None:
+    offered = delegation(1, role=Role.OUT, state=State.QUARANTINED)  # it waits for a person there
+    waiting = [
+        delegation(2, role=Role.IN, state=State.QUARANTINED),
+        *(delegation(number, state=state) for number, state in enumerate(UNDECIDED, 3)),
+    ]
+    await _save(database, offered, *waiting, delegation(9, state=State.RUNNING))
+    found = await database.write(lambda books: books.page(waiting=True))
+    assert {each.id for each in found} == {each.id for each in waiting}
 
 
 async def test_how_sending_goes_is_kept_beside_the_incarnation(database: OnDatabase) -> None:

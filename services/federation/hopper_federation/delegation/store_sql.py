@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, Table, and_, delete, exists, func, insert, select, tuple_, update
+from sqlalchemy import Connection, Row, Table, and_, delete, exists, func, insert, or_, select, tuple_, update
 from sqlalchemy.sql import ColumnElement
 
 from hopper.federation.v1 import delegation_pb2 as pb
@@ -42,6 +42,9 @@ from hopper_federation.delegation.tables import (
 
 EPOCHS_KEPT_FOR: Final = 12 * KEPT_FOR
 """Longer than anybody remembers a hand-over: an epoch must not come twice."""
+
+UNDECIDED: Final = (State.SUSPECT, State.ORPHANED, State.DISPUTED)
+"""States in which a hand-over stays until a person here says what becomes of it."""
 
 _IDS: Final = Ids()
 
@@ -200,6 +203,7 @@ class SqlDelegations:
         *,
         peer: str = "",
         states: Iterable[State] = (),
+        waiting: bool = False,
         before: tuple[float, str] | None = None,
         limit: int = 50,
     ) -> Sequence[Delegation]:
@@ -209,6 +213,7 @@ class SqlDelegations:
         Args:
             peer: Only with that one.
             states: Only in these; none: in all.
+            waiting: Only those that a person here has to decide about.
             before: `(created, id)` of the last of the page before.
         """
         query = select(DELEGATIONS)
@@ -217,6 +222,9 @@ class SqlDelegations:
         wanted = list(states)
         if wanted:
             query = query.where(DELEGATIONS.c.state.in_(wanted))
+        if waiting:
+            offered = and_(DELEGATIONS.c.state == State.QUARANTINED, DELEGATIONS.c.role == Role.IN)
+            query = query.where(or_(DELEGATIONS.c.state.in_(UNDECIDED), offered))
         if before is not None:
             query = query.where(tuple_(DELEGATIONS.c.created, DELEGATIONS.c.id) < tuple_(*before))
         newest = (DELEGATIONS.c.created.desc(), DELEGATIONS.c.id.desc(), DELEGATIONS.c.role)

@@ -223,6 +223,17 @@ async def test_each_message_of_a_stream_counts(staged: Stage) -> None:
     assert (refused.reason, heard) == ("PERMISSION_DENIED", [EVE])
 
 
+async def test_a_request_that_comes_in_pieces_is_about_what_its_first_piece_names(staged: Stage) -> None:
+    add_person(staged.directory, ADA, (Role.MEMBER, "projects/web"))
+    metadata = bearer(staged.key(ADA))
+    web, api = (pb.Request(name="a", project=f"projects/{name}") for name in ("web", "api"))
+    answer = await staged.people.Assemble(iter([web, REQUEST, REQUEST]), metadata=metadata)
+    assert answer.text == ADA
+    for pieces in ([REQUEST, web], [api, REQUEST], [web, api], [web, REQUEST, api]):
+        refused = await Refusal.of(staged.people.Assemble(iter(pieces), metadata=metadata))
+        assert refused.reason == "PERMISSION_DENIED"
+
+
 async def test_an_agent_may_what_it_and_its_person_may(staged: Stage) -> None:
     add_person(staged.directory, ADA, (Role.MEMBER, ROOT))
     add_agent(staged.directory, BOT, ADA, (Role.MEMBER, ROOT), (Role.AGENT, ROOT))

@@ -85,6 +85,9 @@ class Toy(_Generated):  # type: ignore[misc]  # its base is made at run time
             last = request
         return await self.answer(last, context)
 
+    async def Assemble(self, requests: AsyncIterator[Any], context: Any) -> Any:
+        return await self.Collect(requests, context)
+
     async def Chat(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         async for request in requests:
             yield await self.answer(request, context)

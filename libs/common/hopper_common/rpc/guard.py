@@ -554,6 +554,8 @@ class _Door:
         self.handling = _handling(method)
         self.declared = method.access.rate_class is not None
         self.streams = method.streams_in or method.streams_out
+        # A stream with one answer is one request: what it is about, its first message says.
+        self.one_in_pieces = method.streams_in and not method.streams_out
         self._session = guard.callers.session
         self._monotonic = guard.monotonic
         self._rate_class = method.access.rate_class or RateClass.READ
@@ -655,6 +657,8 @@ class _Visit:
         if not door.declared:
             return 0
         places, names, workers = door.names(request)
+        if self._about and places == () and door.one_in_pieces:
+            places = self._about
         self._about = places
         verdict = session.verdicts.get((door.path, places)) or door.decide(session, places)
         if workers and verdict.allowed:

@@ -25,6 +25,10 @@ class Credits:
         """It was offered so many, and has not said anything since."""
         self._free[install_id] = max(0, self.of(install_id) - count)
 
+    def earned(self, install_id: str) -> None:
+        """Something that it had is over, and it has not said anything since."""
+        self.told(install_id, self.of(install_id) + 1)
+
     def of(self, install_id: str) -> int:
         """How many it may be offered."""
         return self._free.get(install_id, 0)

@@ -17,15 +17,18 @@ from sqlalchemy.sql import ColumnElement
 from hopper.federation.v1 import delegation_pb2 as pb
 from hopper_common.ids import Ids
 from hopper_federation.delegation import wire
+from hopper_federation.delegation.breaker import Hold
 from hopper_federation.delegation.desk import due_of
 from hopper_federation.delegation.model import (
     KEPT_FOR,
     REPLACED,
+    Appraisal,
     Body,
     Delegation,
     Errand,
     Outcome,
     Receipt,
+    Result,
     Role,
     State,
     Task,
@@ -87,22 +90,6 @@ class Chore:
     delegation: Delegation
     errand: Errand
     attempts: int
-
-
-@dataclass(frozen=True, slots=True)
-class Hold:
-    """
-    Why nothing is sent to a peer for now, as it is written down.
-
-    Attributes:
-        failures: In a row.
-        until: Seconds of the steady clock.
-    """
-
-    failures: int = 0
-    until: float = 0.0
-    reason: str = ""
-    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +176,13 @@ class SqlDelegations:
     def open_of(self, peer: str) -> Sequence[Delegation]:
         query = select(DELEGATIONS).where(DELEGATIONS.c.peer == peer, DELEGATIONS.c.open)
         return self._read(query.order_by(DELEGATIONS.c.id, DELEGATIONS.c.role))
+
+    def held(self) -> Sequence[Delegation]:
+        """Those on whose task this Hopper has a claim: open ones, and those of which the router is still to be told."""
+        out = and_(DELEGATIONS.c.role == Role.OUT, ~DELEGATIONS.c.settled)
+        ended = select(ERRANDS.c.delegation).where(ERRANDS.c.role == Role.OUT)
+        to_tell = self._all(out, ~DELEGATIONS.c.open, DELEGATIONS.c.id.in_(ended))
+        return [*self._all(out, DELEGATIONS.c.open), *to_tell]
 
     def due(self, now: float, limit: int) -> Sequence[Delegation]:
         query = select(DELEGATIONS).where(DELEGATIONS.c.due <= now)
@@ -356,6 +350,11 @@ class SqlDelegations:
         sent = update(OUTBOX).where(OUTBOX.c.id.in_(messages))
         self._conn.execute(sent.values(attempts=OUTBOX.c.attempts + 1))
 
+    def give_up(self, peer: str) -> None:
+        """Say nothing more to a peer but how what it handed over has ended, for when it is one again."""
+        kept = [wire.KINDS[Result], wire.KINDS[Appraisal]]
+        self._conn.execute(delete(OUTBOX).where(OUTBOX.c.peer == peer, OUTBOX.c.kind.not_in(kept)))
+
     def unanswered_count(self, delegation: Delegation) -> int:
         """How many messages about a hand-over have not been answered."""
         return self._count(OUTBOX, *_about(OUTBOX, delegation))
@@ -487,12 +486,15 @@ class SqlDelegations:
     def hold(self, peer: str) -> Hold:
         """Whether sending to a peer is held back."""
         row = self._conn.execute(select(SENDERS).where(SENDERS.c.peer == peer)).one_or_none()
-        return Hold() if row is None else Hold(row.failures, row.held_until, row.reason, row.detail)
+        if row is None:
+            return Hold()
+        return Hold(row.failures, row.failed, row.held_until, row.reason, row.detail)
 
     def save_hold(self, peer: str, hold: Hold) -> None:
         """Write down whether it is."""
         row = {
             "failures": hold.failures,
+            "failed": hold.failed,
             "held_until": hold.until,
             "reason": hold.reason,
             "detail": hold.detail,
@@ -509,7 +511,14 @@ class SqlDelegations:
 
     def _put_sender(self, peer: str, row: Mapping[str, Any]) -> None:
         if self._conn.execute(update(SENDERS).where(SENDERS.c.peer == peer).values(row)).rowcount == 0:
-            empty = {"failures": 0, "held_until": 0.0, "reason": "", "detail": "", "incarnation": 0}
+            empty = {
+                "failures": 0,
+                "failed": 0.0,
+                "held_until": 0.0,
+                "reason": "",
+                "detail": "",
+                "incarnation": 0,
+            }
             self._conn.execute(insert(SENDERS), {"peer": peer, **empty, **row})
 
     # ---------------------------------------------------------------- what is over

@@ -1,0 +1,107 @@
+"""
+What the owner's policy says of a task at this Hopper's border, either way, within one transaction: what crossed
+before is counted in the same transaction as what crosses now.
+
+A policy that does not hold, because its signature or its form does not, lets nothing cross.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from hopper_common.border.grants import Crossing, Direction, Grant, Ruling, Usage, decide
+from hopper_common.errors import PolicyInvalid
+from hopper_common.identity.errors import SignatureInvalid
+from hopper_federation.delegation.model import OfferFacts
+from hopper_federation.delegation.store_sql import SqlDelegations
+from hopper_federation.model import Peer
+from hopper_federation.store_sql import SqlStore
+from hopper_federation.trust_admin import TrustAdmin
+
+MOST_OPEN: Final = 100
+"""How many hand-overs of one peer may be open here, whatever its policy says."""
+
+BUSY_SECONDS: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """
+    A `ports.Ruling`.
+
+    Attributes:
+        transit: Install ids of the third Hoppers that the rule lets take part; None: any.
+    """
+
+    allowed: bool
+    quarantined: bool
+    rule: str
+    reason: str
+    detail: str
+    retry_after: float | None
+    transit: frozenset[str] | None = frozenset()
+
+
+class Border:
+    """
+    A `ports.BorderControl`. Lives as long as the transaction.
+
+    Args:
+        now: Seconds of the steady clock.
+    """
+
+    def __init__(self, trust: TrustAdmin, store: SqlStore, rows: SqlDelegations, now: float) -> None:
+        self._trust = trust
+        self._store = store
+        self._rows = rows
+        self._now = now
+
+    def rule_on(self, peer: str, facts: OfferFacts) -> Verdict:
+        """Whether an offer of a peer may come in."""
+        if self._rows.counts(peer).taken_over >= MOST_OPEN:
+            return _no("the most of any peer", "QUOTA", f"{MOST_OPEN} hand-overs are open", BUSY_SECONDS)
+        crossing = Crossing(
+            Direction.IN,
+            capabilities=facts.capabilities,
+            labels=facts.labels,
+            priority=facts.priority,
+            bytes=facts.size,
+            exclusive=facts.exclusive,
+            origin="" if facts.origin == peer else facts.origin,
+        )
+        return self.rule(peer, crossing)
+
+    def rule(self, peer: str, crossing: Crossing) -> Verdict:
+        """Whether something may cross between this Hopper and a peer."""
+        known = self._store.peer_of(peer)
+        if known is None:
+            return _no("no peer", "PEER_UNKNOWN", "it is not paired")
+        try:
+            grant = self._trust.policy(self._store, known)
+        except (SignatureInvalid, PolicyInvalid):
+            return _no("the policy does not hold", "CAPABILITY_DENIED", "the stored policy does not hold")
+        ruling = decide(grant, known.level, crossing, self._used(known, grant), self._store.now)
+        return _verdict(ruling, grant)
+
+    def _used(self, peer: Peer, grant: Grant | None) -> Usage:
+        rules = () if grant is None else grant.rules
+        windows = {rule.name: rule.rate.per.total_seconds() for rule in rules if rule.rate is not None}
+        used = self._rows.used(peer.install_id, windows, self._now)
+        return Usage(pending=used.pending, in_flight=used.in_flight, recent=used.recent)
+
+
+def _no(rule: str, reason: str, detail: str, retry_after: float | None = None) -> Verdict:
+    return Verdict(False, False, rule, reason, detail, retry_after)
+
+
+def _verdict(ruling: Ruling, grant: Grant | None) -> Verdict:
+    wait = ruling.retry_after
+    rules = () if grant is None else grant.rules
+    return Verdict(
+        ruling.allowed,
+        ruling.quarantined,
+        ruling.rule,
+        ruling.reason,
+        ruling.detail,
+        None if wait is None else wait.total_seconds(),
+        next((rule.transit for rule in rules if rule.name == ruling.rule), frozenset()),
+    )

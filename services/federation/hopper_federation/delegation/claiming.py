@@ -1,0 +1,162 @@
+"""
+Takes what the router has handed to a peer's instance, and offers it to the peer.
+
+    instance of the peer ── ClaimTasks, no more than the peer has slots for ──► a claim ─► whose is it? `lineage`
+      ▲                                                                                       │
+      │ RejectDelegation: the policy says no, or it has been there                            ▼
+      └───────────────────────────────────────────────────────────────── one transaction: `offering`
+
+The claim is kept for as long as the hand-over is open (`claims`). Where this Hopper was away for longer than its
+lease, the router has the task in the queue again, and this service claims it again: the open hand-over is adopted,
+with the new token.
+"""
+
+import asyncio
+import contextlib
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+
+import grpc.aio
+import structlog
+
+from hopper.router.v1 import delegation_service_pb2 as dsvc
+from hopper.router.v1 import work_service_pb2 as wsvc
+from hopper.router.v1.delegation_service_pb2_grpc import DelegationServiceStub
+from hopper.router.v1.task_pb2 import Task
+from hopper.router.v1.work_service_pb2_grpc import WorkServiceStub
+from hopper_common.audit.model import PROCESS, Decision, Handling
+from hopper_common.database import Signal
+from hopper_common.errors import HopperError, Overloaded, ShuttingDown
+from hopper_common.rpc.guard import Auditing
+from hopper_common.timestamps import to_proto
+from hopper_federation.delegation.calls import CALL_SECONDS, made
+from hopper_federation.delegation.claims import CLAIM_LEASE
+from hopper_federation.delegation.credits import Credits
+from hopper_federation.delegation.lineage import Lineage, lineage_of
+from hopper_federation.delegation.offering import Offerer, Refused
+from hopper_federation.delegation.presence import WORKER, Places
+from hopper_federation.trust import Level
+from hopper_federation.trust_snapshot import TrustSnapshot, TrustSnapshots
+
+if TYPE_CHECKING:  # they are in the type stubs only
+    from hopper.router.v1.delegation_service_pb2_grpc import DelegationServiceAsyncStub
+    from hopper.router.v1.work_service_pb2_grpc import WorkServiceAsyncStub
+
+log = structlog.get_logger(__name__)
+
+WAIT: Final = timedelta(seconds=20)
+MOST_AT_ONCE: Final = 20
+_AGAIN_AFTER: Final = 1.0
+_MOST_REASON: Final = 500
+
+REFUSED: Final = "/hopper.federation.v1.Border/Leave"
+"""What the audit log calls it when a task may not leave."""
+
+
+class Claimer:
+    """Runs beside the server: for each peer, a long poll at its instance."""
+
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        places: Places,
+        snapshots: TrustSnapshots,
+        credit: Credits,
+        offerer: Offerer,
+        audit: Auditing,
+    ) -> None:
+        self._work: WorkServiceAsyncStub = WorkServiceStub(channel)
+        self._delegations: DelegationServiceAsyncStub = DelegationServiceStub(channel)
+        self._places = places
+        self._snapshots = snapshots
+        self._credit = credit
+        self._offerer = offerer
+        self._audit = audit
+        self._changed = Signal()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        snapshots.on_change(self._on_trust)
+
+    async def run(self) -> None:
+        """Claim for ever."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                seen = self._changed.count
+                self._follow(group)
+                await self._changed.wait(after=seen)
+
+    def _follow(self, group: asyncio.TaskGroup) -> None:
+        wanted = {
+            peer.install_id for peer in self._snapshots.current.peers.values() if peer.may(Level.TRUSTED)
+        }
+        for install_id in self._tasks.keys() - wanted:
+            self._tasks.pop(install_id).cancel()
+        for install_id in wanted - self._tasks.keys():
+            self._tasks[install_id] = group.create_task(self._claim_for(install_id))
+
+    def _on_trust(self, _: TrustSnapshot) -> None:
+        self._changed.fire()
+
+    async def _claim_for(self, install_id: str) -> None:
+        while True:
+            free = min(self._credit.of(install_id), MOST_AT_ONCE)
+            instance = self._places.working(install_id)
+            if not free or not instance:
+                await self._until_free()
+                continue
+            try:
+                await self._claim(install_id, instance, free)
+            except HopperError as error:
+                log.info("nothing is claimed for a peer", install_id=install_id, reason=error.reason)
+                await asyncio.sleep(_AGAIN_AFTER)
+
+    async def _until_free(self) -> None:
+        seen = self._credit.changed.count
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_AGAIN_AFTER):
+                await self._credit.changed.wait(after=seen)
+
+    async def _claim(self, install_id: str, instance: str, free: int) -> None:
+        request = wsvc.ClaimTasksRequest(
+            queue=instance,
+            worker=WORKER,
+            max_tasks=free,
+            lease_duration=to_proto(CLAIM_LEASE),
+            wait=to_proto(WAIT),
+        )
+        seconds = WAIT.total_seconds() + CALL_SECONDS
+        answer = await made(self._work.ClaimTasks(request, timeout=seconds))
+        self._credit.spent(install_id, len(answer.tasks))
+        for outcome in await asyncio.gather(
+            *(self._offer(install_id, task) for task in answer.tasks), return_exceptions=True
+        ):
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+    async def _offer(self, install_id: str, task: Task) -> None:
+        """What cannot be offered now for want of an answer here is claimed again when its lease has run out."""
+        request = dsvc.ListDelegationsRequest(task=task.name)
+        chain = await made(self._delegations.ListDelegations(request, timeout=CALL_SECONDS))
+        lineage = lineage_of(task.name, chain.delegations)
+        outcome = await self._offerer.offer(install_id, task, lineage)
+        if isinstance(outcome, Refused):
+            await self._send_back(install_id, task, lineage, outcome)
+
+    async def _send_back(self, install_id: str, task: Task, lineage: Lineage, why: Refused) -> None:
+        self._note(install_id, why)
+        self._credit.earned(install_id)
+        request = dsvc.RejectDelegationRequest(
+            name=lineage.delegation,
+            reason=f"{why.reason}: {why.detail} ({why.rule})"[:_MOST_REASON],
+            fencing_token=task.claim.fencing_token,
+        )
+        await made(self._delegations.RejectDelegation(request, timeout=CALL_SECONDS))
+
+    def _note(self, install_id: str, why: Refused) -> None:
+        peer = self._snapshots.current.peers.get(install_id)
+        name = install_id if peer is None else peer.name
+        log.info("a task may not leave", peer=name, reason=why.reason, rule=why.rule)
+        decision = Decision(PROCESS, "", "none", "", REFUSED, False, why.reason, why.rule, (name,))
+        try:
+            self._audit.record(decision, Handling.KEPT)
+        except (Overloaded, ShuttingDown) as error:  # the task has not left, and that is what counts
+            log.error("a refusal is not in the audit log", peer=name, reason=error.reason)

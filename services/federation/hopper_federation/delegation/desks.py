@@ -1,0 +1,120 @@
+"""
+Transactions at the desk: each has a `Desk`, the rows under it and the service's store, all of which are gone with it.
+What has to be told afterwards is told once it is durable.
+"""
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from google.protobuf.message import Message
+
+from hopper_federation.delegation.border import Border
+from hopper_federation.delegation.desk import Desk, Raised
+from hopper_federation.delegation.steady import SteadyClock
+from hopper_federation.delegation.store_sql import SqlDelegations
+from hopper_federation.store_sql import Federation, SqlStore
+from hopper_federation.trust_admin import TrustAdmin
+
+T = TypeVar("T")
+M = TypeVar("M", bound=Message)
+
+
+@dataclass(frozen=True, slots=True)
+class Sitting:
+    """
+    One transaction.
+
+    Attributes:
+        now: Seconds of the steady clock.
+        store: The rest of the service's tables.
+    """
+
+    desk: Desk
+    rows: SqlDelegations
+    border: Border
+    store: SqlStore
+    now: float
+
+
+class Desks:
+    """
+    Made once.
+
+    Args:
+        own_install: This Hopper's install id.
+
+    Attributes:
+        steady: The clock of everything that is written down here.
+        sending: Gives the ids of messages that are under way.
+    """
+
+    def __init__(
+        self, federation: Federation, trust: TrustAdmin, steady: SteadyClock, own_install: str
+    ) -> None:
+        self.steady = steady
+        self.own_install = own_install
+        self.sending: Callable[[], Collection[str]] = frozenset
+        self._federation = federation
+        self._trust = trust
+        self._on_told: list[Callable[[str], None]] = []
+        self._on_alarm: list[Callable[[Raised], None]] = []
+
+    def on_told(self, callback: Callable[[str], None]) -> None:
+        """Call back with the install id of each peer for whom there are new messages."""
+        self._on_told.append(callback)
+
+    def on_alarm(self, callback: Callable[[Raised], None]) -> None:
+        """Call back with whatever a person should hear of."""
+        self._on_alarm.append(callback)
+
+    async def write(self, work: Callable[[Sitting], T]) -> T:
+        """
+        Run *work* in one transaction; return its result once that is durable.
+
+        It may be run again: what it does outside of the sitting must not matter.
+        """
+
+        def sit(store: SqlStore) -> tuple[T, Sitting]:
+            sitting = self._sitting(store)
+            return work(sitting), sitting
+
+        result, sitting = await self._federation.write(sit)
+        self._tell(sitting.rows.told, sitting.desk.alarms)
+        return result
+
+    async def answer(self, request: Message, response: type[M], effect: Callable[[Sitting], M]) -> M:
+        """
+        Answer a mutation in one transaction, or give the first answer again; see `Federation.answer`.
+
+        Raises:
+            IdempotencyConflict: The request's id was used for another request.
+        """
+        sittings: list[Sitting] = []
+
+        def sit(store: SqlStore) -> M:
+            sittings[:] = [self._sitting(store)]
+            return effect(sittings[0])
+
+        answered = await self._federation.answer(request, response, sit)
+        for sitting in sittings:
+            self._tell(sitting.rows.told, sitting.desk.alarms)
+        return answered
+
+    async def read(self, work: Callable[[SqlDelegations], T]) -> T:
+        """Run *work* on one snapshot."""
+        return await self._federation.read(lambda store: work(SqlDelegations(store.conn)))
+
+    def _sitting(self, store: SqlStore) -> Sitting:
+        now = self.steady()
+        rows = SqlDelegations(store.conn, self.sending())
+        border = Border(self._trust, store, rows, now)
+        return Sitting(Desk(rows, now, border, self.own_install), rows, border, store, now)
+
+    def _tell(self, told: Iterable[str], alarms: Iterable[Raised]) -> None:
+        for peer in told:
+            for wake in self._on_told:
+                wake(peer)
+        for alarm in alarms:
+            for raise_ in self._on_alarm:
+                raise_(alarm)

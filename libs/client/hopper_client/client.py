@@ -5,6 +5,8 @@ from types import TracebackType
 from typing import Self, Unpack
 
 from hopper.common.v1.audit_service_pb2_grpc import AuditServiceStub
+from hopper.federation.v1.artifact_service_pb2_grpc import ArtifactServiceStub
+from hopper.federation.v1.delegation_service_pb2_grpc import RemoteDelegationServiceStub
 from hopper.federation.v1.peer_admin_service_pb2_grpc import PeerAdminServiceStub
 from hopper.memory.v1.episodic_service_pb2_grpc import EpisodicMemoryServiceStub
 from hopper.memory.v1.feedback_service_pb2_grpc import FeedbackServiceStub
@@ -71,6 +73,8 @@ class AsyncHopper:
         self.episodes = EpisodicMemoryServiceStub(self._channel)
         self.feedback = FeedbackServiceStub(self._channel)
         self.peers = PeerAdminServiceStub(self._channel)
+        self.remote_delegations = RemoteDelegationServiceStub(self._channel)
+        self.artifacts = ArtifactServiceStub(self._channel)
         self.audit = AuditServiceStub(self._channel)
 
     async def __aenter__(self) -> Self:

@@ -18,10 +18,14 @@ from hopper_common.identity.bundles import ACTIVE, roots_of
 from hopper_common.identity.certificates import LEAF_LIFETIME, Leaf, to_pem
 from hopper_common.identity.store import IdentityStore
 from hopper_common.startup import make_private
+from hopper_federation.artifacts.blobs import BlobStore
+from hopper_federation.artifacts.serving import OwedFiles
+from hopper_federation.artifacts.store_sql import Artifacts
 from hopper_federation.introductions import Introductions, point_of
 from hopper_federation.keeping import TrustKeeper
 from hopper_federation.model import Peer
 from hopper_federation.peer_guard import PATH
+from hopper_federation.peer_servicer import Answers
 from hopper_federation.peering import Peering, open_peering
 from hopper_federation.statuses import Status
 from hopper_federation.store_sql import Federation, SqlStore
@@ -53,8 +57,11 @@ class Noted:
 class Neighbour:
     """One of them, in real time. Made by `neighbour`."""
 
-    def __init__(self, directory: Path, federation: Federation, leaf_lifetime: timedelta) -> None:
+    def __init__(self, directory: Path, db: Database, leaf_lifetime: timedelta) -> None:
         self.clock = SystemClock()
+        federation = Federation(db, self.clock)
+        self.files = Artifacts(db, self.clock)
+        self.blobs = BlobStore(directory / "blobs")
         self.name = directory.name
         self.identity = IdentityStore.open(directory / "identity", self.clock, leaf_lifetime=leaf_lifetime)
         self.federation = federation
@@ -67,6 +74,11 @@ class Neighbour:
         )
         self.keeper = TrustKeeper(federation, self.snapshots, self.clock)
         self.peering: Peering
+
+    @property
+    def answers(self) -> Answers:
+        """What its peers are answered."""
+        return Answers(takes=self._takes, owed=OwedFiles(self.files, self.blobs).pieces)
 
     @property
     def address(self) -> str:
@@ -88,7 +100,7 @@ class Neighbour:
             self.clock,
             self.audit,
             listen=self.listen,
-            takes=self._takes,
+            answers=self.answers,
             stopping=self.stopping,
         ) as self.peering:
             self.listen = f"127.0.0.1:{self.peering.port}"
@@ -175,7 +187,7 @@ async def neighbour(directory: Path, *, leaf_lifetime: timedelta = LEAF_LIFETIME
     url = str(directory / "federation.db")
     db = await Database.open(url, metadata=METADATA, migrations=MIGRATIONS, service="federation")
     try:
-        yield Neighbour(directory, Federation(db, SystemClock()), leaf_lifetime)
+        yield Neighbour(directory, db, leaf_lifetime)
     finally:
         await db.close()
 

@@ -276,7 +276,7 @@ async def test_where_federation_is_off_nobody_is_listened_for_and_nobody_called(
         alice.clock,
         alice.audit,
         listen=None,
-        takes=alice._takes,
+        answers=alice.answers,
         stopping=alice.stopping,
     ) as peering:
         assert (peering.port, peering.guard) == (0, None)

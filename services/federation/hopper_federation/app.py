@@ -15,6 +15,7 @@ from hopper_common.identity.store import Identity
 from hopper_common.pagination import PageTokens
 from hopper_common.rpc.server import Registered
 from hopper_federation import addresses
+from hopper_federation.artifacts.opening import open_artifacts
 from hopper_federation.asking import Asker
 from hopper_federation.checking import Checker
 from hopper_federation.discovery.finding import Finder
@@ -27,6 +28,7 @@ from hopper_federation.keeping import Housekeeper, TrustKeeper
 from hopper_federation.own_hosts import own_hosts
 from hopper_federation.pairing_port import PairingPort, Window
 from hopper_federation.pairing_servicer import PairingServicer
+from hopper_federation.peer_servicer import Answers
 from hopper_federation.peering import open_peering
 from hopper_federation.policy_keeping import PolicyKeeper
 from hopper_federation.root_keeping import RootKeeper
@@ -84,6 +86,7 @@ async def open_federation(context: HostContext) -> AsyncIterator[Running]:
 
         async with (
             context.open_channel("router") as router,
+            open_artifacts(db, context.data_dir, router, settings.artifact_limits, clock) as artifacts,
             open_peering(
                 federation,
                 introductions,
@@ -91,11 +94,12 @@ async def open_federation(context: HostContext) -> AsyncIterator[Running]:
                 clock,
                 context.audit,
                 listen=settings.peers_at,
-                takes=takes,
+                answers=Answers(takes=takes, owed=artifacts.owed.pieces),
                 stopping=context.stopping,
             ) as peering,
         ):
             whereabouts.port = peering.port
+            puller = artifacts.puller(peering.links, peering.statuses)
             announcer = _announcer(settings, identity, peering.port, port)
             admin = PeerAdmin(
                 federation,
@@ -128,7 +132,8 @@ async def open_federation(context: HostContext) -> AsyncIterator[Running]:
                         peer_admin_service_pb2.DESCRIPTOR.services_by_name["PeerAdminService"],
                         admin,
                         add_PeerAdminServiceServicer_to_server,
-                    )
+                    ),
+                    artifacts.registered,
                 ],
                 tasks=[
                     trust_keeper.run,
@@ -139,6 +144,8 @@ async def open_federation(context: HostContext) -> AsyncIterator[Running]:
                     port.run,
                     asker.run,
                     *peering.tasks,
+                    *artifacts.tasks,
+                    *([puller.run] if peering.port else []),
                     *([] if announcer is None else [announcer.run]),
                 ],
             )

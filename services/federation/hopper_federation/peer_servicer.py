@@ -5,7 +5,9 @@ Who calls has been proved, call by call (`peer_guard`), and limits have been che
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, Final
 
 import grpc.aio
@@ -32,12 +34,26 @@ GOING_SECONDS: Final = 5
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """
+    What peers are answered, by their install ids.
+
+    Attributes:
+        takes: What this Hopper would take from a peer: capability names.
+        owed: The pieces of a file that a peer asks for, if it may have it.
+    """
+
+    takes: Callable[[str], Awaitable[Sequence[str]]]
+    owed: Callable[[str, svc.GetBlobRequest], AsyncGenerator[bytes, None]]
+
+
 class PeerServicer(PeerServiceServicer):
     """
     `hopper.federation.v1.PeerService`.
 
     Args:
-        takes: What this Hopper would take from a peer, by its install id: capability names.
+        answers: What this Hopper answers beside what it says of itself.
         alarm: Told of what does not add up.
         stopping: Set when the process begins to stop.
     """
@@ -49,7 +65,7 @@ class PeerServicer(PeerServiceServicer):
         statuses: Statuses,
         clock: Clock,
         *,
-        takes: Callable[[str], Awaitable[Sequence[str]]],
+        answers: Answers,
         alarm: Callable[[str, Alert], None],
         stopping: asyncio.Event,
         beat: float = BEAT_SECONDS,
@@ -59,7 +75,7 @@ class PeerServicer(PeerServiceServicer):
         self._identity = introductions.identity
         self._statuses = statuses
         self._clock = clock
-        self._takes = takes
+        self._answers = answers
         self._alarm = alarm
         self._stopping = stopping
         self._beat = beat
@@ -97,7 +113,7 @@ class PeerServicer(PeerServiceServicer):
     async def GetCapabilities(
         self, request: svc.GetCapabilitiesRequest, context: _Context
     ) -> svc.GetCapabilitiesResponse:
-        return svc.GetCapabilitiesResponse(capabilities=await self._takes(self._caller()))
+        return svc.GetCapabilitiesResponse(capabilities=await self._answers.takes(self._caller()))
 
     async def Listen(
         self, request: svc.ListenRequest, context: _Context
@@ -115,6 +131,13 @@ class PeerServicer(PeerServiceServicer):
         leaving = svc.ListenResponse()
         leaving.leaving.seconds = GOING_SECONDS
         yield leaving
+
+    async def GetBlob(
+        self, request: svc.GetBlobRequest, context: _Context
+    ) -> AsyncIterator[svc.GetBlobResponse]:
+        async with aclosing(self._answers.owed(self._caller(), request)) as pieces:
+            async for piece in pieces:
+                yield svc.GetBlobResponse(data=piece)
 
     def _caller(self) -> str:
         """The install id of the peer that calls; it was heard."""

@@ -25,7 +25,7 @@ from hopper_federation.introductions import Introductions
 from hopper_federation.peer_guard import PATH, Peers
 from hopper_federation.peer_links import PeerLinks
 from hopper_federation.peer_port import guard_of, peer_port
-from hopper_federation.peer_servicer import PeerServicer
+from hopper_federation.peer_servicer import Answers, PeerServicer
 from hopper_federation.statuses import Statuses
 from hopper_federation.store_sql import Federation
 from hopper_federation.trust_snapshot import TrustSnapshots
@@ -68,7 +68,7 @@ async def open_peering(
     audit: Auditing,
     *,
     listen: str | None,
-    takes: Callable[[str], Awaitable[Sequence[str]]],
+    answers: Answers,
     stopping: asyncio.Event,
 ) -> AsyncIterator[Peering]:
     """
@@ -76,7 +76,7 @@ async def open_peering(
 
     Args:
         listen: `host:port`; None: federation is off: no peer can call here, and none is called by itself.
-        takes: What this Hopper would take from a peer, by its install id.
+        answers: What peers are answered.
 
     Raises:
         AddressRefused: The port cannot be listened on.
@@ -90,7 +90,13 @@ async def open_peering(
             return
         contact = Contact(links, snapshots, statuses, identity)
         servicer = PeerServicer(  # type: ignore[abstract]  # hand-overs come with the delegation core
-            federation, introductions, statuses, clock, takes=takes, alarm=alarms, stopping=stopping
+            federation,
+            introductions,
+            statuses,
+            clock,
+            answers=answers,
+            alarm=alarms,
+            stopping=stopping,
         )
         offered = Registered.of(
             peer_service_pb2.DESCRIPTOR.services_by_name["PeerService"],

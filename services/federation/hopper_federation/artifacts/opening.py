@@ -5,7 +5,8 @@ What peers may have is needed before there are ways to peers, and what is pulled
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,32 +35,35 @@ class ArtifactParts:
     What the rest of the service needs.
 
     Attributes:
+        of_tasks: What is asked of tasks.
         owed: What peers may have.
         registered: What this Hopper's own callers are offered.
     """
 
     files: Artifacts
     blobs: BlobStore
-    tasks: Tasks
+    of_tasks: Tasks
     limits: Limits
     clock: Clock
     owed: OwedFiles
     registered: Registered
 
     def puller(self, links: PeerLinks, statuses: Statuses) -> Puller:
-        """What fetches files from peers; it is to be run."""
+        """What fetches files from peers. Its `run` is to be run where there are ways to peers."""
         made = Puller(self.files, self.blobs, PeerBlobs(links), self.limits, self.clock, refused=told_in_log)
         statuses.on_heard(made.heard)
         return made
 
-    def kept(self) -> Sequence[Callable[[], Awaitable[None]]]:
+    @property
+    def tasks(self) -> Sequence[Callable[[], Awaitable[None]]]:
         """What runs beside the server in any case."""
-        return [ArtifactKeeper(self.files, self.blobs, self.tasks, self.clock).run]
+        return [ArtifactKeeper(self.files, self.blobs, self.of_tasks, self.clock).run]
 
 
+@asynccontextmanager
 async def open_artifacts(
     db: Database, data_dir: Path, router: grpc.aio.Channel, limits: Limits, clock: Clock
-) -> ArtifactParts:
+) -> AsyncIterator[ArtifactParts]:
     """
     Open the store of blobs in the data directory.
 
@@ -68,10 +72,10 @@ async def open_artifacts(
     """
     blobs = await asyncio.to_thread(BlobStore, data_dir / "blobs")
     files, tasks = Artifacts(db, clock), RouterTasks(router)
-    return ArtifactParts(
+    yield ArtifactParts(
         files=files,
         blobs=blobs,
-        tasks=tasks,
+        of_tasks=tasks,
         limits=limits,
         clock=clock,
         owed=OwedFiles(files, blobs),

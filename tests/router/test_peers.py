@@ -325,3 +325,155 @@ async def test_a_peer_that_nobody_keeps_is_left_out(router: Router) -> None:
     for call in (router.delegate(task, Delegation.KIND_ROUTE, instance), router.submit(parent=instance)):
         await refusal(call, Code.FAILED_PRECONDITION, "FEDERATION_UNAVAILABLE", instance=instance)
     assert where(task) == ROOT
+
+
+# ---------------------------------------------------------------- what may leave
+
+
+CAREFUL = """
+sensitive = ["private"]
+
+[[rule]]
+name = "nothing-of-customers"
+effect = "deny"
+direction = "both"
+labels = ["customer"]
+
+[[rule]]
+name = "research"
+effect = "allow"
+direction = "out"
+capabilities = ["research.*"]
+max_priority = 80
+max_bytes = 2000
+"""
+
+
+async def why_not(router: Router, task: pb.Task, project: str) -> task_svc.WhyNot:
+    request = task_svc.ExplainTaskRequest(name=task.name, not_project=project)
+    return (await router.tasks.ExplainTask(request)).why_not
+
+
+@pytest.mark.parametrize(
+    ("asked", "rule"),
+    [
+        ({"tags": ["customer"]}, "nothing-of-customers"),
+        ({"labels": {"customer": "acme"}}, "nothing-of-customers"),
+        ({"required_labels": {"customer": "acme"}}, "nothing-of-customers"),
+        ({"tags": ["private"]}, "research"),
+        ({"labels": {"private": "yes"}}, "research"),
+        ({"priority": 81}, "research"),
+        ({"payload": bytes(2001)}, "research"),
+        ({"exclusive": True}, "research"),
+    ],
+    ids=str,
+)
+async def test_what_may_not_leave_is_not_even_offered(
+    router: Router, asked: dict[str, Any], rule: str
+) -> None:
+    project, _ = peer(router, policy=CAREFUL)
+    router.registry.change(project, labels={"customer": "acme"})
+    for pinned in ("", project):
+        task = await routed(router, project=pinned, **asked)
+        assert task.state == State.STATE_SUBMITTED
+        assert dict(task.wait.exclusions) == {"border": 1}
+        said = await why_not(router, task, project)
+        assert (said.filter, said.recomputed) == ("border", False)
+        assert f"`{rule}`" in said.detail
+
+
+async def test_what_may_leave_is_routed(router: Router) -> None:
+    _, instance = peer(router, policy=CAREFUL)
+    task = await routed(router, tags=["public"], labels={"hopper.mark": "customer"}, priority=80)
+    assert where(await router.child_of(task)) == instance
+
+
+@pytest.mark.parametrize(
+    ("border", "says"),
+    [
+        ({"policy": "rule = 7"}, "cannot be read"),
+        ({"policy": ""}, "no policy"),
+        ({"level": TrustLevel.UNTRUSTED}, "ceiling of level UNTRUSTED"),
+        ({"level": TrustLevel.BLOCKED}, "ceiling of level BLOCKED"),
+        ({"level": 77}, "ceiling of level UNTRUSTED"),
+        ({"level": TrustLevel.KNOWN}, "ceiling of level KNOWN"),
+        ({"policy": 'level = "verified"\n' + OPEN}, "ceiling of level TRUSTED"),
+        ({"policy": OPEN + "expires = 2025-12-31"}, "research"),
+    ],
+    ids=str,
+)
+async def test_a_border_that_does_not_hold_lets_nothing_leave(
+    router: Router, border: dict[str, Any], says: str
+) -> None:
+    project, _ = peer(router, **border)
+    task = await routed(router)
+    assert dict(task.wait.exclusions) == {"border": 1}
+    assert says in (await why_not(router, task, project)).detail
+
+
+async def test_a_person_sends_work_to_a_peer_that_is_only_known(router: Router) -> None:
+    """The ceiling of its level lets by hand what the router may not choose; what cannot be read lets nothing."""
+    project, instance = peer(router, level=TrustLevel.KNOWN, policy="")
+    task = await routed(router, project=project)
+    assert where(await router.child_of(task)) == instance
+    router.registry.change(project, border=Border(BOB, "rule = 7", TrustLevel.KNOWN))
+    assert dict((await routed(router, project=project)).wait.exclusions) == {"border": 1}
+
+
+async def test_sensitive_work_goes_to_a_verified_peer_by_a_rule_that_names_it(router: Router) -> None:
+    policy = CAREFUL + 'labels = ["private", "work"]'
+    project, instance = peer(router, policy=policy)
+    assert dict((await routed(router, tags=["private"])).wait.exclusions) == {"border": 1}
+    router.registry.change(project, border=Border(BOB, policy, TrustLevel.VERIFIED))
+    assert where(await router.child_of(await routed(router, tags=["private"]))) == instance
+
+
+async def test_a_policy_that_changes_counts_at_once(router: Router) -> None:
+    project, instance = peer(router, policy="")
+    task = await routed(router)
+    assert dict(task.wait.exclusions) == {"border": 1}
+    router.registry.change(project, border=Border(BOB, OPEN, TrustLevel.TRUSTED))
+    await router.follow()
+    assert where(await router.child_of(task)) == instance
+
+
+async def test_no_task_is_offered_to_a_peer_that_it_came_through(router: Router) -> None:
+    project, _ = peer(router)
+    carol, instance = peer(router, "carol", peer="c" * 32)
+    labels = {"hopper.path": f"{'d' * 32},{BOB}", "hopper.task_uid": f"{'d' * 32}/t"}
+    task = await routed(router, labels=labels)
+    assert task.state == State.STATE_SUBMITTED
+    assert dict(task.wait.exclusions) == {"path": 1, "border": 1}
+    assert (await why_not(router, task, project)).filter == "path"
+    assert "third Hopper" in (await why_not(router, task, carol)).detail
+    router.registry.change(carol, border=Border("c" * 32, OPEN + 'transit = "any"', TrustLevel.TRUSTED))
+    await router.follow()
+    assert where(await router.child_of(task)) == instance
+
+
+async def test_half_a_peer_is_left_out(router: Router) -> None:
+    """A border without an instance: nobody would hand over what went there."""
+    router.registry.project("far", "x", border=Border(BOB, "", TrustLevel.TRUSTED))
+    task = await router.submit(required_capabilities=["x"])
+    assert dict(task.wait.exclusions) == {"federation": 1}
+
+
+async def test_why_a_peer_was_left_out_is_told_also_later(router: Router) -> None:
+    """Also of one that could not have had the task then: it is asked again, with the policy as it is."""
+    web = router.registry.project("web", "research.web")
+    task = await routed(router, tags=["customer"])
+    assert task.project == web
+    project, _ = peer(router, policy=CAREFUL)
+    said = await why_not(router, task, project)
+    assert (said.filter, said.recomputed) == ("border", True)
+    assert "`nothing-of-customers`" in said.detail
+
+
+async def test_others_are_weighed_where_a_peer_is_left_out(router: Router) -> None:
+    peer(router, policy=CAREFUL)
+    peer(router, "carol", policy=CAREFUL, peer="c" * 32)
+    web = router.registry.project("web", "research.web")
+    answer = await router.submitted(required_capabilities=["research.web"], tags=["customer"])
+    assert (answer.task.project, answer.task.state) == (web, State.STATE_QUEUED)
+    (exclusion,) = answer.decision.exclusions
+    assert (exclusion.filter, exclusion.count) == ("border", 2)

@@ -175,6 +175,7 @@ def spec_from_proto(spec: pb.TaskSpec) -> TaskSpec:
         fairness_weight=max(spec.fairness_weight, 0.01) if spec.fairness_weight else 1.0,
         concurrency_key=spec.concurrency_key,
         slots=spec.slots or 1,
+        exclusive=spec.exclusive,
     )
 
 
@@ -226,6 +227,7 @@ def _put_spec(out: pb.TaskSpec, spec: TaskSpec, *, full: bool) -> None:
         out.concurrency_key = spec.concurrency_key
     if spec.slots != 1:
         out.slots = spec.slots
+    out.exclusive = spec.exclusive
 
 
 def _put_lists(out: pb.TaskSpec, spec: TaskSpec) -> None:

@@ -18,6 +18,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Final
 
+from hopper_router.borders import Frontier, frontiers
 from hopper_router.model import Instance, InstanceState, Project, Scope
 from hopper_router.routing import Candidates
 
@@ -44,6 +45,10 @@ class _Projects:
     @cached_property
     def limited(self) -> frozenset[str]:
         return frozenset(name for name, project in self.by_name.items() if project.has_limits)
+
+    @cached_property
+    def borders(self) -> tuple[Frontier, ...]:
+        return frontiers(self.by_name.values())
 
     def become(self, by_name: Mapping[str, Project]) -> _Projects:
         """These projects instead; itself if they are no others."""
@@ -93,6 +98,11 @@ class _Tree:
     @cached_property
     def federated(self) -> frozenset[str]:
         return frozenset(name for name, instance in self.by_name.items() if instance.scope is Scope.FEDERATED)
+
+    @cached_property
+    def peers(self) -> Mapping[str, str]:
+        of_project = self.of_project.items()
+        return MappingProxyType({project: name for project, name in of_project if name in self.federated})
 
     @cached_property
     def of_project(self) -> Mapping[str, str]:
@@ -204,6 +214,16 @@ class Directory:
     def federated(self) -> frozenset[str]:
         """The instances that stand for peers."""
         return self._tree.federated
+
+    @property
+    def peers(self) -> Mapping[str, str]:
+        """The instance that stands for a peer, by the peer's project."""
+        return self._tree.peers
+
+    @property
+    def borders(self) -> tuple[Frontier, ...]:
+        """The peers' borders; none where there are no peers."""
+        return self._projects.borders
 
     def reaches_peer(self, instance: Instance) -> bool:
         """Whether the federation service has said what may leave for the peer that an instance stands for."""

@@ -46,14 +46,18 @@ class Sieve:
     exclusions: tuple[Exclusion, ...]
     caught: tuple[tuple[str, IntArray], ...]
 
-    def catcher(self, row: int) -> str:
-        """The filter that ruled *row* out."""
-        return next(name for name, rows in self.caught if row in rows)
+    def catcher(self, row: int) -> tuple[str, str]:
+        """The filter that ruled *row* out, and what it said of all that it ruled out for the same reason."""
+        exclusions = zip(self.exclusions, self.caught, strict=True)
+        return next((name, said.detail) for said, (name, rows) in exclusions if row in rows)
 
 
 def sieve(task: TaskSpec, candidates: Candidates, refused: Mapping[str, str], load: LoadColumn) -> Sieve:
     """
     Apply all filters.
+
+    Args:
+        refused: Projects ruled out from outside, with the name of the filter, and after a colon why, if it says so.
 
     Kept by what the task requires, who is refused and who is full; a pin's with the others, because whoever pins one
     project pins it again.
@@ -76,8 +80,8 @@ class _Filters:
 
     def apply(self, task: TaskSpec, refused: Mapping[str, str], load: LoadColumn) -> Sieve:
         candidates = self._candidates
-        for name, rows in _refused_rows(candidates, refused):
-            self._drop(name, rows)
+        for name, detail, rows in _refused_rows(candidates, refused):
+            self._drop(name, rows, detail)
         self._drop("project-paused", candidates.paused)
         capabilities = {c: holders(candidates.capabilities, c) for c in task.required_capabilities}
         self._require("capability", capabilities)
@@ -132,12 +136,16 @@ class _Filters:
         )
 
 
-def _refused_rows(candidates: Candidates, refused: Mapping[str, str]) -> list[tuple[str, IntArray]]:
-    by_filter: dict[str, list[int]] = {}
-    for project, name in refused.items():
+def _refused_rows(candidates: Candidates, refused: Mapping[str, str]) -> list[tuple[str, str, IntArray]]:
+    by_reason: dict[tuple[str, str], list[int]] = {}
+    for project, reason in refused.items():
         if project in candidates.rows:
-            by_filter.setdefault(name, []).append(candidates.rows[project])
-    return [(name, np.array(sorted(rows), dtype=np.intp)) for name, rows in sorted(by_filter.items())]
+            name, _, detail = reason.partition(": ")
+            by_reason.setdefault((name, detail), []).append(candidates.rows[project])
+    return [
+        (name, detail, np.array(sorted(rows), dtype=np.intp))
+        for (name, detail), rows in sorted(by_reason.items())
+    ]
 
 
 def detail_of(name: str, task: TaskSpec, project: Project, load: int) -> str:

@@ -140,6 +140,7 @@ class TaskSpec:
     fairness_weight: float = 1.0
     concurrency_key: str = ""
     slots: int = 1
+    exclusive: bool = False
     wire: bytes = field(default=b"", init=False, compare=False, repr=False)
     """What `convert` made of it, or made it of, if it did; a changed spec has none."""
 

@@ -7,12 +7,14 @@ task that arrives is its scope's decision and lives in `scopes`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from hopper_common.errors import EtagMismatch, FieldViolation, InvalidArgument
 from hopper_router import asking, handover, intake, routing, transitions
+from hopper_router.borders import held_back
 from hopper_router.cascade import Await, Consult, Stage, Step, Suggestion, Use, following
 from hopper_router.directory import Directory
 from hopper_router.model import (
@@ -161,16 +163,16 @@ def basis(unit: Unit, policy: str, version: int) -> Basis:
 def refused(unit: Unit, task: Task) -> dict[str, str]:
     """Projects whose instance cannot have this task, and the filter that says so."""
     directory = unit.world.directory
-    if not directory.instance_of_project:
+    if not directory.instance_of_project and not directory.borders:
         return {}
     had = intake.visited(unit, task)
     path = set(unit.delegation(task.delegation).path) if task.delegation else {task.instance}
     if intake.nested_out(unit, task):
         path = set(directory.instances)
-    return ruled_out(directory, path, had)
+    return left_out(directory, task.spec, path, had, unit.now)
 
 
-def refused_then(unit: Unit, decision: Decision) -> dict[str, str]:
+def refused_then(unit: Unit, decision: Decision, spec: TaskSpec) -> dict[str, str]:
     """The same for a decision made once more: where the work had been by then, and who can take nothing now."""
     had_it = {
         project: exclusion.filter
@@ -178,7 +180,23 @@ def refused_then(unit: Unit, decision: Decision) -> dict[str, str]:
         if exclusion.filter in ("path", "rejected-before")
         for project in exclusion.projects
     }
-    return had_it | ruled_out(unit.world.directory, (), ())
+    return had_it | left_out(unit.world.directory, spec, (), (), unit.now)
+
+
+def left_out(
+    directory: Directory, spec: TaskSpec, path: Collection[str], had: Collection[str], now: datetime
+) -> dict[str, str]:
+    """
+    Projects that cannot have a task for what they stand for: an instance, or a peer; and which filter says so.
+
+    Args:
+        path: The instances that the work was in.
+        had: Those that had it before, or sent it back.
+    """
+    filters = ruled_out(directory, path, had) if directory.instance_of_project else {}
+    if directory.borders:
+        filters = held_back(directory.borders, spec, directory.peers, now) | filters
+    return filters
 
 
 def ruled_out(directory: Directory, path: Collection[str], had: Collection[str]) -> dict[str, str]:
@@ -260,7 +278,9 @@ def _put(unit: Unit, task: Task, decision: Decision) -> None:
 
 def _left_waiting(decision: Decision, step: Step | None) -> Wait | None:
     if decision.outcome is Outcome.NO_CANDIDATE:
-        counts = {exclusion.filter: exclusion.count for exclusion in decision.exclusions}
+        counts: Counter[str] = Counter()
+        for exclusion in decision.exclusions:
+            counts[exclusion.filter] += exclusion.count
         return Wait(WaitReason.NO_ELIGIBLE_EXECUTOR, message=decision.reasoning, exclusions=counts)
     if decision.outcome is Outcome.UNSURE:
         on = (step.stage.use.value,) if isinstance(step, Consult) else ()

@@ -16,7 +16,7 @@ from hopper_router import routing
 from hopper_router.fairness import lane
 from hopper_router.intake import ACCEPTING
 from hopper_router.model import Basis, Decision, Instance, Outcome, Scope, Task, TaskSpec, TaskState
-from hopper_router.placing import ruled_out
+from hopper_router.placing import left_out
 from hopper_router.scopes import SCOPES, Keep, Surroundings, planned
 from hopper_router.unit import World
 
@@ -71,7 +71,7 @@ def _choose(world: World, where: Instance, spec: TaskSpec, now: datetime) -> Dec
         directory.candidates,
         in_force.policy,
         load=world.load.by_project,
-        refused=ruled_out(directory, {where.name}, {where.name}) if directory.instance_of_project else {},
+        refused=left_out(directory, spec, {where.name}, {where.name}, now),
         basis=_basis(
             directory.projects_version, directory.instances_version, in_force.name, in_force.version
         ),

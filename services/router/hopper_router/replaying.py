@@ -145,9 +145,9 @@ def _with_tasks(unit: Unit, decisions: Sequence[Decision]) -> list[Recorded]:
     made = list(decisions)
     tasks = {task.name: task for task in unit.tasks({decision.task for decision in made})}
     return [
-        Recorded(decision, tasks[decision.task], placing.refused_then(unit, decision))
+        Recorded(decision, task, placing.refused_then(unit, decision, task.spec))
         for decision in made
-        if decision.task in tasks
+        if (task := tasks.get(decision.task)) is not None
     ]
 
 

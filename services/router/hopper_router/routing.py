@@ -129,7 +129,8 @@ def decide(  # noqa: PLR0913 -- all that a decision is a function of
         said: What others were asked about it and said, oldest first; for policies that have stages.
         load: Open tasks by project name; who is missing has none. A `Load` is much quicker than others,
             which are made into a column for this once.
-        refused: Projects ruled out from outside, by name, with the name of the filter, e.g. `instance-not-running`.
+        refused: Projects ruled out from outside, by name, with the name of the filter, e.g. `instance-not-running`,
+            and after a colon why, if it says so.
         basis: Recorded as it is.
         strategies: Ways to judge by the name policies call them. Default: the built-in ones.
         now: What deadlines and working hours are measured from; None: they do not count.
@@ -187,10 +188,9 @@ def why_not(
     with column.lock:
         left = sieve(task, candidates, refused, column)
         if not left.left[row]:
-            name = left.catcher(row)
-            return WhyNot(
-                name, detail_of(name, task, candidates.projects[row], int(column.open[row])), None, 0
-            )
+            name, said = left.catcher(row)
+            detail = detail_of(name, task, candidates.projects[row], int(column.open[row])) or said
+            return WhyNot(name, detail, None, 0)
         question = Question(task, Text.of(task.title, task.description), candidates, policy, column, now)
         field = _field(question, left, strategies or STRATEGIES)
         position = int(np.searchsorted(left.eligible, row))

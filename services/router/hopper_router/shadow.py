@@ -203,6 +203,6 @@ def _asked(unit: Unit, names: Sequence[str]) -> list[_Asked]:
     for decision in decisions:
         policy = world.policies.in_force(decision.instance, world.directory).policy.shadow
         if policy is not None and decision.task in tasks:
-            refused = placing.refused_then(unit, decision)
+            refused = placing.refused_then(unit, decision, tasks[decision.task].spec)
             asked.append(_Asked(unit, decision, tasks[decision.task].spec, refused, policy))
     return asked

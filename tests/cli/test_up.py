@@ -5,10 +5,17 @@ import os
 import signal
 import socket
 import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from hopper_cli import checkup
 from hopper_cli.demo.data import path_of
+from hopper_testing.processes import HopperProcess
 from tests.cli.conftest import Terminal
 
 
@@ -114,12 +121,47 @@ def test_the_doctor_finds_what_is_wrong(alone: Terminal) -> None:
     assert "chmod 700" in wrong["data directory"]["remedy"]
 
 
+def test_the_doctor_finds_a_changed_audit_log(
+    short_dir: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it looks at all of it or at its end; a change before that end is for `hopper audit verify` to find."""
+    terminal = Terminal(short_dir() / "data", quick=True)
+
+    def audit() -> tuple[str, str]:
+        said = {check["name"]: check for check in terminal("doctor", "--json").json["checks"]}
+        return said["audit"]["status"], f"{said['audit']['detail']} {said['audit']['remedy']}"
+
+    with HopperProcess(terminal.data_dir):
+        for count in range(6):
+            terminal.ok("project", "add", f"p{count}")
+        status, detail = audit()
+        assert (status, "newest" in detail) == ("ok", False), detail
+        newest = int(terminal.json("audit", "list", "--limit", "1")["records"][0]["sequence"])
+        monkeypatch.setattr(checkup, "_MOST_RECORDS", newest - 2)
+        tamper(terminal.data_dir / "audit.db", 2)
+        status, detail = audit()
+        assert (status, f"intact: {newest - 2} records of" in detail) == ("ok", True), detail
+        tamper(terminal.data_dir / "audit.db", newest)
+        status, detail = audit()
+        assert (status, f"record {newest}: " in detail, "move" in detail) == ("fail", True, True), detail
+        monkeypatch.setattr(checkup, "_MOST_RECORDS", 10_000)
+        status, detail = audit()
+        assert (status, "record 2: " in detail) == ("fail", True), detail
+
+
+def tamper(database: Path, sequence: int) -> None:
+    """Change a record as somebody would who may write the file."""
+    with closing(sqlite3.connect(database, timeout=60)) as connection, connection:
+        connection.execute("UPDATE audit_records SET principal = 'mallory' WHERE sequence = ?", (sequence,))
+
+
 def test_the_doctor_says_what_was_restored(alone: Terminal) -> None:
     """As the federation service has noted it beside its database."""
+    terminal = replace(alone, quick=True)
 
     def restored(content: str) -> tuple[str, str]:
         (alone.data_dir / "federation.mark").write_text(content)
-        said = {check["name"]: check for check in alone("doctor", "--json").json["checks"]}
+        said = {check["name"]: check for check in terminal("doctor", "--json").json["checks"]}
         return said["restored"]["status"], said["restored"]["detail"]
 
     mark = {"incarnation": 5, "tick": 1, "restored": "", "unsynced": ["peers/new"]}

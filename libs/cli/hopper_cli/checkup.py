@@ -17,12 +17,16 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from hopper_cli.claims import FILE as CLAIMS
 from hopper_cli.cli import Cli
 from hopper_common.errors import HopperError
 from hopper_common.startup import StartupError
+
+if TYPE_CHECKING:
+    from hopper.common.v1.audit_service_pb2 import VerifyAuditResponse
+    from hopper_common.audit.chain import Verdict
 
 _DATABASES: Final = ("registry.db", "router.db", "memory.db", "federation.db", "audit.db")
 _MARK: Final = "federation.mark"
@@ -46,6 +50,9 @@ _LITTLE_SPACE: Final = 1_000_000_000
 _NO_SPACE: Final = 50_000_000
 _SKEW_SECONDS: Final = 5.0
 _PATIENCE: Final = 3.0
+_LONG: Final = 60.0
+_MOST_RECORDS: Final = 10_000
+"""How much of the audit log is looked at: a doctor is not to keep people waiting."""
 _SETTLING: Final = 2.0
 """Seconds the router is given to hear of a change in the registry."""
 
@@ -440,9 +447,57 @@ def _memory(cli: Cli) -> Check:
     )
 
 
+def _audit(cli: Cli) -> Check:
+    """Whether the audit log is as it was written; of a long one, its end."""
+    from hopper_common.errors import PermissionDenied
+
+    try:
+        newest = _newest_record(cli)
+        verdict = _whole_audit(cli) if newest <= _MOST_RECORDS else _end_of_audit(cli, newest)
+    except PermissionDenied as error:
+        return _ok("audit", f"not looked at: {error.message}")
+    if verdict.intact:
+        of = "" if newest <= _MOST_RECORDS else f" of {newest:,}, the newest"
+        return _ok("audit", f"intact: {verdict.records:,} records{of}; each follows from the one before")
+    return _fail(
+        "audit",
+        f"changed by somebody: record {verdict.broken_sequence}: {verdict.problem}",
+        "find out who else may write its database, and change this Hopper's keys if it is nobody you know; copy it, "
+        "and compare it with an earlier `hopper audit export` (`hopper audit verify --anchor`). It never verifies again: "
+        f"to begin a new one, stop Hopper and move {cli.data_dir / 'audit.db'} away",
+    )
+
+
+def _newest_record(cli: Cli) -> int:
+    from hopper.common.v1.audit_service_pb2 import ListAuditRecordsRequest
+
+    found = cli.hopper.audit.ListAuditRecords(ListAuditRecordsRequest(page_size=1)).records
+    return found[0].sequence if found else 0
+
+
+def _whole_audit(cli: Cli) -> "VerifyAuditResponse | Verdict":
+    from hopper.common.v1.audit_service_pb2 import VerifyAuditRequest
+
+    return cli.hopper.audit.VerifyAudit(VerifyAuditRequest())
+
+
+def _end_of_audit(cli: Cli, newest: int) -> "VerifyAuditResponse | Verdict":
+    from hopper.common.v1.audit_service_pb2 import ExportAuditRequest
+    from hopper_common.audit.chain import ChainCheck
+    from hopper_common.audit.convert import record_from_proto
+
+    check = ChainCheck(after=None)
+    request = ExportAuditRequest(after_sequence=newest - _MOST_RECORDS)
+    for part in cli.hopper.audit.ExportAudit(request, timeout=_LONG):
+        for record in part.records:
+            check.add(record_from_proto(record))
+    return check.result()
+
+
 _CALLS: Final[tuple[tuple[str, Callable[[Cli], Check]], ...]] = (
     ("directory", _directory),
     ("projects", _projects),
     ("instances", _instances),
     ("learning", _memory),
+    ("audit", _audit),
 )

@@ -4,6 +4,7 @@ wrong. One method per RPC: convert, call, convert, answer.
 """
 
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc.aio
@@ -25,6 +26,7 @@ from hopper_federation.admin_servicer import PeerAdminServicer
 from hopper_federation.asking import Asker
 from hopper_federation.checking import Check, Checker
 from hopper_federation.convert import level_from_proto, peer_to_proto, revocation_from_proto
+from hopper_federation.delegation.store_sql import Counts, SqlDelegations
 from hopper_federation.discovery.finding import Finder
 from hopper_federation.discovery.sightings import Sighting
 from hopper_federation.errors import PeerNotFound
@@ -191,12 +193,19 @@ class PeerAdmin(PeerAdminServicer):
     # How it is.
 
     async def GetPeer(self, request: svc.GetPeerRequest, context: _Context) -> svc.GetPeerResponse:
-        peer = await self._federation.read(lambda store: _named(store, request.name))
-        return svc.GetPeerResponse(peer=peer_to_proto(peer), status=self._status(peer))
+        def find(store: SqlStore) -> tuple[Peer, Counts, float]:
+            peer = _named(store, request.name)
+            rows = SqlDelegations(store.conn)
+            return peer, rows.counts(peer.install_id), rows.hold(peer.install_id).until
 
-    def _status(self, peer: Peer) -> ppb.PeerStatus:
+        peer, counts, held = await self._federation.read(find)
+        return svc.GetPeerResponse(peer=peer_to_proto(peer), status=self._status(peer, counts, held))
+
+    def _status(self, peer: Peer, counts: Counts, held: float) -> ppb.PeerStatus:
         statuses = self._peering.statuses
         status = statuses.of(peer.install_id)
+        now = self._clock.now().timestamp()
+        waited = None if counts.oldest is None else timedelta(seconds=max(0.0, now - counts.oldest))
         return ppb.PeerStatus(
             last_heard=to_proto(statuses.ago(status.heard)),
             last_reached=to_proto(statuses.ago(status.reached)),
@@ -204,6 +213,13 @@ class PeerAdmin(PeerAdminServicer):
             clock_offset=to_proto(status.offset),
             protocol_version=status.version,
             leaf_expire_time=to_proto(status.leaf_end),
+            held_until=to_proto(datetime.fromtimestamp(held, UTC) if held > now else None),
+            outbox=counts.outbox,
+            oldest=to_proto(waited),
+            handed_over=counts.handed_over,
+            taken_over=counts.taken_over,
+            quarantined=counts.quarantined,
+            free_slots=status.free_slots,
         )
 
     async def CheckPeer(self, request: svc.CheckPeerRequest, context: _Context) -> svc.CheckPeerResponse:

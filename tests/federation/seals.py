@@ -5,7 +5,7 @@ Shared by the tests of sealing, custody and the service that shows both.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -124,8 +124,9 @@ ENDED: Final = Ended(
 )
 
 
-def result_of_carol(hoppers: Hoppers) -> tuple[dpb.Result, dpb.Offer]:
+def result_of_carol(hoppers: Hoppers, outcome: Outcome = Outcome.SUCCEEDED) -> tuple[dpb.Result, dpb.Offer]:
     """What carol made of it, as bob passes it on; and what alice had offered to bob."""
     offer = offer_to_bob(hoppers)
-    result = seal_result(hoppers.carol, offer_to_carol(hoppers, offer), ENDED)
+    ended = replace(ENDED, outcome=outcome)
+    result = seal_result(hoppers.carol, offer_to_carol(hoppers, offer), ended)
     return countersign(hoppers.bob, result, offer, NOW), offer

@@ -21,6 +21,14 @@ from hopper_common.startup import make_private
 from hopper_federation.artifacts.blobs import BlobStore
 from hopper_federation.artifacts.serving import OwedFiles
 from hopper_federation.artifacts.store_sql import Artifacts
+from hopper_federation.delegation.desk import Raised
+from hopper_federation.delegation.desks import Desks
+from hopper_federation.delegation.known_keys import KnownKeys
+from hopper_federation.delegation.receiver import Receiver
+from hopper_federation.delegation.sender import Senders
+from hopper_federation.delegation.steady import SteadyClock
+from hopper_federation.delegation.syncing import Syncer
+from hopper_federation.delegation.verifying import Verifier
 from hopper_federation.introductions import Introductions, point_of
 from hopper_federation.keeping import TrustKeeper
 from hopper_federation.model import Peer
@@ -31,6 +39,7 @@ from hopper_federation.statuses import Status
 from hopper_federation.store_sql import Federation, SqlStore
 from hopper_federation.tables import METADATA, MIGRATIONS
 from hopper_federation.trust import Level
+from hopper_federation.trust_admin import TrustAdmin
 from hopper_federation.trust_snapshot import TrustSnapshots
 
 if TYPE_CHECKING:  # it is in the type stubs only
@@ -73,12 +82,29 @@ class Neighbour:
             self.identity, federation, self.clock, name=self.name, peer_addresses=lambda: [self.address]
         )
         self.keeper = TrustKeeper(federation, self.snapshots, self.clock)
+        self.trust = TrustAdmin(self.identity)
+        self.desks = Desks(federation, self.trust, SteadyClock(self.clock), self.identity.install_id)
+        self.receiver = Receiver(
+            self.desks,
+            Verifier(self.identity.install_id, KnownKeys(self.identity, self.snapshots), self.clock),
+            free_slots=self._free_slots,
+            monotonic=self.clock.monotonic,
+        )
+        self.raised: list[Raised] = []
+        self.desks.on_alarm(self.raised.append)
+        self.slots: dict[str, int] = {}
         self.peering: Peering
+        self.senders: Senders
 
     @property
     def answers(self) -> Answers:
         """What its peers are answered."""
-        return Answers(takes=self._takes, owed=OwedFiles(self.files, self.blobs).pieces)
+        return Answers(
+            takes=self._takes,
+            deliver=self.receiver.deliver,
+            sync=self.receiver.sync,
+            owed=OwedFiles(self.files, self.blobs).pieces,
+        )
 
     @property
     def address(self) -> str:
@@ -89,8 +115,8 @@ class Neighbour:
         return self.identity.install_id
 
     @asynccontextmanager
-    async def running(self, *, contact: bool = True) -> AsyncIterator[None]:
-        """Listen, and (perhaps) stay in touch, for as long as that lasts. Again on the same port."""
+    async def running(self, *, contact: bool = True, sending: bool = False) -> AsyncIterator[None]:
+        """Listen, and (perhaps) stay in touch, and send, for as long as that lasts. Again on the same port."""
         await self.keeper.look()
         self.stopping.clear()
         async with open_peering(
@@ -104,7 +130,14 @@ class Neighbour:
             stopping=self.stopping,
         ) as self.peering:
             self.listen = f"127.0.0.1:{self.peering.port}"
+            links, statuses = self.peering.links, self.peering.statuses
+            syncer = Syncer(self.desks, links, self.federation)
+            self.senders = Senders(
+                self.desks, links, self.snapshots, statuses, syncer, told_slots=self.slots.__setitem__
+            )
             works = [self.keeper.run, self.identity.keep_fresh, *self.peering.tasks[: None if contact else 1]]
+            if sending:
+                works.append(self.senders.run)
             tasks = [asyncio.ensure_future(work()) for work in works]
             try:
                 yield
@@ -115,6 +148,9 @@ class Neighbour:
                 for outcome in await asyncio.gather(*tasks, return_exceptions=True):
                     if isinstance(outcome, Exception):
                         raise outcome
+
+    async def _free_slots(self, install_id: str) -> int:
+        return 7
 
     async def _takes(self, install_id: str) -> list[str]:
         return ["docs.review"]

@@ -465,7 +465,7 @@ async def test_only_what_a_person_here_has_to_decide_about(database: OnDatabase)
 
 
 async def test_how_sending_goes_is_kept_beside_the_incarnation(database: OnDatabase) -> None:
-    hold = Hold(3, NOW + 4, "PEER_UNREACHABLE", "no answer")
+    hold = Hold(3, NOW, NOW + 4, "PEER_UNREACHABLE", "no answer")
     assert await database.write(lambda books: (books.hold(BOB), books.incarnation_of(BOB))) == (Hold(), 0)
     await database.write(lambda books: books.save_hold(BOB, hold))
     await database.write(lambda books: books.save_incarnation_of(BOB, 7))

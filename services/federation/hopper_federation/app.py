@@ -6,7 +6,8 @@ everything.
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from hopper.federation.v1 import pairing_service_pb2, peer_admin_service_pb2
+from hopper.federation.v1 import delegation_service_pb2, pairing_service_pb2, peer_admin_service_pb2
+from hopper.federation.v1.delegation_service_pb2_grpc import add_RemoteDelegationServiceServicer_to_server
 from hopper.federation.v1.pairing_service_pb2_grpc import add_PairingServiceServicer_to_server
 from hopper.federation.v1.peer_admin_service_pb2_grpc import add_PeerAdminServiceServicer_to_server
 from hopper_common.database import Database
@@ -18,6 +19,12 @@ from hopper_federation import addresses
 from hopper_federation.artifacts.opening import open_artifacts
 from hopper_federation.asking import Asker
 from hopper_federation.checking import Checker
+from hopper_federation.delegation.delegation_servicer import RemoteDelegationServicer
+from hopper_federation.delegation.desks import Desks
+from hopper_federation.delegation.known_keys import KnownKeys
+from hopper_federation.delegation.receiver import Receiver
+from hopper_federation.delegation.steady import SteadyClock
+from hopper_federation.delegation.verifying import Verifier
 from hopper_federation.discovery.finding import Finder
 from hopper_federation.discovery.mdns import Announcer, require_zeroconf
 from hopper_federation.incarnation_keeping import IncarnationKeeper
@@ -81,6 +88,15 @@ async def open_federation(context: HostContext) -> AsyncIterator[Running]:
         journal = TrustJournal(context.audit, snapshots)
         trust = TrustAdmin(identity)
 
+        keys_of = KnownKeys(identity, snapshots)
+        desks = Desks(federation, trust, SteadyClock(clock), identity.install_id)
+        receiver = Receiver(
+            desks,
+            Verifier(identity.install_id, keys_of, clock),
+            free_slots=_none_yet,
+            monotonic=clock.monotonic,
+        )
+
         async def takes(install_id: str) -> Sequence[str]:
             return await federation.read(lambda store: trust.takes(store, install_id))
 
@@ -94,7 +110,9 @@ async def open_federation(context: HostContext) -> AsyncIterator[Running]:
                 clock,
                 context.audit,
                 listen=settings.peers_at,
-                answers=Answers(takes=takes, owed=artifacts.owed.pieces),
+                answers=Answers(
+                    takes=takes, deliver=receiver.deliver, sync=receiver.sync, owed=artifacts.owed.pieces
+                ),
                 stopping=context.stopping,
             ) as peering,
         ):
@@ -133,6 +151,11 @@ async def open_federation(context: HostContext) -> AsyncIterator[Running]:
                         admin,
                         add_PeerAdminServiceServicer_to_server,
                     ),
+                    Registered.of(
+                        delegation_service_pb2.DESCRIPTOR.services_by_name["RemoteDelegationService"],
+                        RemoteDelegationServicer(desks, snapshots, keys_of, PageTokens()),
+                        add_RemoteDelegationServiceServicer_to_server,
+                    ),
                     artifacts.registered,
                 ],
                 tasks=[
@@ -152,6 +175,10 @@ async def open_federation(context: HostContext) -> AsyncIterator[Running]:
     finally:
         await incarnations.close()
         await db.close()
+
+
+async def _none_yet(install_id: str) -> int:
+    return 0
 
 
 class _Whereabouts:

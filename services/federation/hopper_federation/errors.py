@@ -63,6 +63,13 @@ class PeerImpostor(PermissionDenied):
     reason = "PEER_IMPOSTOR"
 
 
+class ResyncNeeded(Unavailable):
+    """One of the two was restored from a copy: both compare notes first."""
+
+    reason = "RESYNC_NEEDED"
+    retry_after = timedelta(seconds=1)
+
+
 class ClockSkew(WrongState):
     """The two clocks are too far apart: set the one that is wrong."""
 

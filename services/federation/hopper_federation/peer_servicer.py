@@ -41,10 +41,14 @@ class Answers:
 
     Attributes:
         takes: What this Hopper would take from a peer: capability names.
+        deliver: What becomes of messages about hand-overs.
+        sync: What is known of hand-overs that both have.
         owed: The pieces of a file that a peer asks for, if it may have it.
     """
 
     takes: Callable[[str], Awaitable[Sequence[str]]]
+    deliver: Callable[[str, svc.DeliverRequest], Awaitable[svc.DeliverResponse]]
+    sync: Callable[[str, svc.SyncRequest], Awaitable[svc.SyncResponse]]
     owed: Callable[[str, svc.GetBlobRequest], AsyncGenerator[bytes, None]]
 
 
@@ -131,6 +135,12 @@ class PeerServicer(PeerServiceServicer):
         leaving = svc.ListenResponse()
         leaving.leaving.seconds = GOING_SECONDS
         yield leaving
+
+    async def Deliver(self, request: svc.DeliverRequest, context: _Context) -> svc.DeliverResponse:
+        return await self._answers.deliver(self._caller(), request)
+
+    async def Sync(self, request: svc.SyncRequest, context: _Context) -> svc.SyncResponse:
+        return await self._answers.sync(self._caller(), request)
 
     async def GetBlob(
         self, request: svc.GetBlobRequest, context: _Context

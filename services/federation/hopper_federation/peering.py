@@ -39,6 +39,7 @@ class Peering:
     Attributes:
         port: The peer port's number; 0: it is not listened on.
         guard: Of that port; None: it is not listened on.
+        alarms: To be told of what does not add up.
         tasks: What runs beside the server.
     """
 
@@ -47,6 +48,7 @@ class Peering:
     statuses: Statuses
     links: PeerLinks
     anchors: Anchors
+    alarms: Alarms
     tasks: Sequence[Callable[[], Awaitable[None]]]
 
     def end_calls(self) -> None:
@@ -86,10 +88,10 @@ async def open_peering(
     links = PeerLinks(federation, introductions, snapshots, anchors, statuses, clock, alarm=alarms)
     try:
         if listen is None:
-            yield Peering(0, None, statuses, links, anchors, [alarms.run])
+            yield Peering(0, None, statuses, links, anchors, alarms, [alarms.run])
             return
         contact = Contact(links, snapshots, statuses, identity)
-        servicer = PeerServicer(  # type: ignore[abstract]  # hand-overs come with the delegation core
+        servicer = PeerServicer(
             federation,
             introductions,
             statuses,
@@ -105,6 +107,6 @@ async def open_peering(
         )
         guard = guard_of(Peers(snapshots, clock, alarms), snapshots, Limiter(Rates()), audit, clock)
         async with peer_port(listen, identity, anchors, guard, [offered]) as port:
-            yield Peering(port, guard, statuses, links, anchors, [alarms.run, contact.run])
+            yield Peering(port, guard, statuses, links, anchors, alarms, [alarms.run, contact.run])
     finally:
         await links.close()

@@ -48,6 +48,8 @@ class Statuses:
         self._monotonic = monotonic
         self._known: dict[str, Status] = {}
         self._heard: list[Callable[[str], None]] = []
+        self._reached: list[Callable[[str], None]] = []
+        self._back: list[Callable[[str], None]] = []
 
     def of(self, install_id: str) -> Status:
         """What has been seen of one."""
@@ -65,6 +67,14 @@ class Statuses:
         """Call back with the install id whenever one is heard: it is there, whatever calls to it have said."""
         self._heard.append(callback)
 
+    def on_reached(self, callback: Callable[[str], None]) -> None:
+        """Call back with the install id whenever a call to one has succeeded."""
+        self._reached.append(callback)
+
+    def on_back(self, callback: Callable[[str], None]) -> None:
+        """Call back with the install id when a call to one has succeeded: its first, or the first after a failure."""
+        self._back.append(callback)
+
     def heard(self, install_id: str, leaf_end: datetime | None = None) -> None:
         """An authenticated message came from it."""
         before = self.of(install_id)
@@ -76,8 +86,11 @@ class Statuses:
 
     def reached(self, install_id: str) -> None:
         """A call to it succeeded."""
-        now = self._monotonic()
-        self._known[install_id] = replace(self.of(install_id), heard=now, reached=now, failure="", problem="")
+        now, before = self._monotonic(), self.of(install_id)
+        self._known[install_id] = replace(before, heard=now, reached=now, failure="", problem="")
+        back = before.reached is None or before.failure
+        for callback in (*(self._back if back else ()), *self._reached):
+            callback(install_id)
 
     def failed(self, install_id: str, reason: str, problem: str) -> None:
         """A call to it failed."""

@@ -111,10 +111,14 @@ class Desks:
         border = Border(self._trust, store, rows, now)
         return Sitting(Desk(rows, now, border, self.own_install), rows, border, store, now)
 
+    def raise_alarm(self, alarm: Raised) -> None:
+        """Tell what was found outside of a transaction."""
+        for raise_ in self._on_alarm:
+            raise_(alarm)
+
     def _tell(self, told: Iterable[str], alarms: Iterable[Raised]) -> None:
         for peer in told:
             for wake in self._on_told:
                 wake(peer)
         for alarm in alarms:
-            for raise_ in self._on_alarm:
-                raise_(alarm)
+            self.raise_alarm(alarm)

@@ -96,3 +96,26 @@ class BorderControl(Protocol):
 
     def rule_on(self, peer: str, facts: OfferFacts) -> Ruling:
         """Whether an offer of a peer may come in, by its level, its policy, and what it has used up."""
+
+
+class Opener(Protocol):
+    """Verifies what peers have signed, outside of any transaction."""
+
+    def open_offer(self, peer: str, delegation: str, epoch: int, sealed: bytes) -> OfferFacts:
+        """
+        What an offer of a peer says.
+
+        Raises:
+            HopperError: It is not what it should be; its `retry_after`: it may be, later.
+        """
+
+    def check_result(self, peer: str, offer: bytes, sealed: bytes) -> None:
+        """
+        Check that a result is of what was offered to a peer, and by who may say so.
+
+        Args:
+            offer: A serialised `Offer`, as it was sent.
+
+        Raises:
+            HopperError: As `open_offer`.
+        """

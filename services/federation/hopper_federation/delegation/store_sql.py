@@ -161,11 +161,10 @@ class SqlDelegations:
         after = {**(body or {}), "v": 1, **{name: getattr(delegation, name) for name in _IN_BODY}}
         row = _row(delegation, after)
         self._bodies[key] = after
-        if body is None:
+        same = (DELEGATIONS.c.role == delegation.role, DELEGATIONS.c.id == delegation.id)
+        replaced = update(DELEGATIONS).where(*same).values(row)
+        if body is None or self._conn.execute(replaced).rowcount == 0:
             self._conn.execute(insert(DELEGATIONS), row)
-        else:
-            same = (DELEGATIONS.c.role == row.pop("role"), DELEGATIONS.c.id == row.pop("id"))
-            self._conn.execute(update(DELEGATIONS).where(*same).values(row))
 
     def of_task_uid(self, task_uid: str) -> Sequence[Delegation]:
         return self._all(DELEGATIONS.c.task_uid == task_uid)

@@ -117,6 +117,7 @@ SENDERS = Table(
     METADATA,
     Column("peer", String, primary_key=True),
     Column("failures", Integer, nullable=False),  # in a row
+    Column("failed", Double, nullable=False),  # when last
     Column("held_until", Double, nullable=False),
     Column("reason", String, nullable=False),
     Column("detail", String, nullable=False),

@@ -122,6 +122,11 @@ def sealed_offer(proto: pb.Message) -> bytes:
     return proto.offer.SerializeToString(deterministic=True)
 
 
+def sealed_result(proto: pb.Message) -> bytes:
+    """Likewise, the result."""
+    return proto.result.SerializeToString(deterministic=True)
+
+
 def digest_of(proto: pb.Message) -> bytes:
     """SHA-256 of everything in a message, what this Hopper does not know too."""
     return hashlib.sha256(proto.SerializeToString(deterministic=True)).digest()
@@ -141,7 +146,7 @@ def _update(proto: pb.Message, _: OfferFacts | None) -> Update:
 
 
 def _result(proto: pb.Message, _: OfferFacts | None) -> Result:
-    return Result(_outcome(proto.result), proto.result.SerializeToString(deterministic=True))
+    return Result(_outcome(proto.result), sealed_result(proto))
 
 
 def _outcome(result: pb.Result) -> Outcome:

@@ -106,6 +106,7 @@ def _peers() -> None:
         "senders",
         sa.Column("peer", sa.String, primary_key=True),
         sa.Column("failures", sa.Integer, nullable=False),
+        sa.Column("failed", sa.Double, nullable=False),
         sa.Column("held_until", sa.Double, nullable=False),
         sa.Column("reason", sa.String, nullable=False),
         sa.Column("detail", sa.String, nullable=False),

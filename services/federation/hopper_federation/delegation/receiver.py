@@ -1,0 +1,234 @@
+"""
+Takes what peers say of hand-overs: read and verified first, then done in one transaction, and answered once that is
+durable.
+
+    Deliver ─► read, verify ─► one transaction: inbox ─► desk ─► receipts ─► commit ─► answer
+
+Whoever asks may go away in the middle: what was begun is finished all the same, and the same question gets its answer
+from the inbox. A message that nothing can be made of is refused by itself.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any, Final, TypeVar
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from hopper.federation.v1 import delegation_pb2 as pb
+from hopper.federation.v1 import peer_service_pb2 as svc
+from hopper_common.auth.rates import Bucket, Rate
+from hopper_common.errors import HopperError
+from hopper_common.identity.errors import SignatureInvalid
+from hopper_federation.delegation import syncing, wire
+from hopper_federation.delegation.desk import Raised
+from hopper_federation.delegation.desks import Desks, Sitting
+from hopper_federation.delegation.model import Alarm, Message, OfferFacts, Receipt, Role
+from hopper_federation.delegation.ports import Opener
+from hopper_federation.errors import ResyncNeeded
+from hopper_federation.trust import Alert
+
+log = structlog.get_logger(__name__)
+
+OFFERS: Final = Rate(10, 50)
+"""How many offers of a peer are looked at, whatever its policy says."""
+
+SPOILT_WAITS: Final = timedelta(minutes=5)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """
+    A message that came.
+
+    Attributes:
+        message: What it says, if it may be done.
+        refusal: Why not, otherwise.
+    """
+
+    id: str
+    digest: bytes
+    message: Message | None = None
+    refusal: Receipt | None = None
+
+
+class Receiver:
+    """
+    The answers to `PeerService.Deliver` and `Sync`.
+
+    Args:
+        free_slots: How many more tasks this Hopper would take from a peer now.
+        monotonic: Seconds, of a clock that never goes back.
+    """
+
+    def __init__(
+        self,
+        desks: Desks,
+        opener: Opener,
+        *,
+        free_slots: Callable[[str], Awaitable[int]],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._desks = desks
+        self._opener = opener
+        self._free_slots = free_slots
+        self._monotonic = monotonic
+        self._offers: dict[str, Bucket] = {}
+        self._under_way: set[asyncio.Future[Any]] = set()
+
+    async def deliver(self, peer: str, request: svc.DeliverRequest) -> svc.DeliverResponse:
+        """
+        Do what the messages of a peer say, each once.
+
+        Raises:
+            ResyncNeeded: Notes have to be compared first.
+            StorageFull, StorageUnavailable: Nothing was done.
+        """
+        offers = await self._offers_behind(request.messages)
+        arrived = []
+        for proto in request.messages:
+            arrived.append(self._read(peer, proto, offers.get(proto.delegation, b"")))
+            await asyncio.sleep(0)  # signatures take a while, and others want to be served
+        receipts = await self._to_the_end(self._take(peer, request.incarnation, arrived))
+        return svc.DeliverResponse(
+            receipts=[wire.receipt_to_proto(receipt) for receipt in receipts],
+            free_slots=await self._free_slots(peer),
+        )
+
+    async def sync(self, peer: str, request: svc.SyncRequest) -> svc.SyncResponse:
+        """
+        Compare notes with a peer.
+
+        Raises:
+            StorageFull, StorageUnavailable: Nothing was done.
+        """
+        return await self._to_the_end(
+            self._desks.write(lambda sitting: syncing.answered(sitting, peer, request))
+        )
+
+    async def _to_the_end(self, work: Coroutine[Any, Any, T]) -> T:
+        """What was begun goes on though nobody waits for it any more."""
+        task = asyncio.ensure_future(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Future[Any]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever waited has it
+
+    # Reading.
+
+    async def _offers_behind(self, messages: Sequence[pb.Message]) -> dict[str, bytes]:
+        """What this Hopper had offered, of the hand-overs that are said to have ended."""
+        ended = {proto.delegation for proto in messages if proto.WhichOneof("body") == "result"}
+        if not ended:
+            return {}
+        found = await self._desks.read(
+            lambda rows: [rows.delegation(Role.OUT, delegation) for delegation in sorted(ended)]
+        )
+        return {each.id: each.offer for each in found if each is not None}
+
+    def _read(self, peer: str, proto: pb.Message, offer: bytes) -> Arrived:
+        digest = wire.digest_of(proto)
+        try:
+            facts = None
+            match proto.WhichOneof("body"):
+                case "offer":
+                    wait = self._too_fast(peer)
+                    if wait is not None:
+                        return Arrived(proto.id, digest, refusal=wait)
+                    facts = self._opened(peer, proto)
+                case "result" if offer:
+                    self._opener.check_result(peer, offer, wire.sealed_result(proto))
+            return Arrived(proto.id, digest, message=wire.message_from_proto(proto, facts))
+        except HopperError as error:
+            self._raise_alarm(peer, proto.delegation, error)
+            return Arrived(proto.id, digest, refusal=_refusal(error))
+
+    def _opened(self, peer: str, proto: pb.Message) -> OfferFacts:
+        return self._opener.open_offer(peer, proto.delegation, proto.epoch, wire.sealed_offer(proto))
+
+    def _too_fast(self, peer: str) -> Receipt | None:
+        now = self._monotonic()
+        bucket = self._offers.get(peer)
+        if bucket is None:
+            bucket = self._offers[peer] = Bucket(OFFERS, now)
+        wait = bucket.take(now)
+        if not wait:
+            return None
+        detail = f"{OFFERS.per_second:g} offers a second are looked at"
+        return Receipt("", None, "QUOTA", detail, wait)
+
+    def _raise_alarm(self, peer: str, delegation: str, error: HopperError) -> None:
+        if isinstance(error, SignatureInvalid) and error.retry_after is None:
+            log.warning("a peer has sent what was not signed so", install_id=peer, problem=error.message)
+            alarm = Alarm(Alert.SIGNATURE_FAILED, error.message)
+            self._desks.raise_alarm(Raised(peer, delegation, alarm))
+
+    # Doing.
+
+    async def _take(self, peer: str, incarnation: int, arrived: Sequence[Arrived]) -> list[Receipt]:
+        try:
+            return await self._desks.write(lambda sitting: _do_all(sitting, peer, incarnation, arrived))
+        except HopperError:
+            raise
+        except Exception:
+            log.exception("messages of a peer cannot be done together", install_id=peer)
+        # So that one of them holds up no other.
+        return await self._desks.write(lambda sitting: _do_each(sitting, peer, incarnation, arrived))
+
+
+def _do_all(sitting: Sitting, peer: str, incarnation: int, arrived: Sequence[Arrived]) -> list[Receipt]:
+    _check_incarnation(sitting, peer, incarnation)
+    return [_do(sitting, peer, each) for each in arrived]
+
+
+def _do_each(sitting: Sitting, peer: str, incarnation: int, arrived: Sequence[Arrived]) -> list[Receipt]:
+    """The same, and what fails is undone by itself."""
+    _check_incarnation(sitting, peer, incarnation)
+    receipts = []
+    for each in arrived:
+        try:
+            with sitting.store.conn.begin_nested():
+                receipts.append(_do(sitting, peer, each))
+        except (HopperError, SQLAlchemyError):
+            raise
+        except Exception:
+            log.exception("a message of a peer cannot be done", install_id=peer, message=each.id)
+            wait = SPOILT_WAITS.total_seconds()
+            receipts.append(Receipt(each.id, None, "INTERNAL", "it could not be done", wait))
+    return receipts
+
+
+def _check_incarnation(sitting: Sitting, peer: str, incarnation: int) -> None:
+    known = sitting.rows.incarnation_of(peer)
+    if incarnation == known:
+        return
+    if known and sitting.rows.open_of(peer):
+        raise ResyncNeeded(peer=peer)
+    sitting.rows.save_incarnation_of(peer, incarnation)
+
+
+def _do(sitting: Sitting, peer: str, arrived: Arrived) -> Receipt:
+    if arrived.message is not None:
+        return sitting.desk.take(peer, arrived.message)
+    if arrived.refusal is None:
+        raise RuntimeError("a message was neither read nor refused")
+    before = sitting.rows.answer_of(peer, arrived.id)
+    if before is not None and before[0] == arrived.digest:
+        return before[1]  # it was read once, and what was said then counts
+    refusal = replace(arrived.refusal, message=arrived.id)
+    if before is None and refusal.retry_after is None:
+        sitting.rows.keep_answer(peer, arrived.digest, refusal, sitting.now)
+    return refusal
+
+
+def _refusal(error: HopperError) -> Receipt:
+    wait = error.retry_after
+    return Receipt("", None, error.reason, error.message, None if wait is None else wait.total_seconds())

@@ -37,7 +37,7 @@ def test_every_command_has_help_with_examples(name: str, capsys: pytest.CaptureF
     text = capsys.readouterr().out
     assert f"Usage: hopper {name}" in text
     assert f"hopper {name}" in text.partition("Examples:")[2]
-    for option in ("--json", "--address", "--timeout", "--no-color"):
+    for option in ("--json", "--address", "--key-file", "--timeout", "--no-color"):
         assert option in text
 
 

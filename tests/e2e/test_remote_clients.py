@@ -8,6 +8,7 @@ import pytest
 from hopper.registry.v1.access_service_pb2 import RevokeApiKeyRequest, WhoAmIRequest
 from hopper.registry.v1.project_service_pb2 import ListProjectsRequest
 from hopper.router.v1.task_service_pb2 import WatchTasksRequest
+from hopper_cli.main import main
 from hopper_client import AsyncHopper, Hopper
 from hopper_common.clock import SystemClock
 from hopper_common.errors import HopperError, Unauthenticated, Unavailable
@@ -59,14 +60,41 @@ async def test_a_key_in_a_file_lets_in(
     process: HopperProcess, key: str, trusting: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "key"
+    file.touch(mode=0o600)
     file.write_text(f"{key}\n")
-    monkeypatch.setenv("HOPPER_KEY_FILE", str(file))
+    monkeypatch.setenv("HOPPER_API_KEY_FILE", str(file))
     async with AsyncHopper(process.tcp_address) as hopper:
         assert (await hopper.access.WhoAmI(WhoAmIRequest())).principal == "principals/admin"
         responses = hopper.tasks.WatchTasks(WatchTasksRequest())
         assert (await anext(aiter(responses))).ByteSize()
         async for answer in hopper.submit_many(["a", "b"]):
             assert answer.task.name
+
+
+def test_a_key_file_of_the_command_counts_before_the_environment(
+    process: HopperProcess,
+    key: str,
+    trusting: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("HOPPER_API_KEY", "of nobody")
+    file = tmp_path / "key"
+    file.touch(mode=0o600)
+    file.write_text(f"{key}\n")
+    asked = ["auth", "whoami", "--address", process.tcp_address]
+    for arguments in ([*asked, "--key-file", str(file)], ["--key-file", str(file), *asked]):
+        assert main(arguments) == 0
+        assert "admin" in capsys.readouterr().out
+    assert main(asked) != 0
+    for mode in (0o640, 0o604, 0o660):
+        file.chmod(mode)
+        capsys.readouterr()
+        assert main([*asked, "--key-file", str(file)]) != 0
+        said = capsys.readouterr().err
+        assert f"chmod 600 {file}" in said
+        assert key not in said
 
 
 def test_without_a_key_nobody_is_let_in_and_told_what_is_missing(
@@ -77,7 +105,7 @@ def test_without_a_key_nobody_is_let_in_and_told_what_is_missing(
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in ("HOPPER_KEY_FILE", "HOPPER_CA_FILE"):
+    for variable in ("HOPPER_API_KEY_FILE", "HOPPER_CA_FILE"):
         monkeypatch.setenv(variable, str(tmp_path / "gone"))
         with pytest.raises(Unauthenticated, match=rf"gone \({variable}\)"):
             Hopper("127.0.0.1:1")

@@ -463,7 +463,8 @@ def _audit(cli: Cli) -> Check:
         "audit",
         f"changed by somebody: record {verdict.broken_sequence}: {verdict.problem}",
         "find out who else may write its database, and change this Hopper's keys if it is nobody you know; copy it, "
-        "and compare it with an earlier `hopper audit export` (`hopper audit verify --anchor`). It never verifies again: "
+        "and compare it with an earlier `hopper audit export` (`hopper audit verify --anchor`). It never verifies "
+        "again: "
         f"to begin a new one, stop Hopper and move {cli.data_dir / 'audit.db'} away",
     )
 

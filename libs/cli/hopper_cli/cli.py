@@ -47,6 +47,16 @@ TimeoutOption = Annotated[
         rich_help_panel=SHARED_PANEL,
     ),
 ]
+KeyFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--key-file",
+        metavar="FILE",
+        help="The key to show at 127.0.0.1:port; nobody else may read the file. Default: $HOPPER_API_KEY, else "
+        "the file $HOPPER_API_KEY_FILE.",
+        rich_help_panel=SHARED_PANEL,
+    ),
+]
 JsonOption = Annotated[
     bool,
     typer.Option(
@@ -67,6 +77,7 @@ class Shared:
     timeout: str | None = None
     json: bool = False
     no_color: bool = False
+    key_file: Path | None = None
 
     def over(self, before: "Shared") -> "Shared":
         """These, and where they say nothing, those that stood before the command."""
@@ -75,6 +86,7 @@ class Shared:
             timeout=self.timeout or before.timeout,
             json=self.json or before.json,
             no_color=self.no_color or before.no_color,
+            key_file=self.key_file or before.key_file,
         )
 
 
@@ -130,7 +142,7 @@ class Cli:
         if self._hopper is None:
             from hopper_client import Hopper
 
-            self._hopper = Hopper(self.address, timeout=self.timeout)
+            self._hopper = Hopper(self.address, timeout=self.timeout, key_file=self.shared.key_file)
         return self._hopper
 
     @cached_property
@@ -202,6 +214,7 @@ _CONTEXT: Final = inspect.Parameter(
 )
 _SHARED: Final = (
     _keyword("_address", AddressOption, None),
+    _keyword("_key_file", KeyFileOption, None),
     _keyword("_timeout", TimeoutOption, None),
     _keyword("_json", JsonOption, False),
     _keyword("_no_color", NoColorOption, False),

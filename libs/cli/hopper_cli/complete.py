@@ -197,8 +197,11 @@ def offers(ctx: typer.Context, ask: Callable[["Hopper"], Iterable[Offer]]) -> li
     from hopper_common.startup import StartupError
 
     address = ctx.params.get("_address") or ctx.find_root().params.get("address")
+    key_file = ctx.params.get("_key_file") or ctx.find_root().params.get("key_file")
     try:
-        with Hopper(address or os.environ.get("HOPPER_ADDRESS") or None, timeout=_PATIENCE) as hopper:
+        with Hopper(
+            address or os.environ.get("HOPPER_ADDRESS") or None, timeout=_PATIENCE, key_file=key_file
+        ) as hopper:
             return list(ask(hopper))
     except (HopperError, StartupError):  # the prompt is no place for errors
         return []

@@ -10,7 +10,15 @@ from typing import Annotated, Final
 import typer
 
 from hopper_cli import VERSION, exits
-from hopper_cli.cli import AddressOption, JsonOption, NoColorOption, Shared, TimeoutOption, unwrapped
+from hopper_cli.cli import (
+    AddressOption,
+    JsonOption,
+    KeyFileOption,
+    NoColorOption,
+    Shared,
+    TimeoutOption,
+    unwrapped,
+)
 from hopper_cli.exits import Exit
 from hopper_cli.output import Output, ReaderGone
 from hopper_cli.problems import CommandError, Problem, of_command, of_hopper
@@ -44,6 +52,7 @@ def _version(asked: bool) -> None:
 def _root(
     ctx: typer.Context,
     address: AddressOption = None,
+    key_file: KeyFileOption = None,
     timeout: TimeoutOption = None,
     json: JsonOption = False,
     no_color: NoColorOption = False,
@@ -63,7 +72,7 @@ def _root(
     First `hopper up` in one terminal, then in another `hopper project add`, `hopper add "..."`, `hopper next`,
     `hopper why`, `hopper watch`. `hopper demo` shows all of it in a minute.
     """
-    ctx.obj = Shared(address=address, timeout=timeout, json=json, no_color=no_color)
+    ctx.obj = Shared(address=address, timeout=timeout, json=json, no_color=no_color, key_file=key_file)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

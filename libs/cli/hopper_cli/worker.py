@@ -11,9 +11,10 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Final
 
 from hopper_cli.output import to_json
@@ -49,6 +50,7 @@ class Job:
     lease: timedelta
     until_idle: bool = False
     max_tasks: int | None = None
+    key_file: Path | None = None
 
     async def run(self, tell: Tell, *, stopping: Callable[[], None]) -> WorkerStats:
         """
@@ -65,7 +67,7 @@ class Job:
         async def handle(context: TaskContext) -> bytes:
             return await self._handle(context, tell)
 
-        async with AsyncHopper(self.address, timeout=self.timeout) as hopper:
+        async with AsyncHopper(self.address, timeout=self.timeout, key_file=self.key_file) as hopper:
             worker = Worker(
                 hopper,
                 self.queue,
@@ -81,11 +83,19 @@ class Job:
                 except asyncio.CancelledError:
                     raise KeyboardInterrupt from None
 
+    def _environment(self) -> dict[str, str]:
+        """So that `hopper` in the command asks the same one, with the same key."""
+        environment = {**os.environ, "HOPPER_ADDRESS": self.address}
+        if self.key_file is not None:
+            environment.pop("HOPPER_API_KEY", None)
+            environment["HOPPER_API_KEY_FILE"] = str(self.key_file.expanduser().absolute())
+        return environment
+
     async def _handle(self, context: TaskContext, tell: Tell) -> bytes:
         began = time.monotonic()
         outcome = "was interrupted"
         try:
-            result = await run_command(self.execute, context, self.address)
+            result = await run_command(self.execute, context, self._environment())
             outcome = "done"
         except TaskFailed as error:
             outcome = f"failed ({error.reason})"
@@ -120,7 +130,7 @@ def _told(
             loop.remove_signal_handler(number)
 
 
-async def run_command(command: str, context: TaskContext, address: str) -> bytes:
+async def run_command(command: str, context: TaskContext, environment: Mapping[str, str]) -> bytes:
     """
     Run a command for a task.
 
@@ -137,7 +147,7 @@ async def run_command(command: str, context: TaskContext, address: str) -> bytes
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,
-        env={**os.environ, "HOPPER_TASK": context.task.name, "HOPPER_ADDRESS": address},
+        env={**environment, "HOPPER_TASK": context.task.name},
     )
     given = json.dumps(to_json(context.task), ensure_ascii=False).encode()
     try:

@@ -1,6 +1,7 @@
 """The client for threads, scripts and notebooks: the same as `AsyncHopper`, without asyncio."""
 
 from collections.abc import Generator, Iterable
+from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack
 
@@ -48,9 +49,15 @@ class Hopper:
     it returns: retries happen in the calling thread.
     """
 
-    def __init__(self, address: str | None = None, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        key_file: Path | None = None,
+    ) -> None:
         self.address = address or default_address()
-        self._channel = open_blocking(self.address, timeout)
+        self._channel = open_blocking(self.address, timeout, key_file)
         self.projects = ProjectServiceStub(self._channel)
         self.instances = InstanceServiceStub(self._channel)
         self.access = AccessServiceStub(self._channel)

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -23,7 +24,7 @@ from hopper_common.rpc.address import check_address, check_secure_address
 from hopper_common.rpc.channel import OPTIONS
 
 
-def open_async(address: str, timeout: float) -> grpc.aio.Channel:
+def open_async(address: str, timeout: float, key_file: Path | None = None) -> grpc.aio.Channel:
     """
     A `grpc.aio` channel that follows the policy; it connects with its first call.
 
@@ -31,7 +32,7 @@ def open_async(address: str, timeout: float) -> grpc.aio.Channel:
         AddressRefused: Malformed, or of another machine and to be spoken to in plain text.
         Unauthenticated: The credentials in the environment cannot be used.
     """
-    credentials = credentials_for(address)
+    credentials = credentials_for(address, key_file)
     calls = _Calls(address, timeout, credentials)
     options = (*OPTIONS, *credentials.options())
     # grpc.aio sorts interceptors by class and takes each for one shape only.
@@ -44,9 +45,9 @@ def open_async(address: str, timeout: float) -> grpc.aio.Channel:
     )
 
 
-def open_blocking(address: str, timeout: float) -> grpc.Channel:
+def open_blocking(address: str, timeout: float, key_file: Path | None = None) -> grpc.Channel:
     """The same, for threads."""
-    credentials = credentials_for(address)
+    credentials = credentials_for(address, key_file)
     options = (*OPTIONS, *credentials.options())
     secure = credentials.channel_credentials()
     if secure is None:

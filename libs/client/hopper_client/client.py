@@ -1,6 +1,7 @@
 """The client for asyncio."""
 
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable
+from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack
 
@@ -52,14 +53,22 @@ class AsyncHopper:
         address: `unix:/path` or a loopback `host:port`. Default: `default_address()`.
         timeout: Seconds a call may take, all its attempts together, unless it is given a `timeout=` of its
             own. A long poll has at least its wait and 5 s, a watch has no end.
+        key_file: Where the key is that is shown there, if it is no Unix socket. Default: `hopper_client.credentials`.
 
     Raises:
         AddressRefused: The address is malformed, or not of this machine.
+        Unauthenticated: The key or the roots cannot be used.
     """
 
-    def __init__(self, address: str | None = None, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        key_file: Path | None = None,
+    ) -> None:
         self.address = address or default_address()
-        self._channel = open_async(self.address, timeout)
+        self._channel = open_async(self.address, timeout, key_file)
         self.projects = ProjectServiceStub(self._channel)
         self.instances = InstanceServiceStub(self._channel)
         self.access = AccessServiceStub(self._channel)

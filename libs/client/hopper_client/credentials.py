@@ -4,13 +4,14 @@ What a client shows, and whom it trusts: from the environment, read when a clien
 | variable | |
 |---|---|
 | `HOPPER_API_KEY` | a key, or a token |
-| `HOPPER_KEY_FILE` | the file it is in, if not there |
+| `HOPPER_API_KEY_FILE` | the file it is in, if not there; nobody else may read that |
 | `HOPPER_CA_FILE` | the root certificates of the Hopper, as PEM: TLS is spoken with it, and with nobody else |
 
 A Unix socket needs none of these: whoever can open it is the owner.
 """
 
 import os
+import stat
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from cryptography import x509
 from hopper_common.errors import Unauthenticated
 
 _HEADER = "authorization"
+_MOST_BYTES = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,29 +58,53 @@ class Credentials:
         return details._replace(metadata=[*(details.metadata or ()), header])
 
 
-def credentials_for(address: str) -> Credentials:
+def credentials_for(address: str, key_file: Path | None = None) -> Credentials:
     """
     What the environment says about calls to *address*.
+
+    Args:
+        key_file: The file a key is in, whatever the environment says of that.
 
     Raises:
         Unauthenticated: A file cannot be read, or is not what it should be; names it.
     """
     if address.startswith("unix:"):
         return Credentials()
-    credentials = Credentials(key=_key())
+    credentials = Credentials(key=_key(key_file))
     file = os.environ.get("HOPPER_CA_FILE")
     return replace(credentials, **_trusting(Path(file).expanduser())) if file else credentials
 
 
-def _key() -> str:
+def _key(key_file: Path | None) -> str:
+    if key_file is not None:
+        return _one_word(_read_private(key_file, "--key-file"), str(key_file))
     key = os.environ.get("HOPPER_API_KEY", "")
-    file = os.environ.get("HOPPER_KEY_FILE", "")
+    file = os.environ.get("HOPPER_API_KEY_FILE", "")
     if not key and file:
-        key = _read(Path(file).expanduser(), "HOPPER_KEY_FILE").decode("ascii", "replace")
-    key = key.strip()
-    if key and not (key.isascii() and key.isprintable()):
-        raise Unauthenticated("the key (HOPPER_API_KEY, HOPPER_KEY_FILE) must be one word of plain text")
+        return _one_word(_read_private(Path(file), "HOPPER_API_KEY_FILE"), file)
+    return _one_word(key, "HOPPER_API_KEY") if key else ""
+
+
+def _one_word(text: str, where: str) -> str:
+    key = text.strip()
+    if not (key and key.isascii() and key.isprintable()):
+        raise Unauthenticated(f"the key in {where} must be one word of plain text")
     return key
+
+
+def _read_private(file: Path, said_by: str) -> str:
+    """A file that nobody else may read: a key that others have read is theirs, too."""
+    try:
+        with file.expanduser().open("rb") as opened:
+            found = os.fstat(opened.fileno())
+            if found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+                raise Unauthenticated(
+                    f"others may get at {file} ({said_by}, mode {stat.S_IMODE(found.st_mode):04o}): chmod 600 {file}, "
+                    "and if anybody else may have read it, `hopper auth key rotate`"
+                )
+            return opened.read(_MOST_BYTES).decode("ascii", "replace")
+    except OSError as error:
+        raise Unauthenticated(f"cannot read {file} ({said_by}): {error.strerror}") from error
 
 
 def _trusting(file: Path) -> dict[str, Any]:

@@ -85,6 +85,7 @@ def work(
         worker=worker or None,
         lease=_lease(lease),
         until_idle=once or drain,
+        key_file=cli.shared.key_file,
         max_tasks=1 if once else None,
     )
     cli.out.note(f"working on {job.queue}; Ctrl-C ends" if not job.until_idle else f"working on {job.queue}")

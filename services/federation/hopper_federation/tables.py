@@ -10,6 +10,7 @@ from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, LargeBinary,
 from hopper_common.eventlog import event_table
 from hopper_common.idempotency import requests_table
 from hopper_federation.artifacts import tables as files
+from hopper_federation.delegation import positions
 from hopper_federation.delegation import tables as hand_overs
 
 METADATA = MetaData()
@@ -138,5 +139,6 @@ PAIRINGS = Table(
 EVENTS = event_table(METADATA, "federation_events")
 REQUESTS = requests_table(METADATA)
 
-for _table in (*hand_overs.METADATA.sorted_tables, *files.METADATA.sorted_tables):
-    _table.to_metadata(METADATA)
+for _part in (hand_overs.METADATA, positions.METADATA, files.METADATA):
+    for _table in _part.sorted_tables:
+        _table.to_metadata(METADATA)

@@ -33,7 +33,7 @@ def body_of(spec: TaskSpec) -> dpb.TaskBody:
         description=spec.description,
         tags=spec.tags,
         required_capabilities=spec.required_capabilities,
-        labels=_without_marks(spec.labels),
+        labels=_without_marks({**spec.required_labels, **spec.labels}),
         priority=spec.priority,
         payload=spec.payload,
         requester=spec.requester,

@@ -3,6 +3,7 @@ The side that takes over, as a state machine: (hand-over, event, now) -> what be
 
     QUARANTINED ─ a person ─► ACCEPTED ─► RUNNING ── the task ends ──► COMPLETED, FAILED, CANCELLED  (Result)
          └─ no, too late ─► REJECTED, EXPIRED  └── nobody here can ──► REJECTED                      (Decision)
+    QUARANTINED, or not even that ─ Cancel ─► REJECTED: it was never worked on, and whoever hands over may rely on that
     ACCEPTED, RUNNING ─ no answer for 0.9 of the lease, or overtaken ──► RECLAIMED: the task is stopped
     any open ─ Cancel ─► CANCELLING ─ the task ends ─► however it ended
     any open ─ who handed over is no peer any more ─► ORPHANED: the task is stopped, a person keeps or discards it
@@ -92,14 +93,15 @@ def cancelled_before(peer: str, message: Message, now: float) -> Step:
         peer=peer,
         task_uid="",
         epoch=message.epoch,
-        state=State.CANCELLED,
+        state=State.REJECTED,
         lease=0,
         heard=message.sequence,
+        reason="CANCELLED",
         settled=True,
         created=now,
         updated=now,
     )
-    return Step(tombstone, receipt=Receipt("", State.CANCELLED))
+    return Step(tombstone, receipt=Receipt("", State.REJECTED))
 
 
 def _accepted(was: Delegation, now: float) -> Delegation:
@@ -149,8 +151,8 @@ def heard(was: Delegation, body: Body, sequence: int, now: float) -> Step:
 
 def _called_off(was: Delegation, reason: str) -> Step:
     if was.state is State.QUARANTINED:
-        done = _at_rest(replace(was, state=State.CANCELLED, detail=reason, settled=True))
-        return Step(done, receipt=Receipt("", State.CANCELLED))
+        done = replace(was, state=State.REJECTED, reason="CANCELLED", detail=reason, settled=True)
+        return Step(_at_rest(done), receipt=Receipt("", State.REJECTED))
     if was.state in _WORKED_ON:
         going = replace(was, state=State.CANCELLING, detail=reason)
         return Step(going, (Errand(Task.STOP, "CANCELLED", reason),), Receipt("", State.CANCELLING))
@@ -275,14 +277,29 @@ def next_due(was: Delegation) -> float | None:
 
 def gone(was: Delegation, why: Gone, now: float) -> Step:
     """Who handed it over is no peer any more."""
-    was = _at_rest(replace(was, settled=True, updated=now))
     detail = "it has revoked this Hopper" if why is Gone.REVOKED_BY_PEER else "who handed it over is revoked"
+    return _left_alone(was, "PEER_REVOKED", detail, now)
+
+
+def _left_alone(was: Delegation, reason: str, detail: str, now: float) -> Step:
+    was = _at_rest(replace(was, settled=True, updated=now))
     if was.state is State.QUARANTINED:
-        return Step(replace(was, state=State.REJECTED, reason="PEER_REVOKED", detail=detail))
+        return Step(replace(was, state=State.REJECTED, reason=reason, detail=detail))
     if not was.state.open:
         return Step(was)
-    orphan = replace(was, state=State.ORPHANED, reason="PEER_REVOKED", detail=detail)
-    return Step(orphan, (Errand(Task.STOP, "PEER_REVOKED", detail), Alarm("orphaned", detail)))
+    orphan = replace(was, state=State.ORPHANED, reason=reason, detail=detail)
+    return Step(orphan, (Errand(Task.STOP, reason, detail), Alarm("orphaned", detail)))
+
+
+def restarted(was: Delegation, now: float) -> Delegation:
+    """
+    This Hopper was away. Its leases run on, and are renewed at once; none runs for longer than one that has just begun:
+    the clock may have been set back meanwhile.
+    """
+    if was.state not in _WORKED_ON:
+        return was
+    lease_end = None if was.lease_end is None else min(was.lease_end, now + was.lease * STOPS_AT)
+    return replace(was, lease_end=lease_end, renew_at=now)
 
 
 def resolve(was: Delegation, verdict: Verdict, reason: str, now: float) -> Step | None:
@@ -312,7 +329,11 @@ def noted(was: Delegation, note: Note | None, now: float, *, unanswered: Sequenc
         unanswered: What is in the outbox about it.
     """
     if note is None:
-        return gone(was, Gone.REVOKED_BY_PEER, now) if was.state.open else Step(was)
+        if not was.state.open:
+            return Step(was)
+        return _left_alone(
+            was, "DELEGATION_NOT_FOUND", "who handed it over knows nothing of it any more", now
+        )
     if not note.state.open:
         return overtaken(was, now) if was.state in _WORKED_ON | {State.QUARANTINED} else Step(was)
     missing = _missing(was, note)

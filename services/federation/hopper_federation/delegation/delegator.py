@@ -9,7 +9,7 @@ The side that hands over, as a state machine: (hand-over, event, now) -> what be
     any open ── cancel ──► CANCELLING ── Result, confirmed, lease_end ──► CANCELLED, or however it ended
 
 The first end wins. What comes later is kept, and never applied. A hand-over that is exclusive goes back to the router
-only once the peer has said that it does not run it, or a person has.
+only once the peer has said that it never ran it, or a person has: what was begun and then called off has failed.
 """
 
 from dataclasses import replace
@@ -43,6 +43,12 @@ from hopper_federation.delegation.model import (
 _NOT_BEGUN = frozenset({State.OFFERED, State.QUARANTINED})
 _STOPPED_THERE = frozenset({State.CANCELLED, State.REJECTED, State.RECLAIMED, State.EXPIRED, State.ORPHANED})
 """States of who took over in which it does not work on it, and has nothing to say about its end."""
+
+_NEVER_BEGAN = frozenset({State.REJECTED, State.EXPIRED})
+"""Those of them in which it has never worked on it."""
+
+_BEGUN_AND_LEFT = frozenset({"LEASE_LOST", "STALE_EPOCH", "PEER_REVOKED", "DELEGATION_NOT_FOUND"})
+"""Reasons for which who took over stops what it may have begun."""
 
 _GONE = "PEER_REVOKED"
 """Nobody is there any more who could be told, or asked."""
@@ -96,6 +102,9 @@ def _goes_on(was: Delegation, at_least: State, now: float) -> Delegation:
 
 def _declined(was: Delegation, said: Decision) -> Step:
     """It is not taken, or no longer: whoever took it over does not work on it."""
+    if said.reason in _BEGUN_AND_LEFT and _may_not_run_twice(was):
+        unsure = _unsure(was, said.reason, said.detail)
+        return _taken(unsure.delegation, *unsure.actions)
     if was.state is State.CANCELLING:
         done, *actions = _cancelled(was)
         return _taken(done, *actions)
@@ -120,6 +129,8 @@ def _ended(was: Delegation, result: Result) -> Step:
     if was.result:
         refused = Receipt("", was.state, "IDEMPOTENCY_CONFLICT", "another result has come already")
         return Step(was, (Alarm("disputed", "two results for one hand-over"),), refused)
+    if result.outcome is Outcome.CANCELLED:
+        return _taken(was)  # it was told to stop, and has
     late = replace(was, outcome=result.outcome, result=result.sealed, late=True)
     return _taken(late, Alarm("late", "a result came after the task had been taken back"))
 
@@ -130,6 +141,10 @@ def _errand_for(done: Delegation) -> Errand:
             return Errand(Task.COMPLETE)
         case Outcome.FAILED:
             return Errand(Task.FAIL)
+    if done.exclusive:
+        return Errand(
+            Task.FAIL, "CANCELLED", "called off there, perhaps half done, and it must not run twice"
+        )
     return Errand(Task.RETURN, "CANCELLED", "called off there")
 
 
@@ -140,31 +155,34 @@ def answered(was: Delegation, body: Body, receipt: Receipt, now: float) -> Step:
     """What the receipt for a message of ours comes to."""
     if isinstance(body, Cancel):
         confirmed = receipt.state is None or receipt.state in _STOPPED_THERE
-        if was.state is State.CANCELLING and confirmed:
-            done, *actions = _cancelled(was)
-            return Step(replace(done, updated=now), tuple(actions))
-        return Step(was)
+        if was.state is not State.CANCELLING or not confirmed:
+            return Step(was)
+        return _stopped_there(replace(was, updated=now), receipt.state)
     if isinstance(body, Appraisal) or not was.state.open:
         return Step(was)
     return _offer_answered(replace(was, updated=now), receipt, now)
 
 
 def _offer_answered(was: Delegation, receipt: Receipt, now: float) -> Step:
-    there = receipt.state
-    if not receipt.taken or there in _STOPPED_THERE:
-        if was.state is State.CANCELLING:
-            done, *actions = _cancelled(was)
-        elif was.state in _NOT_BEGUN:
-            done, *actions = _back(was, State.REJECTED, receipt.reason or "REJECTED", receipt.detail)
-        else:
-            return Step(was)  # what it has said since counts
-        return Step(done, tuple(actions))
-    if there is State.QUARANTINED:
-        waiting = replace(was, state=State.QUARANTINED) if was.state is State.OFFERED else was
-        return Step(waiting)
-    if was.state in _NOT_BEGUN:
-        return Step(_goes_on(was, State.ACCEPTED, now))
-    return Step(was)
+    if not receipt.taken or receipt.state in _STOPPED_THERE:
+        return _offered_in_vain(was, receipt)
+    if was.state not in _NOT_BEGUN:
+        return Step(was)  # what it has said since counts
+    if receipt.state is State.QUARANTINED:
+        return Step(replace(was, state=State.QUARANTINED))
+    return Step(_goes_on(was, State.ACCEPTED, now))
+
+
+def _offered_in_vain(was: Delegation, receipt: Receipt) -> Step:
+    there = receipt.state if receipt.taken else State.REJECTED
+    if was.state is State.CANCELLING:
+        return _stopped_there(was, there)
+    if was.state not in _NOT_BEGUN:
+        return Step(was)  # as above
+    if there not in _NEVER_BEGAN and _may_not_run_twice(was):
+        return _unsure(was, "CANCELLED", "it was stopped there, perhaps half done")
+    done, *actions = _back(was, State.REJECTED, receipt.reason or "REJECTED", receipt.detail)
+    return Step(done, tuple(actions))
 
 
 # ---------------------------------------------------------------- what happens here
@@ -183,10 +201,16 @@ def cancel(was: Delegation, reason: str, now: float, *, by_router: bool) -> Step
     if was.state is State.CANCELLING:
         return Step(was)
     if was.reason == _GONE:
+        if _may_not_run_twice(was):
+            return Step(was)  # nobody can confirm it: it goes on waiting for a person
         done, *actions = _cancelled(replace(was, detail=reason))
         return Step(done, tuple(actions))
-    lease_end = None if was.exclusive else now + was.lease + GRACE
-    return Step(replace(was, state=State.CANCELLING, detail=reason, lease_end=lease_end), (Cancel(reason),))
+    return _calling_off(was, reason, now)
+
+
+def _calling_off(was: Delegation, reason: str, now: float) -> Step:
+    going = replace(was, state=State.CANCELLING, detail=reason, lease_end=now + was.lease + GRACE)
+    return Step(going, (Cancel(reason),))
 
 
 def tick(was: Delegation, now: float) -> Step:
@@ -196,9 +220,9 @@ def tick(was: Delegation, now: float) -> Step:
     if _over(was.lease_end, now):
         return _unheard(replace(was, updated=now))
     if was.state in _NOT_BEGUN | {State.ACCEPTED} and _over(was.start_by, now):
-        return _too_late(replace(was, start_by=None, updated=now), "it was not begun in time")
+        return _too_late(replace(was, start_by=None, updated=now), "it was not begun in time", now)
     if was.state not in {State.SUSPECT, State.CANCELLING} and _over(was.close_by, now):
-        return _too_late(replace(was, close_by=None, updated=now), "it has not ended in time")
+        return _too_late(replace(was, close_by=None, updated=now), "it has not ended in time", now)
     return Step(was)
 
 
@@ -218,23 +242,36 @@ def _over(clock: float | None, now: float) -> bool:
 
 def _unheard(was: Delegation) -> Step:
     """Its lease has run out: whoever took it over has stopped by now, unless it must not."""
+    if _may_not_run_twice(was):
+        return _unsure(was, "LEASE_LOST", "nothing is heard of who took it over")
     if was.state is State.CANCELLING:
         done, *actions = _cancelled(was)
         return Step(done, tuple(actions))
-    if was.exclusive:
-        return _suspect(was, "LEASE_LOST", "nothing is heard of who took it over")
     back, *actions = _back(was, State.RECLAIMED, "LEASE_LOST", "nothing was heard of who took it over")
     return Step(back, (Cancel("the lease ran out"), *actions))
 
 
-def _too_late(was: Delegation, why: str) -> Step:
+def _too_late(was: Delegation, why: str, now: float) -> Step:
     if was.exclusive:
-        return Step(replace(was, state=State.CANCELLING, detail=why, lease_end=None), (Cancel(why),))
+        return _calling_off(was, why, now)
     back, *actions = _back(was, State.EXPIRED, "DEADLINE_EXCEEDED", why)
     return Step(back, (Cancel(why), *actions))
 
 
-def _suspect(was: Delegation, reason: str, detail: str) -> Step:
+def _may_not_run_twice(was: Delegation) -> bool:
+    """Whether giving it back to the router might let it run a second time."""
+    return was.exclusive and not was.settled
+
+
+def _stopped_there(was: Delegation, there: State | None) -> Step:
+    """It was to be called off, and is not worked on any more."""
+    if there not in _NEVER_BEGAN and _may_not_run_twice(was):
+        return _unsure(was, "CANCELLED", "it was stopped there, perhaps half done")
+    done, *actions = _cancelled(was)
+    return Step(done, tuple(actions))
+
+
+def _unsure(was: Delegation, reason: str, detail: str) -> Step:
     unsure = replace(was, state=State.SUSPECT, lease_end=None, reason=reason, detail=detail)
     return Step(unsure, (Alarm("suspect", detail),))
 
@@ -245,8 +282,8 @@ def gone(was: Delegation, why: Gone, now: float) -> Step:
         return Step(was)
     was = replace(was, updated=now)
     detail = "it has revoked this Hopper" if why is Gone.REVOKED_BY_PEER else "the peer is revoked"
-    if was.exclusive and not was.settled:
-        return _suspect(was, _GONE, detail)
+    if _may_not_run_twice(was):
+        return _unsure(was, _GONE, detail)
     if was.state is State.CANCELLING:
         done, *actions = _cancelled(was)
     else:
@@ -301,11 +338,11 @@ def noted(was: Delegation, note: Note | None, now: float, *, offer_unanswered: b
 def _unknown_there(was: Delegation, now: float) -> Step:
     was = replace(was, updated=now)
     detail = "who took it over knows nothing of it any more"
+    if _may_not_run_twice(was):
+        return _unsure(was, "DELEGATION_NOT_FOUND", detail)
     if was.state is State.CANCELLING:
         done, *actions = _cancelled(was)
         return Step(done, tuple(actions))
-    if was.exclusive:
-        return _suspect(was, "DELEGATION_NOT_FOUND", detail)
     back, *actions = _back(was, State.RECLAIMED, "DELEGATION_NOT_FOUND", detail)
     return Step(back, tuple(actions))
 

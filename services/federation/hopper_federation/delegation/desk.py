@@ -29,6 +29,7 @@ from hopper_federation.delegation.model import (
     Offer,
     OfferFacts,
     Receipt,
+    Renewal,
     Role,
     Step,
     TaskNews,
@@ -38,6 +39,8 @@ from hopper_federation.delegation.ports import BorderControl, DelegationStore
 
 START_SECONDS: Final = 7 * 86_400.0
 _FROM_DELEGATOR: Final = (Offer, Cancel)
+_MOST_SAID: Final = 1 << 53
+"""Sequences stay below what a database holds, whatever a peer says that it has heard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +206,7 @@ class Desk:
         A peer has answered a message.
 
         Args:
-            sent_at: When it was sent, as often as it was: the last time.
+            sent_at: No later than when it was sent first: the answer may be to that.
         """
         if receipt.retry_after is not None:
             self._store.postpone(message, self._now + receipt.retry_after)
@@ -250,11 +253,13 @@ class Desk:
         )
 
     def restarted(self, peers: Sequence[str]) -> None:
-        """This Hopper was away: every lease of what it has handed over begins anew."""
+        """This Hopper was away: its leases are looked at before anything else."""
         for peer in peers:
             self._each_open(
                 peer,
-                lambda was: Step(delegator.restarted(was, self._now) if was.role is Role.OUT else was),
+                lambda was: Step(
+                    (delegator.restarted if was.role is Role.OUT else delegatee.restarted)(was, self._now)
+                ),
             )
 
     def _each_open(self, peer: str, what: Callable[[Delegation], Step]) -> int:
@@ -290,6 +295,9 @@ class Desk:
 
     def _compare(self, was: Delegation, note: Note | None) -> Delegation:
         unanswered = self._store.unanswered(was)
+        if note is not None:
+            # Who was restored from a copy has forgotten some of what it has said.
+            was = replace(was, sent=max(was.sent, min(note.heard, _MOST_SAID)))
         if was.role is Role.OUT:
             waits = Offer in unanswered
             return self._put(delegator.noted(was, note, self._now, offer_unanswered=waits))
@@ -327,6 +335,8 @@ class Desk:
         return self._send(about, action)
 
     def _send(self, about: Delegation, body: Body) -> Delegation:
+        if about.exclusive and isinstance(body, Renewal) and Renewal in self._store.unanswered(about):
+            return about  # no lease of its own depends on it, and a peer may be away for weeks
         following = replace(about, sent=about.sent + 1)
         self._store.send(following, body, self._now)
         return following

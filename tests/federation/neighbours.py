@@ -69,8 +69,10 @@ class Neighbour:
     def __init__(self, directory: Path, db: Database, leaf_lifetime: timedelta) -> None:
         self.clock = SystemClock()
         federation = Federation(db, self.clock)
+        self.db = db
         self.files = Artifacts(db, self.clock)
         self.blobs = BlobStore(directory / "blobs")
+        self.owed = OwedFiles(self.files, self.blobs).pieces
         self.name = directory.name
         self.identity = IdentityStore.open(directory / "identity", self.clock, leaf_lifetime=leaf_lifetime)
         self.federation = federation

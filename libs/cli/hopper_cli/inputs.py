@@ -72,7 +72,7 @@ def read_text(value: str) -> str:
 
 def read_bytes(value: str) -> bytes:
     """The content of a file, or of standard input for `-`."""
-    return read_bytes_from_stdin() if value == "-" else _file(value).read_bytes()
+    return read_bytes_from_stdin() if value == "-" else file_at(value).read_bytes()
 
 
 def read_file_text(value: str) -> str:
@@ -94,11 +94,17 @@ def open_lines(value: str) -> Iterator[Iterator[str]]:
     if value == "-":
         yield (line.decode("utf-8", "replace") for line in sys.stdin.buffer)
         return
-    with _file(value).open(encoding="utf-8", errors="replace", newline="\n") as file:
+    with file_at(value).open(encoding="utf-8", errors="replace", newline="\n") as file:
         yield file
 
 
-def _file(value: str) -> Path:
+def file_at(value: str) -> Path:
+    """
+    A file that can be read.
+
+    Raises:
+        UsageProblem: There is none.
+    """
     path = Path(value).expanduser()
     if not path.exists():
         raise UsageProblem(f"there is no file {value}")

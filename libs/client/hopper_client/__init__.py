@@ -10,7 +10,14 @@ from hopper_client.address import default_address
 from hopper_client.blocking import Hopper
 from hopper_client.client import AsyncHopper
 from hopper_client.context import TaskContext, TaskFailed
-from hopper_client.errors import AmbiguousTask, TaskNotFound, Unreachable, from_item
+from hopper_client.errors import (
+    AmbiguousTask,
+    ArtifactDamaged,
+    ArtifactNotFound,
+    TaskNotFound,
+    Unreachable,
+    from_item,
+)
 from hopper_client.worker import Worker, WorkerStats
 from hopper_common.errors import (
     AlreadyExists,
@@ -38,6 +45,8 @@ from hopper_common.rpc.errors import DeadlineExceeded, MethodNotOffered
 __all__ = [
     "AlreadyExists",
     "AmbiguousTask",
+    "ArtifactDamaged",
+    "ArtifactNotFound",
     "AsyncHopper",
     "DeadlineExceeded",
     "EtagMismatch",

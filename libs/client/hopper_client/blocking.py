@@ -1,12 +1,15 @@
 """The client for threads, scripts and notebooks: the same as `AsyncHopper`, without asyncio."""
 
+import time
 from collections.abc import Generator, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack
 
 from hopper.common.v1.audit_service_pb2_grpc import AuditServiceStub
+from hopper.federation.v1.artifact_service_pb2 import ListArtifactsRequest
 from hopper.federation.v1.artifact_service_pb2_grpc import ArtifactServiceStub
+from hopper.federation.v1.delegation_pb2 import Artifact
 from hopper.federation.v1.delegation_service_pb2_grpc import RemoteDelegationServiceStub
 from hopper.federation.v1.peer_admin_service_pb2_grpc import PeerAdminServiceStub
 from hopper.memory.v1.episodic_service_pb2_grpc import EpisodicMemoryServiceStub
@@ -33,11 +36,13 @@ from hopper.router.v1.task_service_pb2_grpc import TaskServiceStub
 from hopper.router.v1.work_service_pb2_grpc import WorkServiceStub
 from hopper_client import requests, submitting
 from hopper_client.address import default_address
+from hopper_client.artifacts import Download, Progress, Source, Target, Upload, nowhere
 from hopper_client.channels import open_blocking
 from hopper_client.policy import DEFAULT_TIMEOUT
 from hopper_client.requests import ROOT, TaskFields
 from hopper_client.submitting import Item
 from hopper_client.watch import resumed_blocking
+from hopper_common.errors import HopperError
 
 
 class Hopper:
@@ -120,6 +125,35 @@ class Hopper:
         while (request := batches.next()) is not None:
             batches.results += self.tasks.SubmitTasks(request, timeout=submitting.BATCH_TIMEOUT).results
         return batches.results
+
+    def put_artifact(
+        self,
+        task: str,
+        source: Source,
+        *,
+        name: str = "",
+        media_type: str = "",
+        progress: Progress = nowhere,
+    ) -> Artifact:
+        """Put a file beside a task: see `AsyncHopper.put_artifact`."""
+        upload = Upload(task, source, name, media_type, progress)
+        while True:
+            try:
+                return self.artifacts.PutArtifact(upload.requests()).artifact
+            except HopperError as error:
+                time.sleep(upload.attempts.pause_after(error))
+
+    def get_artifact(self, task: str, name: str, target: Target, *, progress: Progress = nowhere) -> Artifact:
+        """Fetch a file that is beside a task: see `AsyncHopper.get_artifact`."""
+        listed = self.artifacts.ListArtifacts(ListArtifactsRequest(task=task))
+        with Download(listed, task, name, target, progress) as download:
+            while True:
+                try:
+                    for answer in self.artifacts.GetArtifact(download.request()):
+                        download.take(answer.data)
+                    return download.finish()
+                except HopperError as error:
+                    time.sleep(download.attempts.pause_after(error))
 
     def resolve_task(self, text: str) -> str:
         """The full name of the task that a person means: see `AsyncHopper.resolve_task`."""

@@ -1,8 +1,8 @@
 """
 The channel of a client, and the interceptors that make its calls as `hopper_client.policy` says.
 
-There are two sets, for `grpc.aio` and for blocking `grpc`, each a loop around the same decisions. Server
-streams are not retried here, because only the caller knows where to go on: see `hopper_client.watch`.
+There are two sets, for `grpc.aio` and for blocking `grpc`, each a loop around the same decisions. Streams are not
+retried here, because only the caller knows where to go on: see `hopper_client.watch`, `hopper_client.artifacts`.
 """
 
 import asyncio
@@ -36,7 +36,12 @@ def open_async(address: str, timeout: float, key_file: Path | None = None) -> gr
     calls = _Calls(address, timeout, credentials)
     options = (*OPTIONS, *credentials.options())
     # grpc.aio sorts interceptors by class and takes each for one shape only.
-    interceptors = [_AsyncUnary(calls), _AsyncServerStream(calls), _AsyncBothStreams(calls)]
+    interceptors = [
+        _AsyncUnary(calls),
+        _AsyncClientStream(calls),
+        _AsyncServerStream(calls),
+        _AsyncBothStreams(calls),
+    ]
     secure = credentials.channel_credentials()
     if secure is None:
         return grpc.aio.insecure_channel(check_address(address), options=options, interceptors=interceptors)
@@ -101,6 +106,20 @@ class _AsyncUnary(grpc.aio.UnaryUnaryClientInterceptor):
             await asyncio.sleep(pause)
 
 
+class _AsyncClientStream(grpc.aio.StreamUnaryClientInterceptor):
+    def __init__(self, calls: _Calls) -> None:
+        self._calls = calls
+
+    async def intercept_stream_unary(
+        self, continuation: Callable[[Any, Any], Any], client_call_details: Any, request_iterator: Any
+    ) -> Any:
+        authorized = self._calls.credentials.on(client_call_details)
+        try:
+            return await (await continuation(authorized, request_iterator))
+        except grpc.aio.AioRpcError as error:
+            raise self._calls.read(error, client_call_details, client_call_details.timeout) from error
+
+
 class _AsyncServerStream(grpc.aio.UnaryStreamClientInterceptor):
     def __init__(self, calls: _Calls) -> None:
         self._calls = calls
@@ -132,7 +151,10 @@ async def _translated(call: Any, calls: _Calls, details: Any) -> AsyncIterator[A
 
 
 class _Blocking(
-    grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor, grpc.StreamStreamClientInterceptor
+    grpc.UnaryUnaryClientInterceptor,
+    grpc.StreamUnaryClientInterceptor,
+    grpc.UnaryStreamClientInterceptor,
+    grpc.StreamStreamClientInterceptor,
 ):
     def __init__(self, calls: _Calls) -> None:
         self._calls = calls
@@ -154,6 +176,16 @@ class _Blocking(
                 if pause is None:
                     raise made from error
             time.sleep(pause)
+
+    def intercept_stream_unary(
+        self, continuation: Callable[[Any, Any], Any], client_call_details: Any, request_iterator: Any
+    ) -> Any:
+        call = continuation(self._calls.credentials.on(client_call_details), request_iterator)
+        try:
+            call.result()
+        except grpc.RpcError as error:
+            raise self._calls.read(error, client_call_details, client_call_details.timeout) from error
+        return call
 
     def intercept_unary_stream(
         self, continuation: Callable[[Any, Any], Any], client_call_details: Any, request: Any

@@ -1,12 +1,15 @@
 """The client for asyncio."""
 
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Self, TypeVar, Unpack, cast
 
 from hopper.common.v1.audit_service_pb2_grpc import AuditServiceStub
+from hopper.federation.v1.artifact_service_pb2 import ListArtifactsRequest
 from hopper.federation.v1.artifact_service_pb2_grpc import ArtifactServiceStub
+from hopper.federation.v1.delegation_pb2 import Artifact
 from hopper.federation.v1.delegation_service_pb2_grpc import RemoteDelegationServiceStub
 from hopper.federation.v1.peer_admin_service_pb2_grpc import PeerAdminServiceStub
 from hopper.memory.v1.episodic_service_pb2_grpc import EpisodicMemoryServiceStub
@@ -33,11 +36,15 @@ from hopper.router.v1.task_service_pb2_grpc import TaskServiceStub
 from hopper.router.v1.work_service_pb2_grpc import WorkServiceStub
 from hopper_client import requests, submitting
 from hopper_client.address import default_address
+from hopper_client.artifacts import Download, Progress, Source, Target, Upload, nowhere
 from hopper_client.channels import open_async
 from hopper_client.policy import DEFAULT_TIMEOUT
 from hopper_client.requests import ROOT, TaskFields
 from hopper_client.submitting import Item
 from hopper_client.watch import resumed
+from hopper_common.errors import HopperError
+
+T = TypeVar("T")
 
 
 class AsyncHopper:
@@ -172,6 +179,65 @@ class AsyncHopper:
             ).results
         return batches.results
 
+    async def put_artifact(
+        self,
+        task: str,
+        source: Source,
+        *,
+        name: str = "",
+        media_type: str = "",
+        progress: Progress = nowhere,
+    ) -> Artifact:
+        """
+        Put a file beside a task, before the task ends. The same again changes nothing.
+
+        Args:
+            source: A path, or bytes.
+            name: What it is called there. Default: the file's name.
+            media_type: What kind it is. Default: what the name suggests.
+            progress: Told how many bytes have gone, of how many.
+
+        Returns:
+            It, as it is kept: durable.
+
+        Raises:
+            HopperError: The name, or the file, is not taken; the task is over; there is no room.
+            OSError: The file cannot be read.
+        """
+        upload = await asyncio.to_thread(Upload, task, source, name, media_type, progress)
+        while True:
+            try:
+                return (await self.artifacts.PutArtifact(_off_loop(upload.requests()))).artifact
+            except HopperError as error:
+                await asyncio.sleep(upload.attempts.pause_after(error))
+
+    async def get_artifact(
+        self, task: str, name: str, target: Target, *, progress: Progress = nowhere
+    ) -> Artifact:
+        """
+        Fetch a file that is beside a task, or that came with what the task was handed to. A lost connection is gone
+        on with.
+
+        Args:
+            target: A path, where it is only once it is whole and its SHA-256 is right; or an open file.
+            progress: Told how many bytes have come, of how many.
+
+        Raises:
+            ArtifactNotFound: There is none of that name.
+            ArtifactDamaged: What came is not what it should be.
+            HopperError: It has not come from the peer yet (PEER_UNREACHABLE).
+            OSError: The file cannot be written.
+        """
+        listed = await self.artifacts.ListArtifacts(ListArtifactsRequest(task=task))
+        with Download(listed, task, name, target, progress) as download:
+            while True:
+                try:
+                    async for answer in self.artifacts.GetArtifact(download.request()):
+                        await asyncio.to_thread(download.take, answer.data)
+                    return await asyncio.to_thread(download.finish)
+                except HopperError as error:
+                    await asyncio.sleep(download.attempts.pause_after(error))
+
     async def resolve_task(self, text: str) -> str:
         """
         The full name of the task that a person means.
@@ -216,3 +282,10 @@ class AsyncHopper:
     def watch_instances(self, *, after_version: int = 0) -> AsyncGenerator[WatchInstancesResponse, None]:
         """Follow the instances, in the manner of `watch_tasks`."""
         return resumed(self.instances.WatchInstances, requests.instance_watch(after_version))
+
+
+async def _off_loop(items: Iterator[T]) -> AsyncGenerator[T, None]:
+    """The items of something that blocks, taken in a thread."""
+    end = object()
+    while (item := await asyncio.to_thread(next, items, end)) is not end:
+        yield cast("T", item)

@@ -37,6 +37,18 @@ class TaskNotFound(NotFound):
     reason = "TASK_NOT_FOUND"
 
 
+class ArtifactNotFound(NotFound):
+    """There is no such file beside the task."""
+
+    reason = "ARTIFACT_NOT_FOUND"
+
+
+class ArtifactDamaged(Internal):
+    """The file that came is not what it should be: its SHA-256 is another."""
+
+    reason = "ARTIFACT_INVALID"
+
+
 class AmbiguousTask(InvalidArgument):
     """Several tasks end like that."""
 

@@ -3,12 +3,14 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hopper_cli import complete
 from hopper_cli.cli import Cli, command
+from hopper_cli.commands.artifact import put_beside
 from hopper_cli.commands.editing import tell
 from hopper_cli.commands.options import WORK, ReasonOption, TaskArgument
 
@@ -47,6 +49,7 @@ def register(app: typer.Typer) -> None:
             "hopper done k7q2mz",
             'hopper done k7q2mz --result "merged as 4f2a"',
             "make report | hopper done k7q2mz --result -",
+            "hopper done k7q2mz --artifact report.pdf",
         ),
     )(done)
     command(
@@ -297,6 +300,10 @@ def done(
         str | None,
         typer.Option("--result", "-r", metavar="TEXT", help="What it yielded; - reads standard input."),
     ] = None,
+    artifact: Annotated[
+        list[Path] | None,
+        typer.Option("--artifact", metavar="FILE", help="Put a file beside it first. Repeatable."),
+    ] = None,
 ) -> None:
     """End a task you hold: it is done."""
     from hopper.router.v1.work_service_pb2 import CompleteTasksRequest, Completion
@@ -305,6 +312,8 @@ def done(
 
     claim = held(cli, task)
     content = read_bytes_from_stdin() if result == "-" else (result or "").encode()
+    for file in artifact or ():
+        put_beside(cli, claim.task, str(file))
     response = cli.hopper.work.CompleteTasks(
         CompleteTasksRequest(completions=[Completion(claim=claim, result=content)])
     )

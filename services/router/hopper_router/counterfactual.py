@@ -327,7 +327,7 @@ def _weights(duel: _Duel) -> Iterator[Counterfactual]:
         if name in _OF_THE_MODEL or not apart or duel.lead < 0:
             continue
         needed = first.weight - duel.lead / apart
-        if not 0.0 <= needed <= MOST_WEIGHT:
+        if not _HAIR < needed <= MOST_WEIGHT:
             continue
         more = needed > first.weight
         bound = f"more than {_up(needed)}" if more else f"less than {_down(needed)}"

@@ -44,7 +44,10 @@ def delegate(
     Raises:
         See DelegateTask.
     """
-    task = _let_go(unit, unit.task(name), token)
+    task = unit.task(name)
+    if kind is not DelegationKind.DECOMPOSE:  # whoever makes parts of a task goes on with it
+        transitions.require_repeatable(task, Event.DELEGATE.value)
+    task = _let_go(unit, task, token)
     _require_in_hand(unit, task, kind)
     if kind is DelegationKind.ESCALATE:
         made = _escalate(unit, task, reason)
@@ -199,6 +202,7 @@ def reject(unit: Unit, name: str, reason: str, token: int = 0) -> Delegation:
                 "a worker has the task, or it was handed on: it can no longer be rejected",
                 task=child.name, state=child.state.value, event="REJECT",
             )  # fmt: skip
+        transitions.require_repeatable(child, "REJECT")
     returned = handover.give_back(unit, delegation, DelegationState.RETURNED, reason)
     placing.settle(unit)
     return returned

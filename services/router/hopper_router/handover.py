@@ -137,7 +137,8 @@ def give_back(unit: Unit, delegation: Delegation, state: DelegationState, reason
 
 def give_back_if_idle(unit: Unit, delegation: Delegation, reason: str) -> bool:
     """Give a delegation's tasks back, unless it is closed or somebody works on one of them; returns whether it was."""
-    busy = any(child.state in BUSY for child in unit.tasks(delegation.child_tasks))
+    children = unit.tasks(delegation.child_tasks)
+    busy = any(child.state in BUSY or not transitions.repeatable(child) for child in children)
     if busy or not delegation.state.open:
         return False
     give_back(unit, delegation, DelegationState.RETURNED, reason)

@@ -449,6 +449,8 @@ def change_spec(unit: Unit, name: str, spec: TaskSpec, *, etag: str) -> Task:
         raise EtagMismatch(resource=name, etag=task.etag)
     if spec.project != task.spec.project:  # one that has gone since must not keep the rest from being changed
         intake.require_project(unit, spec.project)
+    if spec.exclusive and not task.spec.exclusive:  # what was begun already might be begun a second time
+        transitions.require_repeatable(replace(task, spec=spec), Event.UPDATE.value)
     spec = planned(spec, unit.instance(task.instance))
     blockers = intake.open_dependencies(unit, spec.dependencies)
     intake.require_acyclic(unit, name, spec.dependencies)

@@ -17,6 +17,10 @@ task is the engine's work.
 A claim is a lease with a fencing token. The token only grows; whoever acts on a claim must carry the live one, so a
 worker that was away for too long learns that the task went on without it, and changes nothing.
 
+An exclusive task is begun once at most. When that attempt ends otherwise than with success, for whatever reason, the
+task fails for good. A claim that never reached its worker is no attempt, and what the federation service has is begun
+by nobody here: it says itself whether a peer has.
+
 A lease runs out at its end, to the microsecond: at `lease_end` the worker has lost it, whether or not anybody has
 noticed yet.
 """
@@ -408,7 +412,7 @@ def failed_attempt(task: Task, failure: Failure, now: datetime) -> tuple[Task, E
     """What an attempt that failed, for whatever reason, makes of a running task."""
     failures = task.failures + 1
     retry = task.spec.retry
-    hopeless = failure.permanent or failure.reason in retry.non_retryable_reasons
+    hopeless = failure.permanent or failure.reason in retry.non_retryable_reasons or task.spec.exclusive
     if hopeless or failures >= retry.max_attempts:
         return replace(move(task, Event.FAIL, now), failures=failures, failure=failure), Event.FAIL
     again = move(task, Event.RETRY, now)
@@ -433,6 +437,36 @@ def release(task: Task, token: int, now: datetime) -> Task:
         attempt=task.attempt - 1,
         ready_time=now,
     )
+
+
+def give_back(task: Task, token: int, now: datetime) -> tuple[Task, Event]:
+    """What a worker that gives its claim back makes of a task: an exclusive one has been begun, and fails for good."""
+    if repeatable(task):
+        return release(task, token, now), Event.RELEASE
+    held(task, token, now)
+    return failed_attempt(task, Failure("RELEASED", "given back, and must not be begun twice"), now)
+
+
+def repeatable(task: Task) -> bool:
+    """Whether somebody may begin a task that may have been begun: one that is exclusive, only if nobody has."""
+    by_peers = task.claim is not None and task.claim.worker == FEDERATION
+    return not task.spec.exclusive or not task.attempt or by_peers
+
+
+def require_repeatable(task: Task, event: str) -> None:
+    """
+    Refuse what would let somebody else begin an exclusive task that has been begun.
+
+    Raises:
+        TaskWrongState.
+    """
+    if not repeatable(task):
+        raise TaskWrongState(
+            "it has been begun, and must not be begun twice",
+            task=task.name,
+            state=task.state.value,
+            event=event,
+        )
 
 
 # ---------------------------------------------------------------- handing over, and ends
@@ -584,7 +618,7 @@ def _expired(task: Task, now: datetime) -> tuple[Task, Event]:
     """A lease that ran out is a failed attempt without a back-off: the worker is gone, the task is not to blame."""
     failure = Failure("LEASE_EXPIRED", "its worker was not heard from in time")
     failures = task.failures + 1
-    if failures >= task.spec.retry.max_attempts:
+    if failures >= task.spec.retry.max_attempts or task.spec.exclusive:
         return replace(move(task, Event.FAIL, now), failures=failures, failure=failure), Event.FAIL
     expired = move(task, Event.EXPIRE, now)
     return replace(

@@ -138,7 +138,7 @@ class WorkServicer(WorkServiceServicer):
 
         def effect(unit: Unit) -> None:
             for task in tasks:
-                change = partial(working.release, unit, task.name, task.claim.fencing_token)
+                change = partial(working.undeliver, unit, task.name, task.claim.fencing_token)
                 with suppress(HopperError):  # its lease may have run out
                     own_savepoint(unit, change)
 

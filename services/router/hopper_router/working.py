@@ -301,6 +301,13 @@ def fail(unit: Unit, name: str, token: int, failure: Failure) -> Task:
 def release(unit: Unit, name: str, token: int) -> Task:
     """Give a claim back unfinished."""
     task = unit.task(name)
+    after, event = transitions.give_back(task, token, unit.now)
+    return handover.finish(unit, task, after, event)
+
+
+def undeliver(unit: Unit, name: str, token: int) -> Task:
+    """Take back a claim that has not reached its worker: nothing was begun."""
+    task = unit.task(name)
     return unit.log(task, transitions.release(task, token, unit.now), Event.RELEASE)
 
 

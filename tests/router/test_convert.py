@@ -13,6 +13,7 @@ from hopper.registry.v1 import instance_pb2, project_pb2
 from hopper.router.v1 import decision_pb2, delegation_pb2
 from hopper.router.v1 import task_pb2 as pb
 from hopper_common.errors import InvalidArgument
+from hopper_common.working_hours import parse
 from hopper_router import convert
 from hopper_router.convert import BASIC, FULL
 from hopper_router.errors import StaleToken, TaskNotFound
@@ -441,6 +442,18 @@ def test_a_delegation_shows_when_its_offer_ends() -> None:
 # ---------------------------------------------------------------- the registry's nouns
 
 
+HOURS = project_pb2.WorkingHours(
+    time_zone="Asia/Tokyo",
+    stretches=[project_pb2.WorkingStretch(weekday=1, from_minute=540, to_minute=1020)],
+)
+
+
+def test_hours_of_a_zone_that_is_not_known_here_are_none() -> None:
+    project = project_pb2.Project(name="projects/p", working_hours=HOURS)
+    project.working_hours.time_zone = "Mars/Base"
+    assert convert.project_from_registry(project).working_hours is None
+
+
 def test_a_project_is_read_whole() -> None:
     project = convert.project_from_registry(
         project_pb2.Project(
@@ -463,6 +476,7 @@ def test_a_project_is_read_whole() -> None:
             cost_per_task=1.5,
             executor=project_pb2.Executor(type=project_pb2.Executor.TYPE_AGENT, requires_live_worker=True),
             priority_boosts={"urgent": 2},
+            working_hours=HOURS,
             state=project_pb2.Project.STATE_PAUSED,
             presence=project_pb2.Presence(live_workers=1),
         )
@@ -481,6 +495,7 @@ def test_a_project_is_read_whole() -> None:
     assert project.has_limits
     assert (project.executor, project.requires_live_worker) == (ExecutorType.AGENT, True)
     assert project.boosts == {"urgent": 2}
+    assert project.working_hours == parse("mon 09:00-17:00 Asia/Tokyo")
     assert (project.paused, project.live_workers) == (True, 1)
 
 

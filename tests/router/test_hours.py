@@ -227,6 +227,13 @@ def test_what_would_have_changed_it_is_told_from_the_record() -> None:
     assert decide(spec, (OPEN, EVENING), policy.weighing(lighter)).project == EVENING.name
 
 
+def test_no_weight_below_nothing_is_told_of() -> None:
+    """With another weight the two would be equal at best."""
+    spec = task(finish_by=NOON + 2 * HOUR)
+    told = counterfactuals(decide(spec, (OPEN, EVENING)), spec, Known())
+    assert not [each for each in told if each.kind is Kind.WEIGHT]
+
+
 def recorded(decision: Decision, spec: TaskSpec, when: datetime) -> Recorded:
     decision = replace(decision, name="decisions/d", task=f"{ROOT}/tasks/t", instance=ROOT, create_time=when)
     made = Task(f"{ROOT}/tasks/t", ROOT, spec, TaskState.SUCCEEDED, when, when, when)

@@ -49,7 +49,9 @@ EXPECTED = {
     "instance ": "create tree list show start pause resume stop terminate edit",
     "schedule ": "add list show pause resume run rm",
     "peer ": """invite join invitations open close request pairings approve decline list show rename address
-        trust policy status block revoke discover""",
+        trust policy status audit block revoke discover""",
+    "artifact ": "put list get",
+    "delegation ": "list show cancel accept discard retry give-up keep",
     "rules ": "check show apply replay remove",
     "audit ": "list verify export",
     "auth ": "init whoami token",

@@ -127,6 +127,36 @@ def peers(ctx: typer.Context, incomplete: str) -> list[Offer]:
     return offers(ctx, ask)
 
 
+def hand_overs(ctx: typer.Context, incomplete: str) -> list[Offer]:
+    """Hand-overs to and from peers: the ends of their ids, and what they are of."""
+    return _hand_overs(ctx, waiting=False)
+
+
+def waiting_hand_overs(ctx: typer.Context, incomplete: str) -> list[Offer]:
+    """The same, only those that a person has to decide about."""
+    return _hand_overs(ctx, waiting=True)
+
+
+def _hand_overs(ctx: typer.Context, *, waiting: bool) -> list[Offer]:
+    def ask(hopper: "Hopper") -> Iterable[Offer]:
+        from hopper.federation.v1.delegation_service_pb2 import ListRemoteDelegationsRequest
+        from hopper_cli.names import short
+        from hopper_cli.output import one_line
+
+        request = ListRemoteDelegationsRequest(waiting=waiting, page_size=_MOST)
+        found = hopper.remote_delegations.ListRemoteDelegations(request).delegations
+        return [(short(each.id), one_line(each.title)) for each in found]
+
+    return offers(ctx, ask)
+
+
+def hand_over_states(ctx: typer.Context, incomplete: str) -> list[Offer]:
+    """States of hand-overs."""
+    from hopper_cli.hand_over_text import states
+
+    return [(state, "") for state in states()]
+
+
 def trust_levels(ctx: typer.Context, incomplete: str) -> list[Offer]:
     """How far a peer may be trusted."""
     return [

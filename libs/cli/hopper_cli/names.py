@@ -49,6 +49,20 @@ def only_suffix(text: str, collection: str, names: Iterable[str]) -> str:
     text = text.strip().lower()
     if text.startswith(f"{collection}/"):
         return text
+    return only_end(text, names, collection, f"hopper peer {collection}")
+
+
+def only_end(text: str, names: Iterable[str], collection: str, listed_by: str) -> str:
+    """
+    The one of some names that ends so.
+
+    Args:
+        listed_by: The command that shows which there are.
+
+    Raises:
+        UsageProblem: None of them ends so, or several do.
+    """
+    text = text.strip().lower()
     found = [name for name in names if text and name.endswith(text)]
     if len(found) != 1:
         several = ", ".join(short(name) for name in found)
@@ -57,7 +71,7 @@ def only_suffix(text: str, collection: str, names: Iterable[str]) -> str:
             if found
             else f"none of the {collection} ends in {text!r}"
         )
-        raise UsageProblem(wrong, remedy=f"`hopper peer {collection}` shows which there are")
+        raise UsageProblem(wrong, remedy=f"`{listed_by}` shows which there are")
     return found[0]
 
 

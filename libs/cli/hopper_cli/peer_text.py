@@ -41,7 +41,9 @@ def parse_level(text: str) -> TrustLevel.ValueType:
 
 def status_table(peers: Iterable[GetPeerResponse]) -> Table:
     """How peers are doing, one a line."""
-    table = grid("peer", "level", "heard", "reached", "clock", "speaks", "")
+    table = grid(
+        "peer", "level", "heard", "reached", "clock", "speaks", "#out", "#in", "#outbox", "#slots", ""
+    )
     for each in peers:
         status = each.status
         table.add_row(
@@ -51,6 +53,10 @@ def status_table(peers: Iterable[GetPeerResponse]) -> Table:
             _ago(status, "last_reached"),
             _skew(status),
             plain(status.protocol_version),
+            _count(status.handed_over),
+            _count(status.taken_over),
+            _count(status.outbox),
+            _count(status.free_slots),
             Text(alert_text(each.peer) or _failure(status), style="red"),
         )
     return table
@@ -60,6 +66,7 @@ def status_facts(found: GetPeerResponse, now: datetime) -> Table:
     """How one peer is doing."""
     peer, status = found.peer, found.status
     until = time_field(status, "leaf_expire_time")
+    held = time_field(status, "held_until")
     drained, since = time_field(peer, "drain_time"), time_field(peer, "compromise_time")
     rows: list[tuple[str, str | Text]] = [
         ("level", level_text(peer.level)),
@@ -69,11 +76,28 @@ def status_facts(found: GetPeerResponse, now: datetime) -> Table:
         ("heard", _ago(status, "last_heard")),
         ("reached", _ago(status, "last_reached")),
         ("last call", Text(_failure(status), style="red")),
+        ("held back until", "" if held is None else format_time(held, now)),
         ("clock", _skew(status)),
         ("speaks", status.protocol_version),
         ("certificate until", "" if until is None else format_time(until, now)),
+        ("outbox", _outbox(status)),
+        ("handed over", _count(status.handed_over)),
+        ("taken over", _count(status.taken_over)),
+        ("waits for you", _count(status.quarantined)),
+        ("would take", f"{status.free_slots} more" if status.free_slots else ""),
     ]
     return facts(rows)
+
+
+def _count(number: int) -> str:
+    return str(number) if number else ""
+
+
+def _outbox(status: PeerStatus) -> str:
+    oldest = duration_field(status, "oldest")
+    if not status.outbox or oldest is None:
+        return _count(status.outbox)
+    return f"{status.outbox}, the oldest {format_duration(oldest)} ago"
 
 
 def _ago(status: PeerStatus, field: str) -> str:

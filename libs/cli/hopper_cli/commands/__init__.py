@@ -10,6 +10,7 @@ def register_all(app: typer.Typer) -> None:
     """Add every command to *app*, in the order of `--help`."""
     from hopper_cli.commands import (
         archive,
+        artifact,
         audit,
         auth,
         completion,
@@ -18,6 +19,7 @@ def register_all(app: typer.Typer) -> None:
         doctor,
         editing,
         feedback,
+        hand_overs,
         identity,
         instances,
         parked,
@@ -46,8 +48,10 @@ def register_all(app: typer.Typer) -> None:
         watch,
         working,
         work,
+        artifact,
         feedback,
         delegations,
+        hand_overs,
         projects,
         instances,
         rules,

@@ -45,6 +45,7 @@ def register(group: typer.Typer) -> None:
         group, "policy", examples=("hopper peer policy bob > bob.toml", "hopper peer policy bob --version 2")
     )(policy)
     command(group, "status", examples=("hopper peer status", "hopper peer status bob"))(status)
+    command(group, "audit", examples=("hopper peer audit", "hopper peer audit bob"))(audit)
     command(group, "block", examples=("hopper peer block bob",))(block)
     command(
         group,
@@ -178,6 +179,37 @@ def status(
         cli.out.note("no peer; `hopper peer invite NAME` invites one")
     else:
         cli.out.say(status_table(all_of_them))
+
+
+def audit(
+    cli: Cli,
+    peer: Annotated[
+        str, typer.Argument(metavar="[PEER]", help="One peer. Default: all.", autocompletion=complete.peers)
+    ] = "",
+) -> None:
+    """
+    Verify again what was signed of every hand-over that is kept: the task, each step, the result.
+
+    Fails if anything is not what was signed. What is signed by Hoppers that are not known here is counted apart: it is
+    the word of whoever passed it on.
+    """
+    from hopper.federation.v1.delegation_service_pb2 import ListRemoteDelegationsRequest
+    from hopper_cli.commands.hand_overs import every_hand_over
+    from hopper_cli.exits import Exit
+    from hopper_cli.hand_over_text import Audit, audit_lines
+    from hopper_cli.names import peer_name
+
+    asked = ListRemoteDelegationsRequest(peer=peer_name(peer) if peer else "")
+    audited = Audit()
+    for each in every_hand_over(cli, asked):
+        audited.add(each)
+    if cli.json:
+        cli.out.document(audited.as_json())
+    else:
+        for line in audit_lines(audited, cli.now):
+            cli.out.say(line)
+    if audited.refused:
+        raise typer.Exit(Exit.FAILED)
 
 
 def _all_peers(cli: Cli) -> "list[Peer]":

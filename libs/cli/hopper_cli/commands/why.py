@@ -11,12 +11,14 @@ from hopper_cli.commands.options import TASKS, TaskArgument
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from hopper.federation.v1.delegation_service_pb2 import GetRemoteDelegationResponse
     from hopper.memory.v1.episodic_service_pb2 import SimilarEpisode
     from hopper.router.v1.decision_pb2 import Decision
     from hopper.router.v1.delegation_pb2 import Delegation
     from hopper.router.v1.task_service_pb2 import ExplainTaskResponse, LearnedReason, WhyNot
 
 MOST_SIMILAR: Final = 5
+_MOST_NAMES: Final = 50
 _MOST_TEXT_BYTES: Final = 4000
 
 
@@ -49,9 +51,11 @@ def why(
     answer = cli.hopper.tasks.ExplainTask(request)
     chain = cli.hopper.delegations.ListDelegations(ListDelegationsRequest(task=name))
     similar = _similar(cli, answer)
+    crossed = _crossed(cli, name, list(chain.delegations))
     if cli.json:
         likes = [to_json(each) for each in similar or ()]
-        cli.out.document({**to_json(answer), **to_json(chain), "similar": likes})
+        across = [to_json(each) for each in crossed]
+        cli.out.document({**to_json(answer), **to_json(chain), "similar": likes, "hand_overs": across})
         return
     _head(cli, answer.task.name, answer.task.spec.title, list(answer.sentences))
     if answer.HasField("why_not"):
@@ -63,6 +67,36 @@ def why(
         _earlier(cli, list(answer.decisions[1:]))
     if chain.delegations:
         _chain(cli, list(chain.delegations))
+    if crossed:
+        _custody(cli, crossed)
+
+
+def _crossed(cli: Cli, task: str, chain: "list[Delegation]") -> "list[GetRemoteDelegationResponse]":
+    """The hand-overs to and from peers that a task went through, wherever on its way within this Hopper."""
+    from hopper.federation.v1.delegation_service_pb2 import ExplainCustodyRequest
+    from hopper_client import HopperError, MethodNotOffered
+
+    names = [task, *(each.task for each in chain), *(name for each in chain for name in each.child_tasks)]
+    found: dict[tuple[str, bool], GetRemoteDelegationResponse] = {}
+    try:
+        for name in list(dict.fromkeys(names))[:_MOST_NAMES]:
+            answer = cli.hopper.remote_delegations.ExplainCustody(ExplainCustodyRequest(task=name))
+            found |= {(each.delegation.id, each.delegation.handed_over): each for each in answer.hand_overs}
+    except MethodNotOffered:  # this Hopper knows no others
+        return []
+    except HopperError as error:  # the rest of the answer does not need it
+        cli.out.note(f"the federation service does not say whether it crossed: {error.reason}")
+    return sorted(found.values(), key=lambda each: each.delegation.create_time.ToMicroseconds())
+
+
+def _custody(cli: Cli, crossed: "list[GetRemoteDelegationResponse]") -> None:
+    from hopper_cli.hand_over_text import custody_lines, hand_over_table
+
+    _heading(cli, "Between Hoppers")
+    for each in crossed:
+        cli.out.say(hand_over_table([each.delegation], cli.now))
+        for line in custody_lines(each.custody, cli.now):
+            cli.out.say(line)
 
 
 def _similar(cli: Cli, answer: "ExplainTaskResponse") -> "Sequence[SimilarEpisode] | None":

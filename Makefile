@@ -44,7 +44,7 @@ bench-routing: $(VENV)/.dev ## How well tasks are placed, through gRPC, against 
 
 faults: $(VENV)/.dev ## Kill, cut off and crowd a Hopper (ENGINES=sqlite ROUNDS=20 SEED=7)
 	@HOPPER_FAULTS_STRICT=1 $(BIN)/python -m tests.faults $(addprefix --engine ,$(ENGINES)) --rounds $(ROUNDS) $(addprefix --seed ,$(SEED))
-	@HOPPER_FAULTS_STRICT=1 HOPPER_RACE_ROUNDS=100 HOPPER_CANCEL_ROUNDS=500 HOPPER_FLOOD_TASKS=100000 \
+	@HOPPER_FAULTS_STRICT=1 HOPPER_FAULTS_NETWORK=1 HOPPER_RACE_ROUNDS=100 HOPPER_CANCEL_ROUNDS=500 HOPPER_FLOOD_TASKS=100000 \
 		$(BIN)/python -m pytest tests/faults --ignore tests/faults/test_rounds.py --timeout 3600
 	@HOPPER_WIRE_SIZE=20 $(BIN)/python -m pytest tests/federation/test_faults_wire.py --timeout 3600
 

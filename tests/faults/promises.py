@@ -15,3 +15,7 @@ MARGIN: Final = 250_000 if _STRICT else 30_000_000
 """Microseconds beside the second within which a task is ready again: what finding out may take."""
 FAIL_OVER: Final = timedelta(seconds=5 if _STRICT else 30)
 """How soon another router keeps the clocks."""
+NOTICED: Final = timedelta(seconds=15 if _STRICT else 90)
+"""How soon a link to a peer that has died without a word is noticed."""
+RECOVERED: Final = timedelta(seconds=2 if _STRICT else 90)
+"""How soon one that is back is used again."""

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -77,6 +77,7 @@ class HopperProcess:
         service: `registry`, `router` or `memory`; "" for all of them in one process.
         listen: A TCP address besides the socket; port 0 lets the system choose. "": none.
         environment: More `HOPPER_...` variables. Those of the caller are not handed on.
+        within: A command that becomes the process, such as `ip netns exec NAME`.
 
     Attributes:
         addresses: Where it listens, the Unix socket first; empty before the first start.
@@ -91,11 +92,13 @@ class HopperProcess:
         service: str = "",
         listen: str = "",
         environment: Mapping[str, str] | None = None,
+        within: Sequence[str] = (),
     ) -> None:
         self.data_dir = data_dir
         self.service = service
         self.listen = listen
         self.environment = dict(environment or {})
+        self._within = tuple(within)
         self.addresses: list[str] = []
         self.log = data_dir.with_name(f"{data_dir.name}-{service or 'hopper'}.log")
         self.start_seconds = 0.0
@@ -234,8 +237,8 @@ class HopperProcess:
 
     def _command(self) -> list[str]:
         if self.service:
-            return [sys.executable, "-m", f"hopper_{self.service}"]
-        return [sys.executable, "-c", _WHOLE]
+            return [*self._within, sys.executable, "-m", f"hopper_{self.service}"]
+        return [*self._within, sys.executable, "-c", _WHOLE]
 
     def _env(self) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("HOPPER_")}

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.struct_pb2 import Struct
 
+from hopper.common.v1.options_pb2 import TrustLevel
 from hopper.registry.v1 import instance_pb2 as ipb
 from hopper.registry.v1 import project_pb2 as ppb
 from hopper_common.errors import FieldViolation, InvalidArgument
@@ -17,6 +18,7 @@ from hopper_common.working_hours_proto import hours_from_proto, hours_to_proto
 from hopper_registry.model import (
     DEFAULT_PERIOD,
     DEFAULT_TIME_TO_LIVE,
+    Border,
     Capacity,
     Executor,
     ExecutorType,
@@ -69,6 +71,7 @@ def project_spec_from_proto(proto: ppb.Project) -> ProjectSpec:
         if proto.state
         else ProjectState.ACTIVE,
         working_hours=hours_from_proto(proto),
+        border=_border_from_proto(proto.border) if proto.HasField("border") else None,
     )
 
 
@@ -89,7 +92,19 @@ def project_spec_to_proto(spec: ProjectSpec) -> ppb.Project:
         priority_boosts=spec.priority_boosts,
         state=_to_enum(ppb.Project.State, "STATE_", spec.state),
         working_hours=hours_to_proto(spec.working_hours),
+        border=_border_to_proto(spec.border),
     )
+
+
+def _border_from_proto(proto: ppb.Border) -> Border:
+    return Border(peer=proto.peer, policy=proto.policy, level=proto.level)
+
+
+def _border_to_proto(border: Border | None) -> ppb.Border | None:
+    if border is None:
+        return None
+    level = TrustLevel.ValueType(border.level)
+    return ppb.Border(peer=border.peer, policy=border.policy, level=level)
 
 
 def _capacity_from_proto(proto: ppb.Capacity) -> Capacity:

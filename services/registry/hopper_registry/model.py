@@ -18,9 +18,10 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from hashlib import blake2b
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from hopper_common import working_hours
+from hopper_common.auth.model import TrustLevel
 from hopper_common.errors import EtagMismatch, FieldViolation, InvalidArgument
 from hopper_common.working_hours import WorkingHours
 from hopper_registry.errors import InstanceParentInvalid, InstanceWrongState
@@ -94,6 +95,22 @@ class Executor:
 
 
 @dataclass(frozen=True, slots=True)
+class Border:
+    """
+    What may leave for a peer.
+
+    Attributes:
+        peer: Its install id.
+        policy: Its owner's policy, which routing reads; the registry does not.
+        level: The number of a `TrustLevel`.
+    """
+
+    peer: str
+    policy: str
+    level: int
+
+
+@dataclass(frozen=True, slots=True)
 class ProjectSpec:
     """What a project's owner says about it. Units and limits: project.proto."""
 
@@ -111,6 +128,7 @@ class ProjectSpec:
     priority_boosts: Mapping[str, float] = field(default_factory=dict)
     state: ProjectState = ProjectState.ACTIVE
     working_hours: WorkingHours | None = None
+    border: Border | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,13 +161,15 @@ class Project:
         The project with another spec; itself if it is the same one.
 
         Raises:
-            InvalidArgument: See `check_hours`; only of hours that are new, since time zones come and go.
+            InvalidArgument: See `check_border`, and `check_hours`; that only of hours that are new, since time zones
+                come and go.
         """
         spec = with_display_name(spec, self.name)
         if spec == self.spec:
             return self
         if spec.working_hours != self.spec.working_hours:
             check_hours(spec)
+        check_border(spec)
         return replace(self, spec=spec, revision=self.revision + 1, update_time=now)
 
 
@@ -406,6 +426,31 @@ def check_hours(spec: ProjectSpec) -> None:
         return
     if violations := list(working_hours.violations(hours, "project.working_hours")):
         raise InvalidArgument(violations=violations)
+
+
+def check_border(spec: ProjectSpec) -> None:
+    """
+    Check what a peer's project says of its border, as far as the registry reads that.
+
+    Raises:
+        InvalidArgument: Every violation, with its path in a request that has the field `project`.
+    """
+    if violations := list(_violations_of_border(spec)):
+        raise InvalidArgument(violations=violations)
+
+
+def _violations_of_border(spec: ProjectSpec) -> Iterator[FieldViolation]:
+    if spec.border is None:
+        return
+    if not spec.border.peer:
+        yield FieldViolation("project.border.peer", "is required")
+    if spec.border.level not in _LEVELS:
+        yield FieldViolation("project.border.level", "is required")
+    if spec.executor.type is not ExecutorType.PEER:
+        yield FieldViolation("project.executor.type", "must be PEER where there is a border")
+
+
+_LEVELS: Final = frozenset(level.value for level in TrustLevel)
 
 
 def check_spec(spec: InstanceSpec) -> None:

@@ -9,7 +9,15 @@ from dataclasses import replace
 from datetime import timedelta
 
 from hopper_registry.errors import ProjectExists, ProjectNotFound
-from hopper_registry.model import Project, ProjectSpec, Worker, check_etag, check_hours, with_display_name
+from hopper_registry.model import (
+    Project,
+    ProjectSpec,
+    Worker,
+    check_border,
+    check_etag,
+    check_hours,
+    with_display_name,
+)
 from hopper_registry.ports import ProjectStore
 
 FORGET_WORKERS_AFTER = timedelta(days=1)
@@ -20,11 +28,12 @@ def register(store: ProjectStore, name: str, spec: ProjectSpec) -> Project:
     Add a project.
 
     Raises:
-        ProjectExists: The name is taken. InvalidArgument: Its hours are none.
+        ProjectExists: The name is taken. InvalidArgument: Its hours are none, or its border is not whole.
     """
     if store.project(name):
         raise ProjectExists(project=name)
     check_hours(spec)
+    check_border(spec)
     spec = with_display_name(spec, name)
     project = Project(name=name, spec=spec, revision=1, create_time=store.now, update_time=store.now)
     store.save_project(project)

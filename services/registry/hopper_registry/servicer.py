@@ -19,7 +19,9 @@ from hopper.registry.v1 import project_service_pb2 as psvc
 from hopper.registry.v1.instance_service_pb2_grpc import InstanceServiceServicer
 from hopper.registry.v1.project_service_pb2_grpc import ProjectServiceServicer
 from hopper_common import fieldmask
-from hopper_common.errors import FieldViolation, InvalidArgument
+from hopper_common.auth.current import current
+from hopper_common.auth.model import Kind, Principal, Service
+from hopper_common.errors import FieldViolation, InvalidArgument, PermissionDenied
 from hopper_common.eventlog import Event
 from hopper_common.pagination import PageTokens
 from hopper_common.rpc.limits import check_limits
@@ -61,6 +63,7 @@ MUTABLE_OF_PROJECT = (
     "priority_boosts",
     "state",
     "working_hours",
+    "border",
 )
 MUTABLE_OF_INSTANCE = ("display_name", "project", "config")
 
@@ -78,6 +81,8 @@ class ProjectServicer(ProjectServiceServicer):
         self, request: psvc.RegisterProjectRequest, context: _Context
     ) -> psvc.RegisterProjectResponse:
         spec = project_spec_from_proto(request.project)
+        if spec.border is not None:
+            _require_keeper_of_borders(current())
 
         def effect(store: SqlStore) -> psvc.RegisterProjectResponse:
             project = projects.register(store, f"projects/{request.project_id}", spec)
@@ -105,11 +110,16 @@ class ProjectServicer(ProjectServiceServicer):
         self, request: psvc.UpdateProjectRequest, context: _Context
     ) -> psvc.UpdateProjectResponse:
         _require_name(request.project.name, "project.name")
+        caller = current()
+
+        def change(spec: ProjectSpec) -> ProjectSpec:
+            changed = _merge_project(request, spec)
+            if changed.border != spec.border:
+                _require_keeper_of_borders(caller)
+            return changed
 
         def effect(store: SqlStore) -> psvc.UpdateProjectResponse:
-            project = projects.update(
-                store, request.project.name, request.project.etag, lambda spec: _merge_project(request, spec)
-            )
+            project = projects.update(store, request.project.name, request.project.etag, change)
             return psvc.UpdateProjectResponse(project=project_to_proto(project))
 
         return await self._registry.answer(request, psvc.UpdateProjectResponse, effect)
@@ -291,6 +301,15 @@ def _project_event(event: Event) -> psvc.WatchProjectsResponse:
 
 
 # Updates.
+
+
+def _require_keeper_of_borders(caller: Principal) -> None:
+    """Refuse who says what may leave for a peer, and is neither the federation service nor the owner."""
+    if caller.kind is not Kind.OWNER and caller.service is not Service.FEDERATION:
+        raise PermissionDenied(
+            "what may leave for a peer follows from its policy: see `hopper peer policy`",
+            rule="a border is the federation service's to set",
+        )
 
 
 def _require_name(name: str, path: str) -> None:

@@ -107,17 +107,35 @@ class _AsyncUnary(grpc.aio.UnaryUnaryClientInterceptor):
 
 
 class _AsyncClientStream(grpc.aio.StreamUnaryClientInterceptor):
+    """
+    Holds the stream up after its first message until the server has said, by its metadata, that it takes it.
+
+    Else a refusal could come while more is written, and grpc.aio would tell that writing failed, and not why.
+    """
+
     def __init__(self, calls: _Calls) -> None:
         self._calls = calls
 
     async def intercept_stream_unary(
         self, continuation: Callable[[Any, Any], Any], client_call_details: Any, request_iterator: Any
     ) -> Any:
+        taken = asyncio.Event()
         authorized = self._calls.credentials.on(client_call_details)
+        call = await continuation(authorized, _after_first(request_iterator, taken))
+        answered = asyncio.ensure_future(call.initial_metadata())
+        answered.add_done_callback(lambda _: taken.set())
         try:
-            return await (await continuation(authorized, request_iterator))
+            return await call
         except grpc.aio.AioRpcError as error:
             raise self._calls.read(error, client_call_details, client_call_details.timeout) from error
+        finally:
+            answered.cancel()
+
+
+async def _after_first(requests: AsyncIterator[Any], taken: asyncio.Event) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield request
+        await taken.wait()
 
 
 class _AsyncServerStream(grpc.aio.UnaryStreamClientInterceptor):

@@ -50,6 +50,7 @@ class ArtifactServicer(ArtifactServiceServicer):
         await self._tasks.require_open(start.task)
         used = await self._files.read(lambda store: store.used())
         self._limits.check_total(used + said.size, said.name)
+        await context.send_initial_metadata(())  # it is taken: the sender may wait for that
         incoming = await asyncio.to_thread(self._blobs.incoming)
         self._arriving.add(incoming)
         try:

@@ -71,6 +71,7 @@ def test_every_value() -> None:
         rate = "3 / second"
         transit = ["abcdefghijklmnopqrstuvwxyz234567"]
         exclusive = true
+        redact = ["description", "tags.*", "labels.customer", "labels.hr.pay.*"]
         ask = true
         expires = 2027-01-01T01:00:00+01:00
         """)
@@ -88,6 +89,7 @@ def test_every_value() -> None:
         rate=Rate(3, timedelta(seconds=1)),
         transit=frozenset({"abcdefghijklmnopqrstuvwxyz234567"}),
         exclusive=True,
+        redact=("description", "tags.*", "labels.customer", "labels.hr.pay.*"),
         ask=True,
         expires=datetime(2027, 1, 1, tzinfo=UTC),
     )
@@ -99,6 +101,20 @@ def test_every_value() -> None:
 def test_sizes(text: str, size: int) -> None:
     (rule,) = read_grant(f"[[rule]]\n{LEAST}max_bytes = {text}").rules
     assert rule.max_bytes == size
+
+
+@pytest.mark.parametrize(
+    "field", ["title", "priority", "labels", "tags.", "labels.*.x", "labels.a*", "x.labels.a"]
+)
+def test_what_cannot_be_kept_back(field: str) -> None:
+    """Without a title nobody knows what to do, and without the rest nobody knows how."""
+    text = f'[[rule]]\nname = "a"\neffect = "allow"\ndirection = "out"\nredact = ["{field}"]'
+    assert "is none of description" in wrong(text)[0]
+
+
+def test_nothing_is_kept_back_of_what_comes_in() -> None:
+    text = f'[[rule]]\n{LEAST}redact = ["payload"]'
+    assert wrong(text) == ["rule 1, line 1, redact: is for what leaves: the direction must be out or both"]
 
 
 def test_anybodys_work_may_pass_through() -> None:

@@ -20,6 +20,7 @@ from hopper_common.border.grants import (
     Usage,
     decide,
     differences,
+    kept_back,
     takes,
 )
 from hopper_common.border.levels import Level
@@ -175,6 +176,30 @@ def test_what_a_rule_limits(changes: dict[str, Any], limits: dict[str, Any], rea
 )
 def test_what_a_rule_lets_through(changes: dict[str, Any], limits: dict[str, Any]) -> None:
     assert ruled(replace(WORK, **changes), replace(DOCS, **limits)).allowed
+
+
+def test_what_does_not_leave_is_said_of_what_leaves_alone() -> None:
+    rule = Rule("all", Effect.ALLOW, frozenset(Direction), redact=("description", "labels.*"))
+    assert ruled(Crossing(OUT), rule).steps[-1] == "allow all: fits, without description, labels.*"
+    assert ruled(Crossing(IN), rule).steps[-1] == "allow all: fits"
+
+
+@pytest.mark.parametrize(
+    ("redact", "field", "kept"),
+    [
+        (("description",), "description", True),
+        (("description",), "payload", False),
+        (("labels.*",), "labels.customer", True),
+        (("labels.*",), "tags.customer", False),
+        (("labels.hr.*",), "labels.hr.pay", True),
+        (("labels.hr.*",), "labels.hr", False),
+        (("labels.hr",), "labels.hr.pay", False),
+    ],
+)
+def test_names_of_fields_are_compared_as_names_of_labels_are(
+    redact: tuple[str, ...], field: str, kept: bool
+) -> None:
+    assert kept_back(redact, field) == kept
 
 
 def test_a_rule_ends_at_its_time() -> None:

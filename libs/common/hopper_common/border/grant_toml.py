@@ -20,6 +20,8 @@ The whole form, with the defaults::
     rate = "60/hour"             # default: as many as come; N/second, N/minute, N/hour, N/day
     transit = "none"             # work of third Hoppers: none | any | their install ids
     exclusive = false            # true: also work that must run once at most
+    redact = []                  # of out and both: what does not leave. description, payload, requester,
+                                 # estimated_effort, and names as tags.urgent, labels.customer, labels.hr.*, labels.*
     ask = false                  # true: a person here accepts each
     expires = 2027-01-01         # default: never; a date, or a date and time with its offset
 
@@ -42,6 +44,9 @@ MOST_RULES: Final = 500
 _MOST_NAMES: Final = 200
 
 _NAME: Final = re.compile(r"[^\s.*]+(\.[^\s.*]+)*(\.\*)?", re.ASCII)
+_FIELD: Final = re.compile(
+    r"description|payload|requester|estimated_effort|(tags|labels)(\.[^\s.*]+)*\.(\*|[^\s.*]+)", re.ASCII
+)
 _INSTALL_ID: Final = re.compile(r"[a-z2-7]{32}")
 _SIZE: Final = re.compile(r"(\d{1,12}) ?(KiB|MiB|GiB)?")
 _RATE: Final = re.compile(r"(\d{1,9}) ?/ ?(second|minute|hour|day)")
@@ -151,6 +156,8 @@ def _read_rule(entry: Mapping[str, Any], place: str, errors: _Errors) -> Rule | 
             errors.add(place, f"a deny rule has no {', '.join(limits)}: it refuses whatever it names")
         if not (entry.get("capabilities") or entry.get("labels")):
             errors.add(place, "a deny rule names capabilities or labels")
+    if entry.get("redact") and entry.get("direction") == "in":
+        errors.add(f"{place}, redact", "is for what leaves: the direction must be out or both")
     if len(errors.found) > before:
         return None
     read["directions"] = read.pop("direction")
@@ -199,6 +206,16 @@ def _names(value: Any) -> tuple[str, ...]:
     for name in value:
         if not isinstance(name, str) or len(name) > 200 or not _NAME.fullmatch(name):
             raise _Wrong(f"{name!r} is no name: write one exactly, or all below one as docs.*")
+    return tuple(value)
+
+
+def _fields(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or len(value) > _MOST_NAMES:
+        raise _Wrong(f"must be a list of at most {_MOST_NAMES} fields")
+    for name in value:
+        if not isinstance(name, str) or len(name) > 200 or not _FIELD.fullmatch(name):
+            kinds = "description, payload, requester, estimated_effort, tags.NAME and labels.NAME"
+            raise _Wrong(f"{name!r} is none of {kinds}")
     return tuple(value)
 
 
@@ -265,9 +282,10 @@ _KEYS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "rate": _rate,
     "transit": _transit,
     "exclusive": _flag,
+    "redact": _fields,
     "ask": _flag,
     "expires": _moment,
 }
 _ONLY_OF_ALLOW: Final = frozenset(
-    {"max_priority", "max_bytes", "in_flight", "rate", "transit", "exclusive", "ask"}
+    {"max_priority", "max_bytes", "in_flight", "rate", "transit", "exclusive", "redact", "ask"}
 )

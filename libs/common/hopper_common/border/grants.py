@@ -63,6 +63,8 @@ class Rule:
         transit: Install ids of third Hoppers whose work may cross by this rule; None: whoever's. Empty: only the peer's
             own or this Hopper's own.
         exclusive: Whether work may cross that must run once at most.
+        redact: Fields of the work that do not leave by this rule: `description`, `payload`, `requester`,
+            `estimated_effort`, and `tags.NAME` or `labels.NAME`, names and prefixes as in `labels`.
         ask: A person here accepts each.
         expires: The rule holds before that time.
     """
@@ -78,6 +80,7 @@ class Rule:
     rate: Rate | None = None
     transit: frozenset[str] | None = frozenset()
     exclusive: bool = False
+    redact: tuple[str, ...] = ()
     ask: bool = False
     expires: datetime | None = None
 
@@ -244,7 +247,7 @@ def _first_that_allows(
             continue
         objections = _objections(grant, rule, level, crossing, usage, now)
         passed, objection = _first_of(objections)
-        steps.append(f"allow {rule.name}: {objection.detail if objection else 'fits'}")
+        steps.append(f"allow {rule.name}: {objection.detail if objection else _fits(rule, crossing)}")
         if objection is None:
             return Ruling(True, rule.name, quarantined=rule.ask, steps=tuple(steps))
         if nearest is None or passed > nearest[0]:
@@ -256,6 +259,12 @@ def _first_that_allows(
         )
     _, rule, no = nearest
     return Ruling(False, rule.name, no.reason, no.detail, steps=tuple(steps), retry_after=no.retry_after)
+
+
+def _fits(rule: Rule, crossing: Crossing) -> str:
+    if crossing.direction is Direction.OUT and rule.redact:
+        return f"fits, without {_text(rule.redact)}"
+    return "fits"
 
 
 def _first_of(objections: Iterable[_No | None]) -> tuple[int, _No | None]:
@@ -348,6 +357,11 @@ def _covers(names: Iterable[str], wanted: str) -> bool:
     )
 
 
+def kept_back(redact: Sequence[str], field: str) -> bool:
+    """Whether a field does not leave by a rule with that `redact`: `description`, `tags.urgent`, `labels.customer`."""
+    return _covers(redact, field)
+
+
 def _names_label(names: Sequence[str], label: str) -> bool:
     return _covers(names, label) or _covers(names, label.partition("=")[0])
 
@@ -401,6 +415,8 @@ def describe(rule: Rule) -> str:
         parts.append(f"transit {'any' if rule.transit is None else _text(sorted(rule.transit))}")
     if rule.exclusive:
         parts.append("exclusive too")
+    if rule.redact:
+        parts.append(f"without {_text(rule.redact)}")
     if rule.ask:
         parts.append("a person accepts each")
     if rule.expires is not None:

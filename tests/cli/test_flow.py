@@ -6,6 +6,10 @@ import stat
 import uuid
 from datetime import UTC, datetime, timedelta
 
+from hopper.common.v1.options_pb2 import TRUST_LEVEL_TRUSTED
+from hopper.registry.v1.project_pb2 import Border, Executor, Project
+from hopper.registry.v1.project_service_pb2 import RegisterProjectRequest
+from hopper_client import Hopper
 from tests.cli.conftest import Terminal, add
 
 
@@ -57,6 +61,26 @@ def test_a_failed_task_is_tried_again_until_it_is_given_up(hopper: Terminal, pro
     hopper.ok("next", "--queue", project, "--task", final)
     ended = hopper.json("fail", final, "--reason", "IMPOSSIBLE", "--permanent")
     assert ended["task"]["state"] == "STATE_FAILED"
+
+
+def test_an_exclusive_task_is_begun_once(hopper: Terminal, project: str) -> None:
+    """However often it might be tried again."""
+    short = add(hopper, project, "--retry", "5", "--exclusive")
+    assert "it is begun once at most" in hopper.ok("show", short).out
+    hopper.ok("next", "--queue", project)
+    assert hopper.json("fail", short, "--reason", "NO_WOOD")["task"]["state"] == "STATE_FAILED"
+
+
+def test_a_peer_is_told_from_other_projects(hopper: Terminal) -> None:
+    """In the list by a word, and by whom it stands for where all of it is shown."""
+    border = Border(peer="b" * 32, level=TRUST_LEVEL_TRUSTED)
+    peer = Project(border=border, executor=Executor(type=Executor.TYPE_PEER))
+    with Hopper(f"unix:{hopper.data_dir / 'hopper.sock'}") as sdk:
+        sdk.projects.RegisterProject(RegisterProjectRequest(project_id="peer-bob", project=peer))
+    (line,) = [line for line in hopper.ok("project", "list").out.splitlines() if "peer-bob" in line]
+    assert "active, peer" in line
+    shown = hopper.ok("project", "show", "peer-bob").out
+    assert f"{'b' * 32}, trusted" in shown
 
 
 def test_a_released_task_is_there_for_the_next(hopper: Terminal, project: str, task: str) -> None:

@@ -190,7 +190,9 @@ async def _get(hopper: AsyncHopper) -> None:
 
 
 async def test_submit_fills_the_spec(router: Router, hopper: AsyncHopper) -> None:
-    answer = await hopper.submit("sweep", tags=["type:Chore"], priority=0, payload=b"x", labels={"a": "b"})
+    answer = await hopper.submit(
+        "sweep", tags=["type:Chore"], priority=0, payload=b"x", labels={"a": "b"}, exclusive=True
+    )
     spec = router.tasks[answer.task.name].spec
     assert (spec.title, list(spec.tags), spec.payload, dict(spec.labels)) == (
         "sweep",
@@ -199,6 +201,7 @@ async def test_submit_fills_the_spec(router: Router, hopper: AsyncHopper) -> Non
         {"a": "b"},
     )
     assert spec.HasField("priority")
+    assert spec.exclusive
     await hopper.submit("mop", priority=None)
     assert not next(task.spec for task in router.tasks.values() if task.spec.title == "mop").HasField(
         "priority"

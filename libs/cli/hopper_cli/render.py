@@ -153,6 +153,7 @@ def _spec(spec: TaskSpec, now: datetime) -> list[tuple[str, str | Text]]:
         ("start by", _time(spec.clocks, "start_by", now)),
         ("due", _time(spec.clocks, "finish_by", now)),
         ("labels", ", ".join(_pairs(spec.labels))),
+        ("exclusive", "it is begun once at most" if spec.exclusive else ""),
     ]
 
 

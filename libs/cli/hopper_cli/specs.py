@@ -33,6 +33,7 @@ class SpecOptions:
     start_after: str | None = None
     payload: str | None = None
     retry: int | None = None
+    exclusive: bool = False
 
 
 def new_spec(options: SpecOptions, resolve: Callable[[str], str], now: datetime) -> TaskSpec:
@@ -79,6 +80,9 @@ def _texts(options: SpecOptions, spec: TaskSpec) -> list[str]:
     if options.payload is not None:
         spec.payload = inputs.read_bytes(options.payload)
         changed.append("payload")
+    if options.exclusive:
+        spec.exclusive = True
+        changed.append("exclusive")
     return changed
 
 

@@ -123,7 +123,7 @@ class AsyncHopper:
             request_id: A UUID of the caller's, where the same request may come from elsewhere again.
             allow_duplicate: Take it in even where the policy refuses what looks like the same work as an open task.
             fields: description, tags, project (a pin), priority, required_capabilities, dependencies (task
-                names), payload, requester, labels.
+                names), payload, requester, labels, exclusive (it is begun once at most).
 
         Returns:
             The task, the decision where it goes with its reasons, and, where the policy asks for it, open tasks

@@ -37,6 +37,7 @@ class TaskFields(TypedDict, total=False):
     payload: bytes
     requester: str
     labels: Mapping[str, str] | None
+    exclusive: bool
 
 
 def submit_request(

@@ -253,7 +253,7 @@ def _table(projects: "list[Project]") -> Any:
     for project in projects:
         table.add_row(
             bare(project.name),
-            _state(project),
+            _state(project, brief=True),
             str(project.presence.live_workers),
             f"{project.presence.running}/{project.presence.slots}",
             ", ".join(project.capabilities),
@@ -262,14 +262,16 @@ def _table(projects: "list[Project]") -> Any:
     return table
 
 
-def _state(project: "Project") -> "Text":
+def _state(project: "Project", *, brief: bool = False) -> "Text":
+    """In a word; *brief*: with what a peer is told by, where its executor is not shown besides."""
     from rich.text import Text
 
-    from hopper.registry.v1.project_pb2 import Project
+    from hopper.registry.v1.project_pb2 import Executor, Project
     from hopper_cli.render import word
 
     words = word(Project.State, project.state, "STATE_")
-    return Text(words, style="yellow" if project.state == Project.STATE_PAUSED else "green")
+    state = Text(words, style="yellow" if project.state == Project.STATE_PAUSED else "green")
+    return state.append(", peer") if brief and project.executor.type == Executor.TYPE_PEER else state
 
 
 def show(cli: Cli, project: ProjectArgument) -> None:
@@ -314,8 +316,19 @@ def _abilities(project: "Project") -> "list[tuple[str, str | Text]]":
         ("labels", ", ".join(f"{key}={value}" for key, value in sorted(project.labels.items()))),
         ("boosts", ", ".join(f"{tag} {boost:+g}" for tag, boost in sorted(project.priority_boosts.items()))),
         ("executor", f"{kind}{required}"),
+        ("peer", _peer(project)),
         ("workers", f"{presence.live_workers} live, {presence.running} of {presence.slots} slots busy"),
     ]
+
+
+def _peer(project: "Project") -> str:
+    from hopper.common.v1.options_pb2 import TrustLevel
+    from hopper_cli.render import word
+
+    if not project.HasField("border"):
+        return ""
+    border = project.border
+    return f"{border.peer}, {word(TrustLevel, border.level, 'TRUST_LEVEL_')}: see `hopper peer policy`"
 
 
 def _limits(project: "Project", cli: Cli) -> "list[tuple[str, str | Text]]":

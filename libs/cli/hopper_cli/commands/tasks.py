@@ -132,6 +132,13 @@ def add(  # noqa: PLR0913, PLR0917 - each option is an argument
         int | None,
         typer.Option("--retry", metavar="N", min=0, max=999, help="How often to try again when it fails."),
     ] = None,
+    exclusive: Annotated[
+        bool,
+        typer.Option(
+            "--exclusive",
+            help="It must not run twice: an attempt that was begun and did not succeed is the last.",
+        ),
+    ] = False,
     label: Annotated[
         list[str] | None,
         typer.Option("--label", metavar="KEY=VALUE", help="A fact for people and filters. Repeatable."),
@@ -168,6 +175,7 @@ def add(  # noqa: PLR0913, PLR0917 - each option is an argument
         start_after=start_after,
         payload=payload,
         retry=retry,
+        exclusive=exclusive,
     )
     _only_one_reads_stdin(options, file)
     _one_or_many(title, file, alone=dry_run or watch)

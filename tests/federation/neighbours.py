@@ -1,7 +1,7 @@
 """Hoppers that are peers already: identity, store, peer port and contact of each, without a host around them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 import grpc.aio
 
+from hopper.federation.v1 import peer_service_pb2 as psvc
 from hopper.federation.v1.peer_service_pb2_grpc import PeerServiceStub
 from hopper_common.audit.model import Decision, Handling
 from hopper_common.clock import SystemClock
@@ -89,7 +90,7 @@ class Neighbour:
         self.receiver = Receiver(
             self.desks,
             Verifier(self.identity.install_id, KnownKeys(self.identity, self.snapshots), self.clock),
-            free_slots=self._free_slots,
+            free_slots=self.free_slots,
             monotonic=self.clock.monotonic,
         )
         self.raised: list[Raised] = []
@@ -105,7 +106,7 @@ class Neighbour:
             takes=self._takes,
             deliver=self.receiver.deliver,
             sync=self.receiver.sync,
-            owed=OwedFiles(self.files, self.blobs).pieces,
+            owed=lambda caller, request: self.owed(caller, request),  # noqa: PLW0108 - as it is then
         )
 
     @property
@@ -137,6 +138,7 @@ class Neighbour:
             self.senders = Senders(
                 self.desks, links, self.snapshots, statuses, syncer, told_slots=self.slots.__setitem__
             )
+            self.receiver.on_restored(self.senders.restored)
             works = [self.keeper.run, self.identity.keep_fresh, *self.peering.tasks[: None if contact else 1]]
             if sending:
                 works.append(self.senders.run)
@@ -151,11 +153,12 @@ class Neighbour:
                     if isinstance(outcome, Exception):
                         raise outcome
 
-    async def _free_slots(self, install_id: str) -> int:
+    async def free_slots(self, install_id: str) -> int:
+        """What peers are told."""
         return 7
 
-    async def _takes(self, install_id: str) -> list[str]:
-        return ["docs.review"]
+    async def _takes(self, install_id: str) -> psvc.GetCapabilitiesResponse:
+        return psvc.GetCapabilitiesResponse(capabilities=["docs.review"], free_slots=7)
 
     async def knows(
         self, other: "Neighbour", *, level: Level = Level.KNOWN, address: str = "", **fields: Any
@@ -234,4 +237,11 @@ async def until(condition: Callable[[], object]) -> None:
     """Wait for something that must come."""
     async with asyncio.timeout(PATIENCE):
         while not condition():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0.01)
+
+
+async def until_true(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Likewise, where looking takes a while."""
+    async with asyncio.timeout(PATIENCE):
+        while not await condition():  # noqa: ASYNC110 - what is waited for has no event
             await asyncio.sleep(0.01)

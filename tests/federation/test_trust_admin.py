@@ -85,11 +85,11 @@ async def test_a_policy_counts_from_the_moment_it_is_granted(
     granted = await grant(federation, admin, POLICY)
     assert (granted.peer.level, granted.peer.policy_version) == (Level.TRUSTED, 1)
     assert await allowed(federation, admin)
-    assert await federation.read(lambda store: admin.takes(store, BOB)) == ("docs.*",)
+    assert await federation.read(lambda store: admin.policy_text(store, BOB)) == POLICY
     assert (await grant(federation, admin, POLICY)).changes == ()
     commented = await grant(federation, admin, f"# reviewed\n{POLICY}")
     assert (commented.changes, commented.peer.policy_version) == ((), 2)
-    assert await federation.read(lambda store: admin.takes(store, "x" * 32)) == ()
+    assert await federation.read(lambda store: admin.policy_text(store, "x" * 32)) == ""
 
 
 async def test_a_dry_run_leaves_everything_as_it_was(federation: Federation, admin: TrustAdmin) -> None:
@@ -106,7 +106,7 @@ async def test_a_policy_that_somebody_else_stored_grants_nothing(
     await federation.write(lambda store: store.conn.execute(GRANTS.update().values(policy=wider)))
     with pytest.raises(SignatureInvalid):
         await allowed(federation, admin)
-    assert await federation.read(lambda store: admin.takes(store, BOB)) == ()
+    assert await federation.read(lambda store: admin.policy_text(store, BOB)) == ""
     audit, snapshots = Noted(), TrustSnapshots()
     keeper = PolicyKeeper(federation, identity, TrustJournal(audit, snapshots))
     for _ in range(2):  # told once

@@ -184,14 +184,6 @@ async def test_without_a_router_a_task_cannot_be_explained(pair: Pair) -> None:
 # What peers see.
 
 
-async def test_a_peer_is_told_what_would_be_taken_from_it(pair: Pair) -> None:
-    async with calling(pair.bob, pair.alice) as stub:
-        assert list((await stub.GetCapabilities(peer_svc.GetCapabilitiesRequest())).capabilities) == []
-        await trust(pair.alice, "bob", policy=POLICY)
-        told = await stub.GetCapabilities(peer_svc.GetCapabilitiesRequest())
-        assert list(told.capabilities) == ["docs.*", "code.review"]
-
-
 async def test_two_that_paired_stay_in_touch_and_say_so(pair: Pair) -> None:
     status = await status_of(pair.alice, "bob")
     async with asyncio.timeout(PATIENCE):

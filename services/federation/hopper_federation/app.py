@@ -5,6 +5,7 @@ everything.
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import timedelta
 
 from hopper.federation.v1 import delegation_service_pb2, pairing_service_pb2, peer_admin_service_pb2
 from hopper.federation.v1.delegation_service_pb2_grpc import add_RemoteDelegationServiceServicer_to_server
@@ -20,11 +21,7 @@ from hopper_federation.artifacts.opening import open_artifacts
 from hopper_federation.asking import Asker
 from hopper_federation.checking import Checker
 from hopper_federation.delegation.delegation_servicer import RemoteDelegationServicer
-from hopper_federation.delegation.desks import Desks
-from hopper_federation.delegation.known_keys import KnownKeys
-from hopper_federation.delegation.receiver import Receiver
-from hopper_federation.delegation.steady import SteadyClock
-from hopper_federation.delegation.verifying import Verifier
+from hopper_federation.delegation.opening import open_delegations
 from hopper_federation.discovery.finding import Finder
 from hopper_federation.discovery.mdns import Announcer, require_zeroconf
 from hopper_federation.incarnation_keeping import IncarnationKeeper
@@ -88,21 +85,10 @@ async def open_federation(context: HostContext) -> AsyncIterator[Running]:
         journal = TrustJournal(context.audit, snapshots)
         trust = TrustAdmin(identity)
 
-        keys_of = KnownKeys(identity, snapshots)
-        desks = Desks(federation, trust, SteadyClock(clock), identity.install_id)
-        receiver = Receiver(
-            desks,
-            Verifier(identity.install_id, keys_of, clock),
-            free_slots=_none_yet,
-            monotonic=clock.monotonic,
-        )
-
-        async def takes(install_id: str) -> Sequence[str]:
-            return await federation.read(lambda store: trust.takes(store, install_id))
-
         async with (
             context.open_channel("router") as router,
             open_artifacts(db, context.data_dir, router, settings.artifact_limits, clock) as artifacts,
+            open_delegations(context, federation, trust, snapshots, router) as delegations,
             open_peering(
                 federation,
                 introductions,
@@ -111,7 +97,10 @@ async def open_federation(context: HostContext) -> AsyncIterator[Running]:
                 context.audit,
                 listen=settings.peers_at,
                 answers=Answers(
-                    takes=takes, deliver=receiver.deliver, sync=receiver.sync, owed=artifacts.owed.pieces
+                    takes=delegations.advertiser.to,
+                    deliver=delegations.receiver.deliver,
+                    sync=delegations.receiver.sync,
+                    owed=artifacts.owed.pieces,
                 ),
                 stopping=context.stopping,
             ) as peering,
@@ -153,7 +142,9 @@ async def open_federation(context: HostContext) -> AsyncIterator[Running]:
                     ),
                     Registered.of(
                         delegation_service_pb2.DESCRIPTOR.services_by_name["RemoteDelegationService"],
-                        RemoteDelegationServicer(desks, snapshots, keys_of, PageTokens()),
+                        RemoteDelegationServicer(
+                            delegations.desks, snapshots, delegations.keys_of, PageTokens()
+                        ),
                         add_RemoteDelegationServiceServicer_to_server,
                     ),
                     artifacts.registered,
@@ -168,17 +159,17 @@ async def open_federation(context: HostContext) -> AsyncIterator[Running]:
                     asker.run,
                     *peering.tasks,
                     *artifacts.tasks,
+                    *delegations.beside(
+                        peering, artifacts, puller, lease=timedelta(seconds=settings.delegation_lease)
+                    ),
                     *([puller.run] if peering.port else []),
                     *([] if announcer is None else [announcer.run]),
                 ],
+                measures=[delegations.measures],
             )
     finally:
         await incarnations.close()
         await db.close()
-
-
-async def _none_yet(install_id: str) -> int:
-    return 0
 
 
 class _Whereabouts:

@@ -5,7 +5,7 @@ Who calls has been proved, call by call (`peer_guard`), and limits have been che
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final
@@ -40,13 +40,13 @@ class Answers:
     What peers are answered, by their install ids.
 
     Attributes:
-        takes: What this Hopper would take from a peer: capability names.
+        takes: What this Hopper would take from a peer.
         deliver: What becomes of messages about hand-overs.
         sync: What is known of hand-overs that both have.
         owed: The pieces of a file that a peer asks for, if it may have it.
     """
 
-    takes: Callable[[str], Awaitable[Sequence[str]]]
+    takes: Callable[[str], Awaitable[svc.GetCapabilitiesResponse]]
     deliver: Callable[[str, svc.DeliverRequest], Awaitable[svc.DeliverResponse]]
     sync: Callable[[str, svc.SyncRequest], Awaitable[svc.SyncResponse]]
     owed: Callable[[str, svc.GetBlobRequest], AsyncGenerator[bytes, None]]
@@ -117,7 +117,7 @@ class PeerServicer(PeerServiceServicer):
     async def GetCapabilities(
         self, request: svc.GetCapabilitiesRequest, context: _Context
     ) -> svc.GetCapabilitiesResponse:
-        return svc.GetCapabilitiesResponse(capabilities=await self._answers.takes(self._caller()))
+        return await self._answers.takes(self._caller())
 
     async def Listen(
         self, request: svc.ListenRequest, context: _Context

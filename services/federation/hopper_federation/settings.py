@@ -59,6 +59,13 @@ class FederationSettings(BaseSettings):
         description="Peer ports, host:port with commas, that `hopper peer discover` shows too.",
     )
 
+    delegation_lease: int = Field(
+        default=900,
+        ge=2,
+        le=2_592_000,
+        description="For how many seconds a peer has what it took over without a word from it. Default: 900.",
+    )
+
     artifact_file_bytes: int = Field(
         default=LIMITS.file, ge=0, description="How large a file beside a task may be. Default: 1 GiB."
     )

@@ -9,7 +9,6 @@ from typing import Final
 
 import structlog
 
-from hopper_common.border import grants
 from hopper_common.border.grant_toml import read_grant
 from hopper_common.border.grants import Crossing, Grant, Ruling, Usage, decide, differences
 from hopper_common.errors import FieldViolation, InvalidArgument, PolicyInvalid
@@ -154,17 +153,6 @@ class TrustAdmin:
             As `policy`.
         """
         return decide(self.policy(store, peer), peer.level, crossing, usage, store.now)
-
-    def takes(self, store: SqlStore, install_id: str) -> tuple[str, ...]:
-        """What this Hopper would take from a peer, for that one to know; nothing by a policy that does not hold."""
-        peer = store.peer_of(install_id)
-        if peer is None:
-            return ()
-        try:
-            return grants.takes(self.policy(store, peer), peer.level, store.now)
-        except (SignatureInvalid, PolicyInvalid) as error:
-            log.error("a policy does not hold", peer=peer.name, reason=error.reason, error=error.message)
-            return ()
 
 
 def _wanted(peer: Peer, wish: Wish) -> Level:

@@ -21,7 +21,6 @@ from hopper_common.border.grants import (
     decide,
     differences,
     kept_back,
-    takes,
 )
 from hopper_common.border.levels import Level
 
@@ -312,19 +311,3 @@ def test_a_label_is_named_by_its_key_or_whole(named: str, label: str, covered: b
     crossing = Crossing(Direction.IN, labels=(label,))
     ruling = decide(Grant((denying, allowing)), Level.TRUSTED, crossing, Usage(), NOW)
     assert ruling.allowed is not covered
-
-
-def test_a_peer_is_told_what_would_be_taken_and_nothing_that_would_not() -> None:
-    ways = frozenset({Direction.IN})
-    rules = (
-        Rule("a", Effect.ALLOW, ways, capabilities=("docs.*", "code.review", "shell.run")),
-        Rule("b", Effect.ALLOW, frozenset({Direction.OUT}), capabilities=("secret",)),
-        Rule("c", Effect.ALLOW, ways, capabilities=("past",), expires=NOW),
-        Rule("d", Effect.DENY, ways, capabilities=("shell.*",)),
-    )
-    grant = Grant(rules)
-    assert takes(grant, Level.TRUSTED, NOW) == ("docs.*", "code.review")
-    for level in (Level.KNOWN, Level.UNTRUSTED, Level.BLOCKED):
-        assert takes(grant, level, NOW) == ()
-    assert takes(Grant(rules, level=Level.VERIFIED), Level.TRUSTED, NOW) == ()
-    assert takes(None, Level.TRUSTED, NOW) == ()

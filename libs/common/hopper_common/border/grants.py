@@ -366,19 +366,6 @@ def _names_label(names: Sequence[str], label: str) -> bool:
     return _covers(names, label) or _covers(names, label.partition("=")[0])
 
 
-def takes(grant: Grant | None, level: Level, now: datetime) -> tuple[str, ...]:
-    """
-    What a peer may be told that this Hopper would take from it: names and prefixes of the allow rules, without those
-    that a deny rule names. A hint: each task is decided by itself.
-    """
-    if grant is None or not reaches(level, Level.TRUSTED) or not reaches(level, grant.level):
-        return ()
-    rules = [rule for rule in grant.rules if Direction.IN in rule.directions and not _expired(rule, now)]
-    denied = [name for rule in rules if rule.effect is Effect.DENY for name in rule.capabilities]
-    allowed = [name for rule in rules if rule.effect is Effect.ALLOW for name in rule.capabilities]
-    return tuple(name for name in dict.fromkeys(allowed) if name not in denied and not _covers(denied, name))
-
-
 def differences(before: Grant | None, after: Grant | None) -> list[str]:
     """What changes between two policies, a line each, for people."""
     if before == after:

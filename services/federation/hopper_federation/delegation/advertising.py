@@ -6,6 +6,7 @@ What others can do is told only where work of that peer may go on to them. All o
 itself.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -33,6 +34,9 @@ WAITING: Final = 10
 
 MOST_OF_A_PEER: Final = 100
 
+FRESH_SECONDS: Final = 0.2
+"""How old an answer about slots may be, in seconds: messages come by the hundred a second."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Standing:
@@ -52,6 +56,7 @@ class Advertiser:
         self._federation = federation
         self._trust = trust
         self._clock = clock
+        self._slots: dict[str, tuple[int, float]] = {}
 
     async def to(self, install_id: str) -> svc.GetCapabilitiesResponse:
         """What a peer is told."""
@@ -76,8 +81,13 @@ class Advertiser:
         return answer
 
     async def free_slots(self, install_id: str) -> int:
-        """How many more tasks of a peer would be taken now."""
-        return (await self.to(install_id)).free_slots
+        """How many more tasks of a peer would be taken now, or a moment ago."""
+        now = self._clock.monotonic()
+        slots, at = self._slots.get(install_id, (0, -math.inf))
+        if now >= at + FRESH_SECONDS:
+            slots = (await self.to(install_id)).free_slots
+            self._slots[install_id] = slots, now
+        return slots
 
     def _look(self, store: SqlStore, install_id: str) -> tuple[dict[str, _Standing], int, int]:
         """How every peer stands, and how many tasks of that one, and of all, are open here."""

@@ -24,14 +24,13 @@ from hopper.router.v1 import work_service_pb2 as wsvc
 from hopper.router.v1.delegation_service_pb2_grpc import DelegationServiceStub
 from hopper.router.v1.task_pb2 import Task
 from hopper.router.v1.work_service_pb2_grpc import WorkServiceStub
-from hopper_common.audit.model import PROCESS, Decision, Handling
 from hopper_common.database import Signal
-from hopper_common.errors import HopperError, Overloaded, ShuttingDown
-from hopper_common.rpc.guard import Auditing
+from hopper_common.errors import HopperError
 from hopper_common.timestamps import to_proto
 from hopper_federation.delegation.calls import CALL_SECONDS, made
 from hopper_federation.delegation.claims import CLAIM_LEASE
 from hopper_federation.delegation.credits import Credits
+from hopper_federation.delegation.crossings_journal import CrossingsJournal
 from hopper_federation.delegation.lineage import Lineage, lineage_of
 from hopper_federation.delegation.offering import Offerer, Refused
 from hopper_federation.delegation.presence import WORKER, Places
@@ -49,9 +48,6 @@ MOST_AT_ONCE: Final = 20
 _AGAIN_AFTER: Final = 1.0
 _MOST_REASON: Final = 500
 
-REFUSED: Final = "/hopper.federation.v1.Border/Leave"
-"""What the audit log calls it when a task may not leave."""
-
 
 class Claimer:
     """Runs beside the server: for each peer, a long poll at its instance."""
@@ -63,7 +59,7 @@ class Claimer:
         snapshots: TrustSnapshots,
         credit: Credits,
         offerer: Offerer,
-        audit: Auditing,
+        journal: CrossingsJournal,
     ) -> None:
         self._work: WorkServiceAsyncStub = WorkServiceStub(channel)
         self._delegations: DelegationServiceAsyncStub = DelegationServiceStub(channel)
@@ -71,7 +67,7 @@ class Claimer:
         self._snapshots = snapshots
         self._credit = credit
         self._offerer = offerer
-        self._audit = audit
+        self._journal = journal
         self._changed = Signal()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         snapshots.on_change(self._on_trust)
@@ -142,7 +138,7 @@ class Claimer:
             await self._send_back(install_id, task, lineage, outcome)
 
     async def _send_back(self, install_id: str, task: Task, lineage: Lineage, why: Refused) -> None:
-        self._note(install_id, why)
+        self._journal.refused(install_id, why.reason, why.rule)
         self._credit.earned(install_id)
         request = dsvc.RejectDelegationRequest(
             name=lineage.delegation,
@@ -150,13 +146,3 @@ class Claimer:
             fencing_token=task.claim.fencing_token,
         )
         await made(self._delegations.RejectDelegation(request, timeout=CALL_SECONDS))
-
-    def _note(self, install_id: str, why: Refused) -> None:
-        peer = self._snapshots.current.peers.get(install_id)
-        name = install_id if peer is None else peer.name
-        log.info("a task may not leave", peer=name, reason=why.reason, rule=why.rule)
-        decision = Decision(PROCESS, "", "none", "", REFUSED, False, why.reason, why.rule, (name,))
-        try:
-            self._audit.record(decision, Handling.KEPT)
-        except (Overloaded, ShuttingDown) as error:  # the task has not left, and that is what counts
-            log.error("a refusal is not in the audit log", peer=name, reason=error.reason)

@@ -50,6 +50,7 @@ from hopper_federation.delegation.chain import read_offer
 from hopper_federation.delegation.claims import CLAIM_LEASE, ENDED, Claims
 from hopper_federation.delegation.credits import Credits
 from hopper_federation.delegation.desks import Desks, Sitting
+from hopper_federation.delegation.files_wanted import FilesWanted
 from hopper_federation.delegation.model import Delegation, Errand, Role, Task
 from hopper_federation.delegation.store_sql import Chore
 from hopper_federation.trust_snapshot import TrustSnapshots
@@ -89,7 +90,12 @@ class Router:
     """The errands themselves: each says what its answer comes to, or raises."""
 
     def __init__(
-        self, channel: grpc.aio.Channel, claims: Claims, snapshots: TrustSnapshots, appraiser: Appraiser
+        self,
+        channel: grpc.aio.Channel,
+        claims: Claims,
+        snapshots: TrustSnapshots,
+        appraiser: Appraiser,
+        files: FilesWanted,
     ) -> None:
         self._work: WorkServiceAsyncStub = WorkServiceStub(channel)
         self._tasks: TaskServiceAsyncStub = TaskServiceStub(channel)
@@ -97,6 +103,7 @@ class Router:
         self._claims = claims
         self._snapshots = snapshots
         self._appraiser = appraiser
+        self._files = files
         self._ways = {
             Task.SUBMIT: self._submit,
             Task.STOP: self._stop,
@@ -172,6 +179,7 @@ class Router:
         return _nothing
 
     async def _complete(self, about: Delegation, _: Errand) -> _Note:
+        await self._files.of(about)
         output = dpb.Result.FromString(about.result).output
         completion = wsvc.Completion(claim=_claim(about), result=output)
         request = wsvc.CompleteTasksRequest(completions=[completion])

@@ -30,7 +30,7 @@ from hopper_federation.trust import Level
 from hopper_federation.trust_admin import TrustAdmin
 from hopper_federation.trust_snapshot import TrustedPeer, TrustSnapshots
 from hopper_testing.clock import ManualClock
-from tests.federation.seals import FIRST, Hoppers, made_hoppers, offer_to_bob, result_of_carol
+from tests.federation.seals import FIRST, NOW, Hoppers, made_hoppers, offer_to_bob, result_of_carol
 
 Verdict = svc.DecideRemoteDelegationRequest
 CONTEXT: Final[Any] = None  # no method looks at it
@@ -45,6 +45,12 @@ def hoppers(tmp_path_factory: pytest.TempPathFactory) -> Hoppers:
 def database_url(tmp_path: Path) -> str:
     """One engine: the store has tests of its own on both."""
     return str(tmp_path / "federation.db")
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    """The one of the identities, whose keys are good for some months."""
+    return ManualClock(NOW)
 
 
 class Alice:

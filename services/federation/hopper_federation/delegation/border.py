@@ -30,6 +30,7 @@ class Verdict:
 
     Attributes:
         transit: Install ids of the third Hoppers that the rule lets take part; None: any.
+        redact: Fields that do not leave by the rule.
     """
 
     allowed: bool
@@ -39,6 +40,7 @@ class Verdict:
     detail: str
     retry_after: float | None
     transit: frozenset[str] | None = frozenset()
+    redact: tuple[str, ...] = ()
 
 
 class Border:
@@ -95,7 +97,8 @@ def _no(rule: str, reason: str, detail: str, retry_after: float | None = None) -
 
 def _verdict(ruling: Ruling, grant: Grant | None) -> Verdict:
     wait = ruling.retry_after
-    rules = () if grant is None else grant.rules
+    rules = {} if grant is None else {rule.name: rule for rule in grant.rules}
+    rule = rules.get(ruling.rule)
     return Verdict(
         ruling.allowed,
         ruling.quarantined,
@@ -103,5 +106,6 @@ def _verdict(ruling: Ruling, grant: Grant | None) -> Verdict:
         ruling.reason,
         ruling.detail,
         None if wait is None else wait.total_seconds(),
-        next((rule.transit for rule in rules if rule.name == ruling.rule), frozenset()),
+        frozenset() if rule is None else rule.transit,
+        () if rule is None else rule.redact,
     )

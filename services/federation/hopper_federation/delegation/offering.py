@@ -26,8 +26,10 @@ from hopper_federation.delegation.model import (
     State,
 )
 from hopper_federation.delegation.narrowing import at_origin
+from hopper_federation.delegation.redaction import kept_from, redacted
 from hopper_federation.delegation.sealing import HandOver, extend_offer, seal_offer
 
+WHOLE: Final = "another Hopper's task goes on whole or not at all"
 PART: Final = "a part of another Hopper's task does not leave"
 
 
@@ -55,6 +57,7 @@ class _Case:
     body: dpb.TaskBody
     came: Delegation | None
     uid: str
+    exclusive: bool
     verdict: Verdict
 
 
@@ -83,15 +86,19 @@ class Offerer:
         came = _brought(sitting, lineage)
         if came is not None and lineage.is_part:
             return Refused("parts", "CAPABILITY_DENIED", PART)
-        body = bodies.body_of(task.spec)
+        body = bodies.body_of(task.spec) if came is None else _body_of(came)
         origin = "" if came is None else came.task_uid.partition("/")[0]
-        crossing = bodies.crossing_of(body, exclusive=task.spec.exclusive, origin=origin)
+        exclusive = task.spec.exclusive if came is None else came.exclusive
+        crossing = bodies.crossing_of(body, exclusive=exclusive, origin=origin)
         verdict = sitting.border.rule(peer, crossing)
         if not verdict.allowed:
             return Refused(verdict.rule, verdict.reason, verdict.detail)
+        kept = [] if came is None else kept_from(body, verdict.redact)
+        if kept:
+            return Refused(verdict.rule, "LABEL_DENIED", f"{', '.join(kept)} may not leave, and {WHOLE}")
         uid = f"{self._desks.own_install}/{_id_of(lineage.work)}" if came is None else came.task_uid
         try:
-            return self._hand_over(sitting, _Case(peer, task, body, came, uid, verdict))
+            return self._hand_over(sitting, _Case(peer, task, body, came, uid, exclusive, verdict))
         except (WrongState, PermissionDenied) as error:  # it would go in a circle, or further than it may
             return Refused(verdict.rule, error.reason, error.message)
 
@@ -107,7 +114,7 @@ class Offerer:
             epoch=hand_over.epoch,
             state=State.OFFERED,
             lease=hand_over.lease.total_seconds(),
-            exclusive=spec.exclusive,
+            exclusive=case.exclusive,
             rule=case.verdict.rule,
             task=case.task.name,
             token=case.task.claim.fencing_token,
@@ -145,11 +152,11 @@ class Offerer:
         transit = case.verdict.transit
         return seal_offer(
             self._identity,
-            case.body,
+            redacted(case.body, case.verdict.redact),
             hand_over,
             task=case.uid.partition("/")[2],
             redelegation=at_origin(spent=spent, installs=None if transit is None else sorted(transit)),
-            exclusive=case.task.spec.exclusive,
+            exclusive=case.exclusive,
             not_after=time + (hand_over.schedule_to_start or DEFAULT_START),
             now=time,
         )
@@ -159,6 +166,11 @@ def _brought(sitting: Sitting, lineage: Lineage) -> Delegation | None:
     """The hand-over that brought a task here from another Hopper, if one did."""
     came = sitting.rows.of_task(lineage.first)
     return came if came is not None and came.role is Role.IN else None
+
+
+def _body_of(came: Delegation) -> dpb.TaskBody:
+    """What another Hopper has said is to be done: what goes on, whatever was made of it here."""
+    return dpb.TaskBody.FromString(dpb.Offer.FromString(came.offer).body)
 
 
 def _id_of(task: str) -> str:

@@ -15,7 +15,9 @@ from tests.e2e.calls import connected, first_admin, register_crew, submit_reques
 BUF = str(Path(sys.executable).with_name("buf"))
 HOPPER_SERVICES = [
     "hopper.common.v1.AuditService",
+    "hopper.federation.v1.ArtifactService",
     "hopper.federation.v1.PeerAdminService",
+    "hopper.federation.v1.RemoteDelegationService",
     "hopper.memory.v1.EpisodicMemoryService",
     "hopper.memory.v1.FeedbackService",
     "hopper.memory.v1.LearningService",
@@ -112,7 +114,9 @@ def test_every_method_of_every_service_is_described(curl: Curl) -> None:
 
 CALLS: dict[str, tuple[dict[str, Any], str]] = {
     "hopper.common.v1.AuditService/ListAuditRecords": ({}, "records"),
+    "hopper.federation.v1.ArtifactService/ListArtifacts": ({"task": "<task>"}, ""),
     "hopper.federation.v1.PeerAdminService/ListPeers": ({}, ""),
+    "hopper.federation.v1.RemoteDelegationService/ListRemoteDelegations": ({}, ""),
     "hopper.memory.v1.EpisodicMemoryService/GetProjectHistory": ({"project": "projects/crew"}, ""),
     "hopper.memory.v1.FeedbackService/GetStats": ({}, ""),
     "hopper.memory.v1.WorkingMemoryService/PutContext": (

@@ -1,7 +1,7 @@
 """Hoppers that are peers already: identity, store, peer port and contact of each, without a host around them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -49,6 +49,8 @@ if TYPE_CHECKING:  # it is in the type stubs only
 PATIENCE: Final = 60.0
 """Seconds to wait for what must come: nobody waits that long unless something is wrong."""
 
+Owed = Callable[[str, psvc.GetBlobRequest], AsyncGenerator[bytes, None]]
+
 
 class Noted:
     """An audit log that keeps its decisions in a list."""
@@ -73,7 +75,7 @@ class Neighbour:
         self.db = db
         self.files = Artifacts(db, self.clock)
         self.blobs = BlobStore(directory / "blobs")
-        self.owed = OwedFiles(self.files, self.blobs).pieces
+        self.owed: Owed = OwedFiles(self.files, self.blobs).pieces
         self.name = directory.name
         self.identity = IdentityStore.open(directory / "identity", self.clock, leaf_lifetime=leaf_lifetime)
         self.federation = federation
@@ -152,6 +154,9 @@ class Neighbour:
                 for outcome in await asyncio.gather(*tasks, return_exceptions=True):
                     if isinstance(outcome, Exception):
                         raise outcome
+
+    def _owed(self, caller: str, request: psvc.GetBlobRequest) -> AsyncGenerator[bytes, None]:
+        return self.owed(caller, request)  # as it is then
 
     async def free_slots(self, install_id: str) -> int:
         """What peers are told."""

@@ -15,8 +15,12 @@ from hopper.common.v1.options_pb2 import TRUST_LEVEL_KNOWN, TRUST_LEVEL_TRUSTED,
 from hopper.federation.v1 import peer_admin_service_pb2 as svc
 from hopper.federation.v1.peer_pb2 import Invitation
 from hopper_common import failpoints
+from hopper_common.identity.certificates import issued_by
+from hopper_common.identity.store import IdentityStore
 from hopper_common.timestamps import to_proto
 from hopper_federation import tokens
+from hopper_federation.dialling import look
+from hopper_federation.introductions import point_of
 from hopper_federation.model import MOST_OPEN_INVITATIONS
 from hopper_testing.clock import ManualClock
 from tests.federation.harness import PATIENCE, RunningFederation, refusal, violations
@@ -191,6 +195,28 @@ async def test_an_altered_key_or_name_in_a_token_is_found_before_anything_is_sai
         (invitation,) = await hopper.invitations()
         assert (invitation.state, invitation.wrong_proofs) == (Invitation.STATE_OPEN, 0)
     assert (await bob.join(token, "alice")).level == TRUST_LEVEL_KNOWN
+
+
+async def test_a_root_that_was_replaced_since_the_invitation_was_made(
+    alice: RunningFederation, bob: RunningFederation, eve: RunningFederation, clock: ManualClock
+) -> None:
+    """Who shows a certificate of the next root is believed; one of a root that came before is not."""
+    token = await alice.invite("bob")
+    (address,) = tokens.decode(token).addresses
+    identity = IdentityStore.open(alice.directory / "identity", clock)
+    for move in (identity.prepare, identity.activate, identity.taint):
+        move()
+    async with asyncio.timeout(PATIENCE):
+        while not issued_by((await look(address)).certificate, identity.roots()[-1:]):  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(0.05)
+    later = await alice.invite("carol")
+    assert tokens.decode(later).root_key != tokens.decode(token).root_key
+    assert (await bob.join(token, "alice")).level == TRUST_LEVEL_KNOWN
+    identity.revoke()
+    identity.prepare()  # it issues nothing yet
+    unborn = altered(later, root_key=point_of(identity.roots()[-1]))
+    await refusal(eve.join(unborn, "alice"), DENIED, "PEER_IMPOSTOR")
+    assert (await eve.join(later, "alice")).level == TRUST_LEVEL_KNOWN
 
 
 async def test_all_addresses_are_tried(alice: RunningFederation, bob: RunningFederation) -> None:

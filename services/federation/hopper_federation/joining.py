@@ -12,15 +12,17 @@ from collections.abc import Callable
 
 import structlog
 
-from hopper.federation.v1.pairing_service_pb2 import RedeemRequest, RedeemResponse
+from hopper.federation.v1.pairing_service_pb2 import GetRotationRequest, RedeemRequest, RedeemResponse
 from hopper_common import failpoints
 from hopper_common.clock import Clock
 from hopper_common.errors import FieldViolation, InvalidArgument
-from hopper_common.identity.errors import SignatureInvalid
+from hopper_common.identity.bundles import roots_of, verify_bundle
+from hopper_common.identity.certificates import issued_by
+from hopper_common.identity.errors import BundleInvalid, SignatureInvalid
 from hopper_federation import admission, dialling, tokens, transcript
 from hopper_federation.dialling import Shown
 from hopper_federation.errors import InvitationExpired, PeerImpostor, PeerUnreachable
-from hopper_federation.introductions import Introduced, Introductions
+from hopper_federation.introductions import Introduced, Introductions, point_of
 from hopper_federation.model import MOST_SKEW, Peer
 from hopper_federation.store_sql import Federation, SqlStore
 from hopper_federation.tokens import Token
@@ -104,9 +106,30 @@ class Joiner:
         except ValueError as error:
             raise dialling.unreachable(address, str(error)) from error
         shown.check_is(token.install_id)
-        shown.check_issued_by(token.root_key)
         shown.check_times(self._clock.now())
+        try:
+            shown.check_issued_by(token.root_key)
+        except PeerImpostor:
+            if not await self._issued_later(shown, token):
+                raise
         return shown
+
+    async def _issued_later(self, shown: Shown, token: Token) -> bool:
+        """Whether it was issued by a root that has followed the one of the invitation since, as its bundle proves."""
+        request = GetRotationRequest()
+        async with dialling.pinned(shown) as pairing:
+            answer = await dialling.called(
+                shown.address, lambda: pairing.GetRotation(request, timeout=dialling.CALL_SECONDS)
+            )
+        try:
+            bundle = verify_bundle(answer.bundle, now=self._clock.now())
+        except (BundleInvalid, SignatureInvalid):
+            return False
+        roots = roots_of(bundle)
+        since = next(
+            (number for number, root in enumerate(roots) if point_of(root) == token.root_key), len(roots)
+        )
+        return bundle.install_id == token.install_id and issued_by(shown.certificate, roots[since:])
 
     async def _redeem(self, shown: Shown, token: Token, nonce: bytes) -> tuple[Introduced, tuple[str, ...]]:
         inviter = Side(token.install_id, token.root_key)

@@ -6,7 +6,10 @@ from uuid import uuid4
 
 import pytest
 
+from hopper.memory.v1.episode_pb2 import Episode
+from hopper.router.v1 import decision_pb2
 from hopper.router.v1 import delegation_service_pb2 as svc
+from hopper.router.v1 import routing_service_pb2 as routing_svc
 from hopper.router.v1 import task_pb2 as pb
 from hopper.router.v1 import task_service_pb2 as task_svc
 from hopper.router.v1 import work_service_pb2 as work_svc
@@ -17,12 +20,15 @@ from hopper_common.auth.model import Kind, Principal, Service, TrustLevel
 from hopper_common.errors import HopperError, PermissionDenied
 from hopper_router.decomposing import Decomposer
 from hopper_router.delegation_servicer import DelegationServicer
+from hopper_router.episode_source import StoredEpisodes
+from hopper_router.episodes import episode, outcome
 from hopper_router.holders import Holders
-from hopper_router.model import Border, Scope
+from hopper_router.model import Border, Lesson, Scope, Truth
 from hopper_router.work_servicer import WorkServicer
 from tests.router.harness import (
     HOUR,
     MINUTE,
+    NOW,
     ROOT,
     SECOND,
     Code,
@@ -477,3 +483,98 @@ async def test_others_are_weighed_where_a_peer_is_left_out(router: Router) -> No
     assert (answer.task.project, answer.task.state) == (web, State.STATE_QUEUED)
     (exclusion,) = answer.decision.exclusions
     assert (exclusion.filter, exclusion.count) == ("border", 2)
+
+
+# ---------------------------------------------------------------- like any other project
+
+
+async def use(router: Router, source: str) -> None:
+    policy = decision_pb2.Policy(name=f"{ROOT}/policy", source=source)
+    await router.routing.UpdatePolicy(routing_svc.UpdatePolicyRequest(policy=policy))
+
+
+async def test_a_peer_is_scored_with_the_others_and_explained(router: Router) -> None:
+    web = router.registry.project("web", description="gardens")
+    project, _ = peer(router)
+    router.registry.change(project, description="history of the zebra", cost=2.0)
+    await use(router, "threshold: 0")
+    open_to_all = Border(
+        BOB, '[[rule]]\nname = "all"\neffect = "allow"\ndirection = "out"', TrustLevel.TRUSTED
+    )
+    router.registry.change(project, border=open_to_all)
+    answer = await router.submitted("where the zebra came from")
+    decision = answer.decision
+    assert (decision.project, answer.task.state) == (project, State.STATE_DELEGATED)
+    assert {candidate.project for candidate in decision.candidates} == {project, web}
+    explained = await router.tasks.ExplainTask(
+        task_svc.ExplainTaskRequest(name=answer.task.name, not_project=web)
+    )
+    assert f"it went to {project}" in explained.sentences[0]
+    assert explained.why_not.rank == 2
+
+
+async def test_what_is_under_way_at_a_peer_is_its_load(router: Router) -> None:
+    project, instance = peer(router)
+    router.registry.change(project, max_open=2)
+    tasks = [await routed(router) for _ in range(3)]
+    assert [task.state for task in tasks] == [State.STATE_DELEGATED] * 2 + [State.STATE_SUBMITTED]
+    assert dict(tasks[2].wait.exclusions) == {"capacity": 1}
+    await router.complete(await router.claim_one(instance, FEDERATION))
+    await router.follow()
+    assert (await router.get(tasks[2])).state == State.STATE_DELEGATED
+
+
+async def test_a_peer_that_is_not_heard_from_is_left_out(router: Router) -> None:
+    project, _ = peer(router)
+    router.registry.change(project, live_workers=0)
+    assert dict((await routed(router)).wait.exclusions) == {"no-live-worker": 1}
+
+
+async def test_how_it_went_at_a_peer_is_told_to_memory(router: Router) -> None:
+    project, instance = peer(router)
+    done, failed = await routed(router), await routed(router)
+    for _ in range(2):
+        claimed = await router.claim_one(instance, FEDERATION)
+        if (await router.child_of(done)).name == claimed.name:
+            await router.complete(claimed)
+        else:
+            await router.fail(claimed, permanent=True)
+    source = StoredEpisodes(router.db)
+    told = await source.records([done.decision, failed.decision], [])
+    assert {episode(record).project for record in told.values()} == {project}
+    ended = await source.ended([done.name, failed.name])
+    outcomes = [outcome(ended[task.name]) for task in (done, failed)]
+    assert [said.outcome for said in outcomes if said] == [Episode.OUTCOME_SUCCEEDED, Episode.OUTCOME_FAILED]
+
+
+async def test_what_was_learned_of_a_peer_counts(router: Router) -> None:
+    """Nothing speaks for it but how such tasks went there."""
+    router.registry.project("web", "research.web", description="gardens")
+    project, _ = peer(router)
+    await use(router, "strategy: learned\nthreshold: 0")
+    titles = ["the zebra is lost", "zebra manuals", "zebra again"] * 5
+    router.engine.learned.apply(
+        [
+            Lesson(n, ROOT, f"decisions/{n}", title, "", (), Truth.RIGHT, project, "ann", 1.0, NOW)
+            for n, title in enumerate(titles, start=1)
+        ]
+    )
+    answer = await router.submitted("zebra manuals", required_capabilities=["research.web"])
+    assert (answer.decision.project, answer.decision.strategy) == (project, "learned")
+
+
+async def test_a_decision_made_once_more_keeps_to_the_border(router: Router) -> None:
+    """What may not leave may not leave by another policy either."""
+    project, _ = peer(router, policy=CAREFUL)
+    web = router.registry.project("web", "research.web")
+    await routed(router, tags=["customer"])
+    request = routing_svc.ReplayPolicyRequest(instance=ROOT, source=f"default_project: {project}")
+    replayed = await router.routing.ReplayPolicy(request)
+    assert (replayed.replayed, replayed.changed) == (1, 0)
+    suggested = await router.routing.SuggestRoute(
+        routing_svc.SuggestRouteRequest(
+            parent=ROOT,
+            spec=pb.TaskSpec(title="x", tags=["customer"], required_capabilities=["research.web"]),
+        )
+    )
+    assert suggested.decision.project == web

@@ -63,6 +63,9 @@ class Receiver:
     Args:
         free_slots: How many more tasks this Hopper would take from a peer now.
         monotonic: Seconds, of a clock that never goes back.
+
+    Attributes:
+        under_way: What has been begun and goes on to its end.
     """
 
     def __init__(
@@ -78,7 +81,12 @@ class Receiver:
         self._free_slots = free_slots
         self._monotonic = monotonic
         self._offers: dict[str, Bucket] = {}
-        self._under_way: set[asyncio.Future[Any]] = set()
+        self._on_restored: list[Callable[[str], None]] = []
+        self.under_way: set[asyncio.Future[Any]] = set()
+
+    def on_restored(self, callback: Callable[[str], None]) -> None:
+        """Call back with the install id of a peer that has begun anew: what it has lost, only this Hopper knows."""
+        self._on_restored.append(callback)
 
     async def deliver(self, peer: str, request: svc.DeliverRequest) -> svc.DeliverResponse:
         """
@@ -106,19 +114,24 @@ class Receiver:
         Raises:
             StorageFull, StorageUnavailable: Nothing was done.
         """
-        return await self._to_the_end(
+        before = await self._desks.read(lambda rows: rows.incarnation_of(peer))
+        response = await self._to_the_end(
             self._desks.write(lambda sitting: syncing.answered(sitting, peer, request))
         )
+        if before not in (0, request.incarnation):
+            for tell in self._on_restored:
+                tell(peer)
+        return response
 
     async def _to_the_end(self, work: Coroutine[Any, Any, T]) -> T:
         """What was begun goes on though nobody waits for it any more."""
         task = asyncio.ensure_future(work)
-        self._under_way.add(task)
+        self.under_way.add(task)
         task.add_done_callback(self._ended)
         return await asyncio.shield(task)
 
     def _ended(self, task: asyncio.Future[Any]) -> None:
-        self._under_way.discard(task)
+        self.under_way.discard(task)
         if not task.cancelled():
             task.exception()  # whoever waited has it
 

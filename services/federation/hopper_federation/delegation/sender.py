@@ -119,6 +119,11 @@ class Senders:
         post = self._posts.get(peer)
         return Hold() if post is None else post.hold
 
+    def restored(self, peer: str) -> None:
+        """A peer has begun anew: notes are compared before anything else is sent to it."""
+        self.syncer.is_needed(peer)
+        self._told(peer)
+
     async def run(self) -> None:
         """Send, for ever."""
         async with asyncio.TaskGroup() as group:
@@ -324,13 +329,8 @@ class Post:
         if problem.reason in _REFUSED and batch:
             await self._refused(problem, batch)
             return
-        wait = 0.0 if problem.retry_after is None else problem.retry_after.total_seconds()
         self.hold = hold = self.hold.after(
-            self._now(),
-            problem.reason,
-            problem.message,
-            chance=self._all.chance(),
-            least=LONGEST if isinstance(problem, PermissionDenied) else wait,
+            self._now(), problem.reason, problem.message, chance=self._all.chance(), least=_least(problem)
         )
         ended = problem.reason in _ENDED
         log.info(
@@ -357,6 +357,15 @@ class Post:
 
     def _now(self) -> float:
         return self._desks.steady()
+
+
+def _least(problem: HopperError) -> float:
+    """How long the peer wants to be left alone."""
+    if isinstance(problem, PermissionDenied):
+        return LONGEST
+    if problem.retry_after is None or problem.reason in _CUT_SHORT:
+        return 0.0  # of who does not answer, nobody knows
+    return problem.retry_after.total_seconds()
 
 
 def _readable(receipts: Iterable[pb.Receipt]) -> Iterator[tuple[str, Receipt]]:

@@ -150,6 +150,19 @@ def test_who_is_closed_and_ruled_out_is_nobodys_concern() -> None:
     assert not hours_of(decide(task(), (OPEN, desk("b"), busy)))
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        task(start_after=datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)),
+        task(finish_by=datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)),
+        replace(task(finish_by=NOON + HOUR), estimated_effort=timedelta(days=3_650_000)),
+    ],
+)
+def test_any_time_is_decided_about(spec: TaskSpec) -> None:
+    assert decide(spec).project
+    assert bool(hours_of(decide(spec))) == (spec.clocks.start_after is None)
+
+
 def test_nobody_works_and_the_first_to_open_has_it() -> None:
     decision = decide(task(priority=100), (EVENING, WEEKEND))
     assert decision.project == EVENING.name

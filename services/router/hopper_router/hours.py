@@ -24,6 +24,8 @@ LEAST_HURRY: Final = 0.02
 MIDDLE: Final = 8 * 3600.0
 """Seconds: who opens in a working day is half way from who works now to who never does."""
 _MOST_HURRY: Final = 100 - DEFAULT_PRIORITY
+_KNOWN: Final = timedelta(days=365)
+"""How far ahead hours are taken to be as they are."""
 _MINUTE: Final = 60
 _MOST_MINUTES: Final = 16
 _ALWAYS: Final = -math.inf
@@ -73,12 +75,12 @@ class _Minute(NamedTuple):
     opens: FloatArray
 
 
-def _rows_by_hours(projects: Sequence[Project]) -> dict[WorkingHours, list[int]]:
+def _rows_by_hours(projects: Sequence[Project]) -> dict[WorkingHours, IntArray]:
     rows: dict[WorkingHours, list[int]] = {}
     for row, project in enumerate(projects):
         if project.working_hours is not None:
             rows.setdefault(project.working_hours, []).append(row)
-    return rows
+    return {hours: np.array(found, dtype=np.intp) for hours, found in rows.items()}
 
 
 class AtWork(NamedTuple):
@@ -100,8 +102,10 @@ class AtWork(NamedTuple):
 
     @classmethod
     def of(cls, task: TaskSpec, candidates: Candidates, eligible: IntArray, now: datetime) -> AtWork | None:
-        """None: all work, which says nothing about anybody."""
+        """None: all work, which says nothing about anybody; or nobody knows yet who will."""
         begin = max(now, task.clocks.start_after or now)
+        if begin - now > _KNOWN:
+            return None
         waits = Roster.of(candidates).waits(eligible, begin)
         if waits is None:
             return None
@@ -123,11 +127,11 @@ class AtWork(NamedTuple):
 
 
 def _left(task: TaskSpec, begin: datetime) -> float | None:
-    clocks = task.clocks
-    ends = [] if clocks.start_by is None else [clocks.start_by]
+    clocks, effort = task.clocks, task.estimated_effort or timedelta()
+    left = [] if clocks.start_by is None else [clocks.start_by - begin]
     if clocks.finish_by is not None:
-        ends.append(clocks.finish_by - (task.estimated_effort or timedelta()))
-    return (min(ends) - begin).total_seconds() if ends else None
+        left.append(clocks.finish_by - begin - effort)
+    return min(left).total_seconds() if left else None
 
 
 def _hurry(task: TaskSpec, left: float | None) -> float:

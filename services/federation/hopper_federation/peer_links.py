@@ -214,7 +214,6 @@ class PeerLink:
             self.install_id,
             offset=then - now,
             version=agreed_version(versions_from_proto(theirs.versions)),
-            free_slots=answer.free_slots,
         )
         check_clock(then, now)
 

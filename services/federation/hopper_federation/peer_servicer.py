@@ -97,7 +97,7 @@ class PeerServicer(PeerServiceServicer):
         check_clock(from_proto(theirs.now), now)
         version = agreed_version(versions_from_proto(theirs.versions))
         await bundles_kept.take(self._federation, caller, theirs.bundle, self._alarm)
-        self._statuses.met(caller, offset=from_proto(theirs.now) - now, version=version, free_slots=0)
+        self._statuses.met(caller, offset=from_proto(theirs.now) - now, version=version)
         ours = self._introductions.ours()
         signature = self._identity.sign(
             greeting.signed(request.nonce, caller, self._identity.install_id, from_proto(ours.now))

@@ -96,11 +96,13 @@ class Statuses:
         """A call to it failed."""
         self._known[install_id] = replace(self.of(install_id), failure=reason, problem=problem)
 
-    def met(self, install_id: str, *, offset: timedelta, version: str, free_slots: int) -> None:
+    def met(self, install_id: str, *, offset: timedelta, version: str) -> None:
         """It said what time it has, and what it speaks."""
-        self._known[install_id] = replace(
-            self.of(install_id), offset=offset, version=version, free_slots=free_slots
-        )
+        self._known[install_id] = replace(self.of(install_id), offset=offset, version=version)
+
+    def would_take(self, install_id: str, free_slots: int) -> None:
+        """It said how many more tasks it would take."""
+        self._known[install_id] = replace(self.of(install_id), free_slots=free_slots)
 
     def keep_only(self, install_ids: set[str]) -> None:
         """Forget whoever is no peer any more."""

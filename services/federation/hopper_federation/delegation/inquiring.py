@@ -124,6 +124,7 @@ class Inquirer:
             return False
         self._unreached.discard(install_id)
         self._credit.told(install_id, answer.free_slots)
+        self._links.statuses.would_take(install_id, answer.free_slots)
         said = advertised(answer)
         if said == self.known.get(install_id):
             return False

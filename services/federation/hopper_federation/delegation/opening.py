@@ -130,11 +130,13 @@ class Delegations:
         def told_slots(install_id: str, free: int) -> None:
             self.measures.delivered()
             credit.told(install_id, free)
+            peering.statuses.would_take(install_id, free)
 
         syncer = Syncer(self.desks, peering.links, self._federation)
         senders = Senders(
             self.desks, peering.links, self._snapshots, peering.statuses, syncer, told_slots=told_slots
         )
+        self.receiver.on_restored(senders.restored)
         return [senders.run]
 
     def _at_the_router(

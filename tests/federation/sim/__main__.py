@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+import traceback
 
 from tests.federation.sim.invariants import violations
 from tests.federation.sim.world import World
@@ -25,40 +26,39 @@ def main() -> int:
         return _tell(wanted.seed)
     began, seed, failed, events = time.monotonic(), wanted.first, 0, 0
     while time.monotonic() - began < wanted.seconds:
-        world = World(seed)
-        world.run()
-        events += world.events
-        wrong = violations(world)
-        if wrong:
+        found, steps = tried(seed)
+        events += steps
+        if found:
             failed += 1
-            print(f"seed {seed}: {wrong[0]} ({len(wrong)} in all)", flush=True)
+            print(f"seed {seed}: {found[0]} ({len(found)} in all)", flush=True)
         seed += 1
     print(f"{seed - wanted.first} seeds from {wanted.first}, {events} events, {failed} with violations")
     return 1 if failed else 0
 
 
+def tried(seed: int) -> tuple[list[str], int]:
+    """What is wrong with one world, and how many events it had."""
+    world = World(seed)
+    try:
+        world.run()
+    except Exception:  # a violation like any other: the next seed is tried all the same
+        return [traceback.format_exc()], world.events
+    return violations(world), world.events
+
+
 def _tell(seed: int) -> int:
     world = World(seed)
-    world.run()
-    print(*world.log, sep="\n")
+    try:
+        world.run()
+    finally:
+        print(world.plan, *world.log, sep="\n")
     wrong = violations(world)
-    print(*wrong, sep="\n")
     for hopper in world.hoppers.values():
         for each in hopper.tables.delegations.values():
-            print(
-                hopper.name, each.role, each.id, each.peer, each.task_uid, each.epoch, each.state, each.reason
-            )
+            print(hopper.name, each)
         for task in hopper.router.tasks.values():
-            print(
-                hopper.name,
-                "task",
-                task.name,
-                task.uid,
-                task.state,
-                task.at,
-                sorted(task.able),
-                task.exclusive,
-            )
+            print(hopper.name, task)
+    print(*world.ledger, *world.alarms, *wrong, sep="\n")
     return 1 if wrong else 0
 
 

@@ -1,19 +1,23 @@
 """
 A simulated Hopper: the desk and its state machines as they are, in shells that are as small as can be.
 
-It may go down before or after every transaction, and between the router's and its own. What it had in memory is gone
-then, what it had committed is not, and its clock jumps.
+It may go down before and after every transaction, and between the router's and its own: the process alone, with workers
+that live on, or the whole machine. What it had in memory is gone then, what it had committed is not (unless its disk
+lies), and its clock may jump.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from hopper_federation.delegation.desk import Desk, due_of, note_of
+from hopper_federation.delegation.desk import Desk, note_of
 from hopper_federation.delegation.model import (
+    Appraisal,
     Delegation,
+    Errand,
     Gone,
     Message,
     Note,
@@ -27,8 +31,10 @@ from hopper_federation.delegation.model import (
     TaskNews,
     Verdict,
 )
-from tests.federation.sim.memory_store import Chore, MemoryDelegations, Tables, copied
-from tests.federation.sim.sim_router import SimRouter, SimTask, TaskState
+from hopper_federation.delegation.narrowing import Redelegation, at_origin, handed_on
+from hopper_federation.errors import CapabilityDenied, FanOutLimit, HopLimit
+from tests.federation.sim.memory_store import Change, Chore, MemoryDelegations, Tables, undone
+from tests.federation.sim.sim_router import SimRouter, SimTask, TaskState, What
 
 if TYPE_CHECKING:
     from tests.federation.sim.world import World
@@ -39,7 +45,14 @@ TIMEOUT = 10.0
 PAUSE = 1.0
 LONGEST_PAUSE = 300.0
 SYNC_EVERY = 3600.0
-FAN_OUT = 16
+KEEP_EVERY = 100.0
+PAGE = 3
+BATCH = 50
+NEVER = 1e9
+RESYNC = "RESYNC_NEEDED"
+REVOKED = "PEER_REVOKED"
+
+_WAITS_FOR_PEOPLE = frozenset({State.QUARANTINED, State.SUSPECT, State.ORPHANED, State.DISPUTED})
 
 
 class Crash(Exception):
@@ -51,7 +64,7 @@ class Ruled:
     """What a simulated border says."""
 
     allowed: bool
-    quarantined: bool
+    quarantined: bool = False
     rule: str = "sim"
     reason: str = ""
     detail: str = ""
@@ -60,12 +73,47 @@ class Ruled:
 
 @dataclass
 class Line:
-    """The sending to one peer: gone with the process."""
+    """
+    The sending to one peer: gone with the process.
+
+    Attributes:
+        due: When notes are to be compared next.
+        needed: It takes nothing before they have been.
+        pages: What is left of the comparison that is under way.
+    """
 
     busy: bool = False
+    calls: int = 0
     pause: float = PAUSE
     not_before: float = 0.0
-    synced: float = float("-inf")
+    due: float = 0.0
+    needed: bool = False
+    sending: tuple[str, ...] = ()
+    pages: list[list[Note]] | None = None
+    after: str = ""
+
+
+@dataclass(frozen=True)
+class Cargo:
+    """What an offer carries besides what the core reads."""
+
+    what: What
+    allowed: Redelegation
+    path: tuple[str, ...]
+
+
+@dataclass
+class Trust:
+    """
+    Whom it is paired with: written down elsewhere, and never lost here.
+
+    Attributes:
+        draining: Until when what is under way with a peer may go on.
+    """
+
+    peers: set[str]
+    revoked: dict[str, Gone] = field(default_factory=dict)
+    draining: dict[str, float] = field(default_factory=dict)
 
 
 class SimHopper:
@@ -76,47 +124,107 @@ class SimHopper:
         peers: Whom it is paired with.
     """
 
+    lies = False
+
     def __init__(self, world: World, name: str, peers: set[str]) -> None:
         self.world = world
         self.name = name
-        self.peers = peers
+        self.trust = Trust(set(peers))
         self.tables = Tables()
-        self.router = SimRouter(name, set(peers), world.ledger, world.finished)
+        self.router = SimRouter(world, name, set(peers), self.wake)
         self.up = False
         self.life = 0
-        self.skew = 0.0
-        self.rate = 1.0
-        self.revoked: set[str] = set()
+        self.incarnation = 1
+        self.restored = False
+        self.unsynced: list[list[Change]] = []
+        self.copy: Tables | None = None
+        self._born = world.now
+        self._skew = 0.0
+        self._rate = 1.0
         self._lines: dict[str, Line] = {}
         self._pump_at: float | None = None
-        self._told: dict[str, tuple[bool, float]] = {}
+        self._keep_at = 0.0
+        self._asked: dict[tuple[Role, str], None] = {}
 
     # Being up and down.
 
     def steady(self) -> float:
-        """Its steady clock: even while it is up, and wrong by as much as its wall clock was when it started."""
-        return self.world.now * self.rate + self.skew
+        """Its steady clock: even while it is up, and as wrong as its wall clock was when it started."""
+        return self._born + self._skew + (self.world.now - self._born) * self._rate
 
     def start(self) -> None:
         """Come up, if it is down."""
         if self.up:
             return
-        rng = self.world.rng
-        self.up, self.life = True, self.life + 1
-        self.rate = 1 + rng.uniform(-1e-5, 1e-5)
-        self.skew = rng.choice([0.0, 0.0, rng.uniform(-600, 600)])
-        self._lines = {peer: Line() for peer in sorted(self.peers)}
-        self._told.clear()
-        self._safely(lambda: self._txn(lambda desk, store: desk.restarted(sorted(self.peers))))
+        world, rng = self.world, self.world.rng
+        if not self.router.up:
+            self.router.comes_up()
+        self.up, self.life, self._born = True, self.life + 1, world.now
+        self._rate = 1 + rng.uniform(-1, 1) * world.plan.drift
+        self._skew = rng.choice([0.0, rng.uniform(-1, 1) * world.plan.skew])
+        self._lines = {peer: Line(due=world.now) for peer in self._partners()}
+        self._asked.clear()
+        self._keep_at = 0.0
+        for name, task in self.router.tasks.items():
+            if task.inbound:
+                self.router.news[name] = None
+        self._safely(self._begin)
         self.wake()
 
-    def _down(self) -> None:
-        self.world.note(f"{self.name} goes down")
-        self.up = False
-        self.router.workers_die(self.world.now)
-        self.world.after(self.world.rng.choice([1.0, 60.0, 2000.0, 7000.0]), self.start)
+    def _begin(self) -> None:
+        self.txn(lambda desk, store: desk.restarted(self._partners()))
+        if self.restored:
+            self._sweep()
+        for peer, why in list(self.trust.revoked.items()):
+            self.gone(peer, why)
+        for peer, until in list(self.trust.draining.items()):
+            self.world.at(until, lambda peer=peer: self.drained(peer))  # type: ignore[misc]
+        for key in self.tables.delegations:
+            self._ask_people(self.tables.delegations[key])
 
-    def _step(self) -> None:
+    def _partners(self) -> list[str]:
+        return sorted({*self.trust.peers, *self.trust.draining})
+
+    def _sweep(self) -> None:
+        """After a restore: what was made of hand-overs that nobody here knows of any more is stopped."""
+        for task in list(self.router.tasks.values()):
+            if (
+                task.inbound
+                and (Role.IN, task.inbound) not in self.tables.delegations
+                and not task.state.over
+            ):
+                self.router.cancel(task.name)
+                self.step()
+
+    def down(self, machine: bool | None = None) -> None:
+        """The process dies, or the whole machine."""
+        world, rng = self.world, self.world.rng
+        machine = rng.random() < 0.5 if machine is None else machine
+        world.note(f"{self.name} goes down, {'the machine' if machine else 'the process'}")
+        self.up = False
+        self.router.unguarded()
+        if machine:
+            self.router.goes_down()
+            self._lose_power()
+        world.after(rng.choice([1.0, 60.0, 2000.0, 7000.0]), self.start)
+
+    def _lose_power(self) -> None:
+        if self.world.plan.disk_lies:
+            for changes in reversed(self.unsynced):
+                undone(changes)
+        self.unsynced.clear()
+
+    def restore(self, copy: Tables) -> None:
+        """Bring back an old copy of its tables."""
+        self.world.note(f"{self.name} is restored from a copy")
+        if self.up:
+            self.down(machine=False)
+        self.tables = copy.copy()
+        self.unsynced.clear()
+        self.incarnation += 1
+        self.restored = True
+
+    def step(self) -> None:
         """A place where it may go down."""
         if not self.world.calm and self.world.rng.random() < self.world.plan.crash:
             raise Crash
@@ -125,23 +233,58 @@ class SimHopper:
         try:
             what()
         except Crash:
-            self._down()
+            self.down()
 
-    def _txn(self, work: Callable[[Desk, MemoryDelegations], T]) -> T:
-        self._step()
-        tables = copied(self.tables)
-        store = MemoryDelegations(tables, self.name)
+    def txn(self, work: Callable[[Desk, MemoryDelegations], T], by: str = "") -> T:
+        """
+        A transaction.
+
+        Args:
+            by: Who asks for it: nothing may change that is not between it and this Hopper.
+        """
+        self.step()
+        sending = frozenset(message for line in self._lines.values() for message in line.sending)
+        store = MemoryDelegations(self.tables, self.world.number, self.name, sending)
         desk = Desk(store, self.steady(), self, self.name)
-        answer = work(desk, store)
-        self._step()
-        self.tables = tables
-        self._step()
+        try:
+            answer = work(desk, store)
+            self.step()
+        except BaseException:
+            undone(store.changes)
+            raise
+        self._committed(desk, store, by)
+        self.step()
         return answer
 
+    def _committed(self, desk: Desk, store: MemoryDelegations, by: str) -> None:
+        world = self.world
+        for each in store.changed():
+            if by and each.peer != by:
+                world.wrong(f"I4 {by} has changed {each.id} at {self.name}, which is with {each.peer}")
+            self._ask_people(each)
+        for raised in desk.alarms:
+            world.alarm(self, raised)
+        if world.plan.disk_lies:
+            self.unsynced.append(store.changes)
+            if world.rng.random() < 0.2:
+                self.unsynced.clear()
+
+    # Its policy.
+
     def rule_on(self, peer: str, facts: OfferFacts) -> Ruled:
-        """Its policy: everything may come in, some of it by way of a person."""
-        quarantined = self.world.rng.random() < self.world.plan.quarantine
-        return Ruled(allowed=peer not in self.revoked, quarantined=quarantined, reason="CAPABILITY_DENIED")
+        """Its policy: most may come in, some of it by way of a person, later, or not at all."""
+        world = self.world
+        if peer in self.trust.revoked or peer in self.trust.draining:
+            return Ruled(False, reason="CAPABILITY_DENIED")
+        verdict = world.borders.get((self.name, peer))
+        if verdict == "no":
+            return Ruled(False, reason="CAPABILITY_DENIED")
+        if verdict == "later" and world.now < world.began + 3000.0:
+            return Ruled(False, reason="QUOTA", retry_after=200.0)
+        taken = [key for key in self.tables.open if key[0] is Role.IN]
+        if sum(self.tables.delegations[key].peer == peer for key in taken) >= world.plan.quota:
+            return Ruled(False, reason="QUOTA", retry_after=60.0)
+        return Ruled(True, quarantined=world.rng.random() < world.plan.quarantine)
 
     # What it does when something has happened, or a clock has run out.
 
@@ -163,146 +306,251 @@ class SimHopper:
                 self._sleep()
 
     def _look_around(self) -> None:
-        self.router.work(self.world.now)
-        self._claim()
-        self._keep_claims()
-        self._watch()
-        self._run_errands()
-        self._people()
-        if any((clock := due_of(each)) is not None and clock <= self.steady() for each in self._all()):
-            self._txn(lambda desk, store: desk.tick())
-        for peer in self._lines:
-            self._send(peer)
-        self.router.work(self.world.now)
+        if self.router.abroad:
+            self._claim()
+        if self.router.lost or self.world.now >= self._keep_at:
+            self._keep_claims()
+        if self.router.news:
+            self._watch()
+        if self.tables.errands:
+            self._run_errands()
+        world, steady = self.world, self.steady()
+        if any(clock <= steady for clock in self.tables.clocks.values()):
+            self.txn(lambda desk, store: desk.tick())
+        for peer, line in self._lines.items():
+            if not line.busy and world.now >= line.not_before:
+                self.send(peer, line)
 
     def _sleep(self) -> None:
         """Until the next clock."""
-        steady = self.steady()
-        waits = [clock - steady for each in self._all() if (clock := due_of(each)) is not None]
-        due = self.router.next_due()
-        if due is not None:
-            waits.append(due - self.world.now)
+        world, steady = self.world, self.steady()
+        waits = [clock - steady for clock in self.tables.clocks.values()]
         if self.tables.errands:
-            waits.append(5.0)
-        if any(task.at in self.peers and not task.state.over for task in self.router.tasks.values()):
-            waits.append(100.0)
-        waits += [line.not_before - self.world.now for peer, line in self._lines.items() if self._waits(peer)]
-        if waits:
-            self.wake(max(0.05, min(waits)))
+            waits.append(10.0)
+        if self.router.abroad:
+            waits.append(self._keep_at - world.now)
+        open_with = self._open_with()
+        for peer, line in self._lines.items():
+            if not line.busy:
+                waits.append(max(self._next_to_say(peer, line, open_with), line.not_before - world.now))
+        soonest = min(waits, default=NEVER)
+        if soonest < NEVER:
+            self.wake(max(0.05, soonest))
 
-    def _all(self) -> list[Delegation]:
-        return list(self.tables.delegations.values())
+    def _next_to_say(self, peer: str, line: Line, open_with: set[str]) -> float:
+        """How long there is nothing to be said to a peer, in seconds."""
+        if line.pages is not None or self._must_sync(peer):
+            return 0.0
+        rows = self.tables.outbox.get(peer)
+        until = min((row.not_before for row in rows.values()), default=NEVER) if rows else NEVER
+        # What could be sent now is held back by what was said of the same hand-over before it.
+        said = max(1.0, until - self.steady())
+        return min(said, line.due - self.world.now if peer in open_with else NEVER)
 
     # Handing over.
 
     def _claim(self) -> None:
-        for peer in sorted(self.peers):
-            for task in self.router.claim(peer, self.world.now):
-                self._step()
-                self._txn(lambda desk, store, task=task, peer=peer: self._offer(desk, store, task, peer))  # type: ignore[misc]
+        for task in list(self.router.abroad.values()):
+            if task.at in self.trust.peers:
+                if self.router.claim_child(task):
+                    self._claimed(task)
+            elif task.at not in self.trust.draining or not task.claims:
+                self.router.without(task.at, self._is_with_peer)
 
-    def _offer(self, desk: Desk, store: MemoryDelegations, task: SimTask, peer: str) -> None:
-        if desk.claimed(task.name, task.token) is not None:
+    def _claimed(self, task: SimTask) -> None:
+        self.step()
+        if self._may_have_run(task):
+            self.router.end(task.child, task.token, TaskState.FAILED, "")
             return
-        epoch = store.next_epoch(task.uid)
+        offered = self.txn(lambda desk, store: self._offer(desk, store, task))
+        self.world.copies(task.what.uid)
+        if offered is None:
+            self.router.give_back(task.child, task.token)
+
+    def _may_have_run(self, task: SimTask) -> bool:
+        """What must not run twice, was claimed before, and is in no table: the copy may be older than its hand-over."""
+        known = self.tables.by_task.get(task.child)
+        return self.restored and task.what.exclusive and task.claims > 1 and known is None
+
+    def _is_with_peer(self, child: str) -> bool:
+        keys = self.tables.by_task.get(child, ())
+        return any(key in self.tables.unsettled for key in keys)
+
+    def _offer(self, desk: Desk, store: MemoryDelegations, task: SimTask) -> Delegation | None:
+        """None: it may not go there."""
+        peer = task.at
+        adopted = desk.claimed(task.child, task.token)
+        if adopted is not None:
+            return adopted
+        world, what = self.world, task.what
+        try:
+            allowed = self._allowed(store, task, peer)
+        except (CapabilityDenied, HopLimit, FanOutLimit):
+            return None
+        epoch = store.next_epoch(what.uid)
         path = (*task.path, self.name)
-        rng = self.world.rng
-        lease = rng.choice(self.world.plan.leases)
         facts = OfferFacts(
-            sealed=f"{task.uid}#{epoch}".encode(),
-            task_uid=task.uid,
+            sealed=f"{what.uid}#{epoch}".encode(),
+            task_uid=what.uid,
             origin=path[0],
             path=path,
-            lease=lease,
-            exclusive=task.exclusive,
-            hops=task.hops - 1,
-            fan_out=task.fan_out,
-            title=repr((sorted(task.able), task.effort, task.fails)),
+            lease=what.lease,
+            exclusive=what.exclusive,
+            hops=allowed.hops,
+            fan_out=allowed.fan_out,
+            schedule_to_start=what.start,
+            title=world.load(Cargo(what, allowed, path)),
         )
+        now = self.steady()
         new = Delegation(
-            id=f"{self.name}d{store._next()}",
+            id=f"{self.name}d{world.number()}",
             role=Role.OUT,
             peer=peer,
-            task_uid=task.uid,
+            task_uid=what.uid,
             epoch=epoch,
             state=State.OFFERED,
-            lease=lease,
-            exclusive=task.exclusive,
-            task=task.name,
+            lease=what.lease,
+            exclusive=what.exclusive,
+            task=task.child,
             token=task.token,
-            start_by=self.steady() + 4 * 3600,
-            close_by=self.steady() + 12 * 3600,
+            start_by=now + what.start,
+            close_by=now + what.close,
             offer=facts.sealed,
-            created=self.steady(),
+            title=facts.title,
+            created=now,
+            updated=now,
         )
-        desk.offer(new, Offer(facts.sealed, facts))
+        return desk.offer(new, Offer(facts.sealed, facts))
+
+    def _allowed(self, store: MemoryDelegations, task: SimTask, peer: str) -> Redelegation:
+        others = [
+            each for each in store.of_task_uid(task.what.uid) if each.role is Role.OUT and each.state.open
+        ]
+        spent = sum(1 + self.world.cargo[each.title].allowed.fan_out for each in others)
+        if not task.path:
+            return at_origin(hops=task.hops, fan_out=task.fan_out, spent=spent)
+        came = self.tables.delegations.get((Role.IN, task.inbound))
+        if came is None:
+            raise CapabilityDenied("nobody knows where it came from")
+        return handed_on(self.world.cargo[came.title].allowed, peer, spent=spent)
 
     def _keep_claims(self) -> None:
-        for each in self._all():
-            if each.role is not Role.OUT or each.settled:
-                continue
-            renewed = not each.state.open or self.router.renew(each.task, each.token, self.world.now)
-            if not renewed and self.router.tasks[each.task].state.over:
-                self._txn(lambda desk, store, each=each: desk.cancel(each.id, "over", by_router=True))  # type: ignore[misc]
+        self._keep_at, self.router.lost = self.world.now + KEEP_EVERY, False
+        for key in list(self.tables.unsettled):
+            if key[0] is Role.OUT:
+                self._keep_claim(self.tables.delegations[key])
+
+    def _keep_claim(self, each: Delegation) -> bool:
+        """Returns whether its claim is in force, or is again."""
+        if self.router.renew(each.task, each.token):
+            return True
+        task = self.router.leg(each.task)
+        if task is None:
+            if each.state.open:
+                self.txn(lambda desk, store: desk.cancel(each.id, "over", by_router=True))
+            return False
+        if not self.router.claim_child(task):
+            return False
+        self.step()
+        self.txn(lambda desk, store: desk.claimed(task.child, task.token))
+        return True
 
     # Taking over.
 
     def _watch(self) -> None:
-        for each in self._all():
-            if each.role is not Role.IN or not each.task or each.task not in self.router.tasks:
-                continue
-            news = self._news_of(each)
-            if news is not None:
-                self._txn(lambda desk, store, each=each, news=news: desk.news(each.id, news))  # type: ignore[misc]
+        for name in list(self.router.news):
+            each = self.tables.delegations.get((Role.IN, self.router.tasks[name].inbound))
+            news = None if each is None or each.task != name else self._news_of(each)
+            if each is not None and each.task != name and each.state.open:
+                continue  # its errand is not done
+            if each is not None and news is not None:
+                self.txn(lambda desk, store, each=each, news=news: desk.news(each.id, news))  # type: ignore[misc]
+            self.router.news.pop(name, None)
 
     def _news_of(self, each: Delegation) -> TaskNews | None:
         task = self.router.tasks[each.task]
         if task.state.over:
-            if each.result or each.settled or not (each.state.open or each.state is State.RECLAIMED):
-                return None
-            outcome = {TaskState.SUCCEEDED: Outcome.SUCCEEDED, TaskState.CANCELLED: Outcome.CANCELLED}.get(
-                task.state, Outcome.FAILED
-            )
+            outcome = _OUTCOMES.get(task.state, Outcome.FAILED)
             return TaskNews(
-                outcome=outcome, unplaced=task.state is TaskState.REJECTED, sealed=f"{task.result}|".encode()
+                outcome=outcome,
+                unplaced=task.state is TaskState.REJECTED,
+                sealed=f"{task.result}|{each.id}".encode(),
             )
-        if task.state is TaskState.RUNNING and each.state is State.ACCEPTED:
+        if task.run is not None:
             return TaskNews(running=True)
         return None
 
-    def _people(self) -> None:
-        """A person looks, now and then, at what waits for one; when all is calm, at all of it."""
-        rng = self.world.rng
-        for each in self._all():
-            if not self.world.calm and rng.random() < 0.9:
-                continue
-            if each.state is State.QUARANTINED and each.role is Role.IN:
+    # People.
+
+    def _ask_people(self, each: Delegation) -> None:
+        key = (each.role, each.id)
+        if each.state in _WAITS_FOR_PEOPLE and key not in self._asked:
+            self._asked[key] = None
+            life = self.life
+            self.world.after(self.world.rng.uniform(60, 3600), lambda: self._person(key, life))
+
+    def _person(self, key: tuple[Role, str], life: int) -> None:
+        if not self.up or self.life != life:
+            return
+        self._asked.pop(key, None)
+        each = self.tables.delegations.get(key)
+        if each is not None and each.state in _WAITS_FOR_PEOPLE:
+            self._safely(lambda: self._decide(each))
+            if self.up:
+                self._ask_people(self.tables.delegations[key])
+                self.wake()
+
+    def _decide(self, each: Delegation) -> None:
+        rng, world = self.world.rng, self.world
+        if each.state is State.QUARANTINED:
+            if each.role is Role.IN:
                 yes = rng.random() < 0.7
-                self._txn(lambda desk, store, each=each, yes=yes: desk.decide(each.id, yes))  # type: ignore[misc]
-            elif each.state is State.SUSPECT and self.world.now > self.world.began + 8 * 3600:
-                self._txn(
-                    lambda desk, store, each=each: desk.resolve(Role.OUT, each.id, Verdict.GIVE_UP)  # type: ignore[misc]
-                )
+                self.txn(lambda desk, store: desk.decide(each.id, yes))
+            return
+        if each.state is State.SUSPECT:
+            if world.now < world.began + 6 * 3600 and rng.random() < 0.8:
+                return
+            verdict = Verdict.RETRY if world.never_ran(each) else Verdict.GIVE_UP
+        elif each.state is State.ORPHANED:
+            verdict = Verdict.DISCARD if each.exclusive or rng.random() < 0.5 else Verdict.KEEP
+        else:
+            verdict = rng.choice([Verdict.KEEP, Verdict.GIVE_UP])
+        self.txn(lambda desk, store: desk.resolve(each.role, each.id, verdict, "a person said so"))
+
+    def call_off(self, each: Delegation) -> None:
+        """A person calls a hand-over off."""
+
+        def work(desk: Desk, store: MemoryDelegations) -> None:
+            if each.role is Role.OUT:
+                desk.cancel(each.id, "a person", by_router=False)
+            elif each.state is State.QUARANTINED:
+                desk.decide(each.id, False, "a person")
+            else:
+                store.errand(each, Errand(Task.STOP, "CANCELLED", "a person"))
+
+        if self.up:
+            self._safely(lambda: self.txn(work))
+            self.wake()
 
     # Errands.
 
     def _run_errands(self) -> None:
-        seen: set[tuple[Role, str]] = set()
-        for chore in list(self.tables.errands):
+        waits: set[tuple[Role, str]] = set()
+        for chore in list(self.tables.errands.values()):
             key = (chore.role, chore.delegation)
-            if key in seen:
-                continue
-            if not self._run_errand(chore):
-                seen.add(key)
+            if key not in waits and chore.position in self.tables.errands and not self._run_errand(chore):
+                waits.add(key)
 
     def _run_errand(self, chore: Chore) -> bool:
         """Returns whether it is done."""
         about = self.tables.delegations[chore.role, chore.delegation]
         task = chore.errand.task
         if task is Task.SUBMIT:
-            name = self._submit(about, chore.errand.reason)
-            self._step()
-            self._done(chore, lambda desk: desk.submitted(about.id, name))
+            kept = chore.errand.reason == "KEEP"
+            name = self._submit(about, kept)
+            self.step()
+            self._done(chore, None if kept else lambda desk: desk.submitted(about.id, name))
+            self.router.news[name] = None
             return True
         if task in (Task.PROGRESS, Task.FEEDBACK):
             self._done(chore)
@@ -310,208 +558,272 @@ class SimHopper:
         if task is Task.STOP:
             if about.task:
                 self.router.cancel(about.task)
-            self._step()
+            self.step()
             self._done(chore)
             return True
         answer = self._tell_router(about, task)
-        self._step()
+        self.step()
         if answer == "stale":
+            self._keep_claim(about)
             return False
-        self._done(chore, lambda desk: desk.settled(Role.OUT, about.id))
+        self._done(chore, lambda desk: self._settled(desk, about))
         return True
 
-    def _submit(self, about: Delegation, reason: str) -> str:
-        able, effort, fails = eval(about.title)  # noqa: S307 - written by `_offer`
-        facts = self.world.offers[about.id]
+    def _settled(self, desk: Desk, about: Delegation) -> None:
+        done = desk.settled(Role.OUT, about.id)
+        if done.state is State.COMPLETED and self.world.rng.random() < 0.3:
+            desk.appraise(Role.OUT, about.id, Appraisal(b"good"))
+
+    def _submit(self, about: Delegation, kept: bool) -> str:
+        cargo = self.world.cargo[about.title]
+        name = f"{about.id}{'KEEP' if kept else ''}@{self.name}"
         task = SimTask(
-            name=f"{about.id}{reason}@{self.name}",
-            uid=about.task_uid,
-            able=frozenset(able),
-            exclusive=about.exclusive,
-            effort=effort,
-            fails=fails,
-            path=facts.path,
-            hops=facts.hops,
-            fan_out=facts.fan_out,
-            inbound=about.id,
-            start_by=self.world.now + 2 * 3600,
+            name=name,
+            what=cargo.what,
+            path=cargo.path,
+            hops=cargo.allowed.hops,
+            fan_out=cargo.allowed.fan_out,
+            inbound="" if kept else about.id,
+            start_by=self.world.now + cargo.what.start,
         )
-        return self.router.submit(f"{about.id}{reason}", task, self.world.now, self.world.rng)
+        if kept:
+            self.world.exempt(cargo.what.uid)
+        return self.router.submit(name, task)
 
     def _tell_router(self, about: Delegation, task: Task) -> str:
-        token = about.token
         if task is Task.COMPLETE:
             result = about.result.decode().partition("|")[0]
-            return self.router.end(about.task, token, TaskState.SUCCEEDED, result)
+            return self.router.end(about.task, about.token, TaskState.SUCCEEDED, result)
         if task is Task.FAIL:
-            return self.router.end(about.task, token, TaskState.FAILED, "")
-        return self.router.give_back(about.task, token, self.world.now, self.world.rng)
+            return self.router.end(about.task, about.token, TaskState.FAILED, "")
+        return self.router.give_back(about.task, about.token)
 
     def _done(self, chore: Chore, tell: Callable[[Desk], object] | None = None) -> None:
         def work(desk: Desk, store: MemoryDelegations) -> None:
-            store.tables.errands = [each for each in store.tables.errands if each.id != chore.id]
+            store.drop(store.tables.errands, chore.position)
             if tell is not None:
                 tell(desk)
 
-        self._txn(work)
+        self.txn(work)
 
     # Sending.
 
-    def _waits(self, peer: str) -> bool:
-        line = self._lines[peer]
-        return not line.busy and any(row.peer == peer for row in self.tables.outbox.values())
+    def _must_sync(self, peer: str) -> bool:
+        behind = self.restored and self.tables.synced.get(peer, 1) != self.incarnation
+        return behind or self._lines[peer].needed
 
-    def _send(self, peer: str) -> None:
-        line = self._lines[peer]
-        now = self.world.now
-        if line.busy or now < line.not_before or peer not in self.peers:
-            return
-        if now - line.synced > SYNC_EVERY and any(each.peer == peer for each in self._all()):
+    def _open_with(self) -> set[str]:
+        return {self.tables.delegations[key].peer for key in self.tables.open}
+
+    def send(self, peer: str, line: Line) -> None:
+        """Send a peer what there is to be said, or compare notes."""
+        world = self.world
+        is_time = world.now >= line.due and peer in self._open_with()
+        if line.pages is not None or self._must_sync(peer) or is_time:
             self._sync(peer, line)
             return
-        batch = MemoryDelegations(self.tables).batch(peer, self.steady(), 50)
+        if not self.tables.outbox.get(peer):
+            return
+        batch = MemoryDelegations(self.tables, world.number).batch(peer, self.steady(), BATCH)
         if not batch:
             return
-        sent_at, life = self.steady(), self.life
-        for message in batch:
-            row = self.tables.outbox[message.id]
-            self.tables.outbox[message.id] = replace(row, sent_at=sent_at)
+        messages = self.worded([row.message for row in batch])
+        line.sending = tuple(message.id for message in messages)
+        said_at = {row.message.id: row.created for row in batch}
+        for row in batch:
+            world.said(self, row)
 
-        def answered(receipts: list[Receipt] | None) -> None:
-            if receipts is None:
-                self._gone(peer, Gone.REVOKED_BY_PEER)
+        def answered(answer: list[Receipt] | str) -> None:
+            line.sending = ()
+            if isinstance(answer, str):
+                self._refused(peer, answer)
                 return
 
             def work(desk: Desk, store: MemoryDelegations) -> None:
-                for each in receipts:
-                    desk.answered(each.message, each, sent_at)
+                for each in answer:
+                    desk.answered(each.message, each, said_at.get(each.message, self.steady()))
 
-            self._txn(work)
+            self.txn(work)
 
-        self._call(peer, life, lambda other: other.take(self.name, batch), answered)
+        incarnation = self.incarnation
+        self._call(peer, lambda other: other.take(self.name, messages, incarnation), answered)
 
-    def _call(
-        self,
-        peer: str,
-        life: int,
-        ask: Callable[[SimHopper], T | None],
-        then: Callable[[T | None], None],
-    ) -> None:
+    def worded(self, messages: list[Message]) -> list[Message]:
+        """As they are sent."""
+        return messages
+
+    def _refused(self, peer: str, reason: str) -> None:
+        if reason == RESYNC:
+            self._lines[peer].needed = True
+        else:
+            self.trust.revoked[peer] = Gone.REVOKED_BY_PEER
+            self.gone(peer, Gone.REVOKED_BY_PEER)
+
+    def _call(self, peer: str, ask: Callable[[SimHopper], T], then: Callable[[T], None]) -> None:
         """Call a peer; if no answer comes in time, call again later."""
-        line = self._lines[peer]
-        line.busy = True
-        over = False
+        line, life, world = self._lines[peer], self.life, self.world
+        line.busy, line.calls = True, line.calls + 1
+        call = line.calls
 
-        def here() -> bool:
-            return self.up and self.life == life and self._lines.get(peer) is line
+        def waits() -> bool:
+            same = self.up and self.life == life and self._lines.get(peer) is line
+            return same and line.busy and line.calls == call
 
-        def came(answer: T | None) -> None:
-            nonlocal over
-            if over or not here():
-                return
-            over, line.busy, line.pause, line.not_before = True, False, PAUSE, 0.0
-            self._safely(lambda: then(answer))
-            self.wake()
+        def came(answer: T) -> None:
+            if waits():
+                line.busy, line.pause, line.not_before = False, PAUSE, 0.0
+                self._safely(lambda: then(answer))
+                self.wake()
 
         def late() -> None:
-            nonlocal over
-            if over or not here():
-                return
-            over, line.busy = True, False
-            line.not_before = self.world.now + line.pause * self.world.rng.uniform(0.6, 1.4)
-            line.pause = min(line.pause * 2, LONGEST_PAUSE)
-            self.wake(max(0.05, line.not_before - self.world.now))
+            if waits():
+                self._unanswered(line)
 
         def arrive() -> None:
-            other = self.world.hoppers[peer]
-            if not other.up:
-                return
+            other = world.hoppers[peer]
+            if other.up:
+                other.serve(self.name, lambda: world.carry(peer, self.name, partial(came, ask(other))))
 
-            def serve() -> None:
-                answer = ask(other)
-                self.world.carry(peer, self.name, lambda: came(answer))
+        world.carry(self.name, peer, arrive)
+        world.after(TIMEOUT, late)
 
-            other._safely(serve)
-            line_back = other._lines.get(self.name)
-            if other.up and line_back is not None:
-                line_back.not_before = 0.0  # a sign of life
-                other.wake()
+    def _unanswered(self, line: Line) -> None:
+        world = self.world
+        line.busy, line.pages, line.due = False, None, world.now
+        sending, line.sending = line.sending, ()
+        line.not_before = world.now + line.pause * world.rng.uniform(0.6, 1.4)
+        line.pause = min(line.pause * 2, LONGEST_PAUSE)
+        if sending:
+            self._safely(lambda: self.txn(lambda desk, store: store.failed_to_send(sending)))
+        self.wake(max(0.05, line.not_before - world.now))
 
-        self.world.carry(self.name, peer, arrive)
-        self.world.after(TIMEOUT, late)
+    def serve(self, peer: str, work: Callable[[], None]) -> None:
+        """A peer calls."""
+        self._safely(work)
+        if self.up:
+            self._alive(peer)
 
-    def take(self, peer: str, batch: list[Message]) -> list[Receipt] | None:
-        """Messages have come; None: from nobody it knows."""
-        if peer in self.revoked:
-            return None
+    def _alive(self, peer: str) -> None:
+        """A sign of life of a peer."""
+        line = self._lines.get(peer)
+        if line is not None and line.not_before > self.world.now:
+            line.not_before = 0.0
+            self.wake()
+
+    def take(self, peer: str, batch: Sequence[Message], incarnation: int) -> list[Receipt] | str:
+        """Messages have come. A word: why nothing was done."""
+        if not self._knows(peer):
+            return REVOKED
+        world = self.world
         for message in batch:
-            if isinstance(message.body, Offer) and message.body.facts is not None:
-                self.world.offers.setdefault(message.delegation, message.body.facts)
-        receipts = self._txn(lambda desk, store: [desk.take(peer, each) for each in batch])
+            world.heard(self, peer, message)
+
+        def work(desk: Desk, store: MemoryDelegations) -> list[Receipt] | str:
+            known = store.tables.compared.get(peer)
+            if known != incarnation:
+                if known is not None and store.open_of(peer):
+                    return RESYNC
+                store.put(store.tables.compared, peer, incarnation)
+            return [desk.take(peer, each) for each in batch]
+
+        answer = self.txn(work, by=peer)
         self.wake()
-        return receipts
+        return answer
+
+    def _knows(self, peer: str) -> bool:
+        until = self.trust.draining.get(peer)
+        return peer not in self.trust.revoked and (until is None or self.world.now < until)
+
+    # Comparing notes.
 
     def _sync(self, peer: str, line: Line) -> None:
-        life = self.life
-        notes = self._notes(peer)
+        if line.pages is None:
+            notes = [
+                note_of(each) for each in MemoryDelegations(self.tables, self.world.number).open_of(peer)
+            ]
+            line.pages = [notes[begin : begin + PAGE] for begin in range(0, len(notes), PAGE)] or [[]]
+            line.after = ""
+        page, last = line.pages[0], len(line.pages) == 1
+        after, up_to = line.after, "" if last else page[-1].delegation
+        incarnation = self.incarnation
 
-        def answered(answer: tuple[list[Note], list[str]] | None) -> None:
-            if answer is None:
-                self._gone(peer, Gone.REVOKED_BY_PEER)
+        def answered(answer: tuple[list[Note], list[str]] | str) -> None:
+            if isinstance(answer, str):
+                self._refused(peer, answer)
                 return
-            theirs, unknown = answer
-            line.synced = self.world.now
 
             def work(desk: Desk, store: MemoryDelegations) -> None:
-                for note in theirs:
+                for note in answer[0]:
                     desk.noted(peer, note)
-                for each in unknown:
+                for each in answer[1]:
                     desk.unknown_there(peer, each)
+                if last:
+                    store.put(store.tables.synced, peer, incarnation)
 
-            self._txn(work)
+            self.txn(work, by=peer)
+            line.pages, line.after = (None if last else (line.pages or [])[1:]), up_to
+            if last:
+                line.due, line.needed = self.world.now + SYNC_EVERY, False
 
-        self._call(peer, life, lambda other: other.compare(self.name, notes), answered)
+        self._call(peer, lambda other: other.compare(self.name, page, after, up_to, incarnation), answered)
 
-    def _notes(self, peer: str) -> list[Note]:
-        return [note_of(each) for each in MemoryDelegations(self.tables).open_of(peer)]
-
-    def compare(self, peer: str, notes: list[Note]) -> tuple[list[Note], list[str]] | None:
+    def compare(
+        self, peer: str, notes: Sequence[Note], after: str, up_to: str, incarnation: int
+    ) -> tuple[list[Note], list[str]] | str:
         """A peer says what it knows."""
-        if peer in self.revoked:
-            return None
+        if not self._knows(peer):
+            return REVOKED
 
         def work(desk: Desk, store: MemoryDelegations) -> tuple[list[Note], list[str]]:
             ours = [desk.noted(peer, note) for note in notes]
             unknown = [note.delegation for note, our in zip(notes, ours, strict=True) if our is None]
             named = {note.delegation for note in notes}
-            more = [note for note in desk.notes(peer) if note.delegation not in named]
+            more = [
+                note
+                for note in desk.notes(peer)
+                if note.delegation not in named
+                and note.delegation > after
+                and (not up_to or note.delegation <= up_to)
+            ]
+            if not up_to:
+                store.put(store.tables.compared, peer, incarnation)
             return [our for our in ours if our is not None] + more, unknown
 
-        answer = self._txn(work)
+        answer = self.txn(work, by=peer)
         self.wake()
         return answer
 
     # Trust.
 
-    def revoke(self, peer: str) -> None:
-        """The owner revokes a peer: durable, whether or not the process is up."""
-        self.revoked.add(peer)
-        if self.up:
-            self._safely(lambda: self._gone(peer, Gone.REVOKED))
+    def revoke(self, peer: str, why: Gone, drain: float | None) -> None:
+        """The owner revokes a peer: durable at once; *drain*: what is under way may go on for so long."""
+        if drain is None:
+            self.trust.revoked.setdefault(peer, why)
+            if self.up:
+                self._safely(lambda: self.gone(peer, why))
+            return
+        self.trust.draining.setdefault(peer, self.world.now + drain)
+        self.trust.peers.discard(peer)
+        self.router.without(peer, self._is_with_peer)
+        self.world.after(drain, lambda: self.drained(peer))
 
-    def _gone(self, peer: str, why: Gone) -> None:
-        self.revoked.add(peer)
-        self.peers.discard(peer)
-        self.router.peers.discard(peer)
+    def drained(self, peer: str) -> None:
+        """What was under way with a peer may go on no longer."""
+        self.trust.draining.pop(peer, None)
+        self.revoke(peer, Gone.REVOKED, None)
+
+    def gone(self, peer: str, why: Gone) -> None:
+        """A peer is none any more."""
+        self.trust.peers.discard(peer)
         self._lines.pop(peer, None)
 
         def work(desk: Desk, store: MemoryDelegations) -> None:
             desk.peer_gone(peer, why)
-            store.tables.outbox = {key: row for key, row in store.tables.outbox.items() if row.peer != peer}
+            store.give_up(peer)
 
-        self._txn(work)
-        for task in self.router.tasks.values():
-            if task.at == peer and task.state is TaskState.QUEUED:
-                task.sent_back.add(peer)
-                self.router.route(task, self.world.now, self.world.rng)
+        self.txn(work)
+        self.router.without(peer, self._is_with_peer)
         self.wake()
+
+
+_OUTCOMES = {TaskState.SUCCEEDED: Outcome.SUCCEEDED, TaskState.CANCELLED: Outcome.CANCELLED}

@@ -1,14 +1,19 @@
 """
 The router of a simulated Hopper: no more of it than a hand-over meets. What it says is durable.
 
-Queues, claims with leases and tokens, workers that begin and end, and the ledger of what they really did.
+Queues, claims with leases and tokens, workers that begin and end, and the ledger of what they really did. Each time a
+task is routed to a peer it becomes another child there, with a name of its own.
 """
 
 from __future__ import annotations
 
-import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.federation.sim.world import World
 
 CLAIM_LEASE = 300.0
 LOCAL = "local"
@@ -28,7 +33,44 @@ class TaskState(StrEnum):
     @property
     def over(self) -> bool:
         """Whether nothing happens to it any more."""
-        return self in (TaskState.SUCCEEDED, TaskState.FAILED, TaskState.REJECTED, TaskState.CANCELLED)
+        return self in _OVER
+
+
+_OVER = frozenset({TaskState.SUCCEEDED, TaskState.FAILED, TaskState.REJECTED, TaskState.CANCELLED})
+
+
+@dataclass(frozen=True)
+class What:
+    """
+    What a task is, wherever it is.
+
+    Attributes:
+        able: The Hoppers that can do it.
+        effort: How long it takes, in seconds.
+        lease, start, close: Of each hand-over, in seconds.
+    """
+
+    uid: str
+    able: frozenset[str]
+    exclusive: bool
+    effort: float
+    fails: bool
+    lease: float
+    start: float
+    close: float
+
+
+@dataclass
+class Run:
+    """One execution, as the world saw it."""
+
+    uid: str
+    hopper: str
+    path: tuple[str, ...]
+    begun: float
+    end: float | None = None
+    unguarded: bool = False
+    """Its Hopper's federation was down while it ran."""
 
 
 @dataclass
@@ -37,42 +79,37 @@ class SimTask:
     A task.
 
     Attributes:
-        able: The Hoppers that can do it.
         path: Hoppers it came through, this one not among them.
         inbound: The hand-over that brought it; empty: it was submitted here.
+        hops, fan_out: How far it may be handed on from here.
         at: LOCAL, or the peer it is queued for.
+        leg: How often it was routed: names the child at a peer.
+        claims: How often this leg was claimed.
         sent_back: Peers that sent it back.
-        effort: How long it takes, in seconds.
     """
 
     name: str
-    uid: str
-    able: frozenset[str]
-    exclusive: bool
-    effort: float
-    fails: bool
+    what: What
     path: tuple[str, ...] = ()
     hops: int = 3
     fan_out: int = 16
     inbound: str = ""
+    start_by: float = 0.0
     at: str = ""
     state: TaskState = TaskState.WAITING
+    leg: int = 0
+    claims: int = 0
     token: int = 0
     lease_end: float | None = None
-    ends_at: float | None = None
-    start_by: float = 0.0
+    run: Run | None = None
     sent_back: set[str] = field(default_factory=set)
     result: str = ""
     results: list[str] = field(default_factory=list)
 
-
-@dataclass(frozen=True)
-class Run:
-    """One execution, as the world saw it."""
-
-    uid: str
-    hopper: str
-    begun: float
+    @property
+    def child(self) -> str:
+        """What it is called in the queue of the peer it is routed to."""
+        return f"{self.name}~{self.leg}"
 
 
 class SimRouter:
@@ -80,151 +117,185 @@ class SimRouter:
     One Hopper's.
 
     Args:
-        ledger: Every execution that began, of all Hoppers.
-        finished: Results of executions that ended.
+        peers: Whom it may hand tasks to; changed by whoever owns it.
+        wake: Called when its Hopper should look.
     """
 
-    def __init__(self, name: str, peers: set[str], ledger: list[Run], finished: set[str]) -> None:
+    def __init__(self, world: World, name: str, peers: set[str], wake: Callable[[], None]) -> None:
         self.name = name
         self.peers = peers
         self.tasks: dict[str, SimTask] = {}
-        self.requests: dict[str, str] = {}
-        self.ledger = ledger
-        self.finished = finished
+        self.abroad: dict[str, SimTask] = {}
+        self.news: dict[str, None] = {}
+        self.up = True
+        self.lost = False  # a task that was with a peer is over
+        self._world = world
+        self._wake = wake
+        self._requests: dict[str, str] = {}
         self._tokens = 0
 
     # Tasks.
 
-    def submit(self, request: str, task: SimTask, now: float, rng: random.Random) -> str:
+    def submit(self, request: str, task: SimTask) -> str:
         """Take a task in, once for each request."""
-        if request not in self.requests:
-            self.requests[request] = task.name
+        if request not in self._requests:
+            self._requests[request] = task.name
             self.tasks[task.name] = task
-            self.route(task, now, rng)
-        return self.requests[request]
+            self.route(task)
+            self._world.at(task.start_by, lambda: self._too_late(task))
+        return self._requests[request]
 
-    def route(self, task: SimTask, now: float, rng: random.Random) -> None:
+    def route(self, task: SimTask) -> None:
         """Decide where it goes: here, or to a peer that has not had it."""
-        choices = [LOCAL] if self.name in task.able else []
-        if task.hops > 0 or not task.path:
-            choices += sorted(
-                peer for peer in self.peers - task.sent_back - set(task.path) if task.able - {self.name}
-            )
-        task.token = 0
-        task.lease_end = task.ends_at = None
+        world, able = self._world, task.what.able
+        choices = [LOCAL] if self.name in able else []
+        if task.fan_out > 0 and (task.hops > 0 or not task.path):
+            been = task.sent_back if world.plan.careless else task.sent_back | set(task.path)
+            choices += sorted(peer for peer in self.peers - been if able - {self.name})
+        task.leg, task.claims, task.token, task.lease_end = task.leg + 1, 0, 0, None
+        self.abroad.pop(task.name, None)
+        task.at, task.state = "", TaskState.WAITING
         if choices:
-            task.at, task.state = rng.choice(choices), TaskState.QUEUED
-        else:
-            task.at, task.state = "", TaskState.WAITING
+            task.at, task.state = world.rng.choice(choices), TaskState.QUEUED
+        if task.at == LOCAL:
+            self._begin(task)
+        elif task.at:
+            self.abroad[task.name] = task
+            self._wake()
 
     def cancel(self, name: str) -> None:
         """Call it off, whoever has it."""
         task = self.tasks[name]
         if not task.state.over:
-            task.state = TaskState.CANCELLED
+            self._end(task, TaskState.CANCELLED)
+
+    def _end(self, task: SimTask, state: TaskState) -> None:
+        if task.run is not None:
+            task.run.end = self._world.now
+            task.run = None
+        task.state = state
+        self.lost |= self.abroad.pop(task.name, None) is not None
+        if task.inbound:
+            self.news[task.name] = None
+        self._wake()
 
     # Claims of the federation service.
 
-    def claim(self, peer: str, now: float) -> list[SimTask]:
-        """What is queued for a peer."""
-        found = [task for task in self.tasks.values() if task.at == peer and task.state is TaskState.QUEUED]
-        for task in found:
-            self._claim(task, now)
-        return found
-
-    def _claim(self, task: SimTask, now: float) -> None:
-        self._tokens += 1
-        task.token, task.state = self._tokens, TaskState.RUNNING
-        task.lease_end = now + CLAIM_LEASE
-
-    def holds(self, name: str, token: int) -> bool:
-        """Whether that claim is in force."""
-        task = self.tasks[name]
-        return task.state is TaskState.RUNNING and task.token == token
-
-    def renew(self, name: str, token: int, now: float) -> bool:
-        """Extend a claim; returns whether it is in force."""
-        if not self.holds(name, token):
+    def claim_child(self, task: SimTask) -> bool:
+        """Claim one task; returns whether it was to be had."""
+        self._lapse(task)
+        if task.state is not TaskState.QUEUED:
             return False
-        self.tasks[name].lease_end = now + CLAIM_LEASE
+        self._tokens += 1
+        task.token, task.claims, task.state = self._tokens, task.claims + 1, TaskState.RUNNING
+        task.lease_end = self._world.now + CLAIM_LEASE
         return True
 
-    def end(self, name: str, token: int, state: TaskState, result: str) -> str:
-        """End a claim. Returns `ok`, `stale` or `over`."""
-        task = self.tasks[name]
-        if task.state is state and task.token == token and task.result == result:
-            return "ok"
-        if task.state.over:
+    def _lapse(self, task: SimTask) -> None:
+        if task.lease_end is not None and self._world.now >= task.lease_end:
+            task.state, task.lease_end = TaskState.QUEUED, None
+
+    def leg(self, child: str) -> SimTask | None:
+        """The task of a child that is not over; None: it is."""
+        task = self.tasks[child.partition("~")[0]]
+        return None if task.state.over or task.child != child else task
+
+    def renew(self, child: str, token: int) -> bool:
+        """Extend a claim; returns whether it is in force."""
+        task = self.leg(child)
+        if task is None or task.token != token or task.lease_end is None or self._world.now >= task.lease_end:
+            return False
+        task.lease_end = self._world.now + CLAIM_LEASE
+        return True
+
+    def _held(self, child: str, token: int) -> SimTask | str:
+        task = self.leg(child)
+        if task is None:
             return "over"
-        if not self.holds(name, token):
-            return "stale"
-        task.state, task.result = state, result
+        self._lapse(task)
+        return task if task.state is TaskState.RUNNING and task.token == token else "stale"
+
+    def end(self, child: str, token: int, state: TaskState, result: str) -> str:
+        """End a claim. Returns `ok`, `stale` or `over`."""
+        task = self._held(child, token)
+        if isinstance(task, str):
+            return task
+        task.result = result
         if state is TaskState.SUCCEEDED:
             task.results.append(result)
+        self._end(task, state)
         return "ok"
 
-    def give_back(self, name: str, token: int, now: float, rng: random.Random) -> str:
+    def give_back(self, child: str, token: int) -> str:
         """Decide anew, without that peer. Returns `ok`, `stale` or `over`."""
-        task = self.tasks[name]
-        if task.state.over:
-            return "over"
-        if not self.holds(name, token):
-            # Its answer may have been lost: it is with somebody else by now.
-            return "ok" if task.at in (LOCAL, "") else "stale"
+        task = self._held(child, token)
+        if isinstance(task, str):
+            return task
         task.sent_back.add(task.at)
-        self.route(task, now, rng)
+        self.route(task)
         return "ok"
+
+    def without(self, peer: str, with_peer: Callable[[str], bool]) -> None:
+        """Nothing goes to a peer any more; what is queued for it, and no hand-over is open of, goes elsewhere."""
+        self.peers.discard(peer)
+        for task in list(self.abroad.values()):
+            self._lapse(task)
+            if task.at == peer and task.state is TaskState.QUEUED and not with_peer(task.child):
+                task.sent_back.add(peer)
+                self.route(task)
 
     # Time, and workers.
 
-    def work(self, now: float) -> bool:
-        """Do what the time asks for. Returns whether anything has changed."""
-        changed = False
-        for task in list(self.tasks.values()):
-            changed |= self._work_on(task, now)
-        return changed
+    def _begin(self, task: SimTask) -> None:
+        if not self.up:
+            return
+        world = self._world
+        run = task.run = Run(task.what.uid, self.name, task.path, world.now)
+        task.state = TaskState.RUNNING
+        world.ledger.append(run)
+        if task.inbound:
+            self.news[task.name] = None
+            self._wake()
+        world.after(task.what.effort, lambda: self._finish(task, run))
 
-    def _work_on(self, task: SimTask, now: float) -> bool:
-        if task.state is TaskState.QUEUED and task.at == LOCAL:
-            self._claim(task, now)
-            task.lease_end = None
-            task.ends_at = now + task.effort
-            self.ledger.append(Run(task.uid, self.name, now))
-            return True
-        if task.state is TaskState.RUNNING and task.ends_at is not None and now >= task.ends_at:
-            self._finish(task)
-            return True
-        if task.state is TaskState.RUNNING and task.lease_end is not None and now >= task.lease_end:
-            task.state, task.lease_end = TaskState.QUEUED, None
-            return True
-        if task.state in (TaskState.WAITING, TaskState.QUEUED) and now >= task.start_by:
-            task.state = TaskState.FAILED if task.state is TaskState.QUEUED else TaskState.REJECTED
-            return True
-        return False
-
-    def _finish(self, task: SimTask) -> None:
-        task.state = TaskState.FAILED if task.fails else TaskState.SUCCEEDED
-        if not task.fails:
-            task.result = f"{self.name}/{task.name}/{task.token}"
+    def _finish(self, task: SimTask, run: Run) -> None:
+        if task.run is not run:
+            return
+        if not task.what.fails:
+            task.result = f"{self.name}/{task.name}/{len(self._world.finished)}"
             task.results.append(task.result)
-            self.finished.add(task.result)
+            self._world.finished.add(task.result)
+        self._end(task, TaskState.FAILED if task.what.fails else TaskState.SUCCEEDED)
 
-    def workers_die(self, now: float) -> None:
+    def _too_late(self, task: SimTask) -> None:
+        if not self.up:
+            self._world.after(60.0, lambda: self._too_late(task))
+        elif task.state is TaskState.WAITING:
+            self._end(task, TaskState.REJECTED)
+        elif task.state is TaskState.QUEUED:
+            self._end(task, TaskState.FAILED)
+
+    def goes_down(self) -> None:
         """The machine went down: what ran here runs no more; what must not run twice has failed."""
+        self.up = False
         for task in self.tasks.values():
-            if task.state is TaskState.RUNNING and task.ends_at is not None:
-                task.ends_at = None
-                if task.exclusive:
-                    task.state = TaskState.FAILED
-                else:
-                    task.lease_end = now + CLAIM_LEASE
+            if task.run is None:
+                continue
+            if task.what.exclusive:
+                self._end(task, TaskState.FAILED)
+            else:
+                task.run.end, task.run = self._world.now, None
+                task.state = TaskState.QUEUED
 
-    def next_due(self) -> float | None:
-        """When `work` has something to do."""
-        clocks: list[float] = []
+    def comes_up(self) -> None:
+        """What waited for a worker begins."""
+        self.up = True
         for task in self.tasks.values():
-            if task.state is TaskState.RUNNING:
-                clocks += [clock for clock in (task.ends_at, task.lease_end) if clock is not None]
-            elif task.state in (TaskState.WAITING, TaskState.QUEUED):
-                clocks.append(task.start_by)
-        return min(clocks, default=None)
+            if task.at == LOCAL and task.state is TaskState.QUEUED:
+                self._begin(task)
+
+    def unguarded(self) -> None:
+        """Nobody here hears that somebody else wants a task stopped."""
+        for task in self.tasks.values():
+            if task.run is not None:
+                task.run.unguarded = True

@@ -226,6 +226,11 @@ class Desk:
         """The router has been told how it ended."""
         return self._put(Step(replace(self._of(role, delegation), settled=True, updated=self._now)))
 
+    def appraise(self, role: Role, delegation: str, appraisal: Appraisal) -> Delegation:
+        """Tell the other side how well it went."""
+        was = replace(self._of(role, delegation), updated=self._now)
+        return self._put(Step(was, (appraisal,)))
+
     def resolve(self, role: Role, delegation: str, verdict: Verdict, reason: str = "") -> Delegation:
         """
         A person says what becomes of it.

@@ -125,11 +125,12 @@ class _AsyncClientStream(grpc.aio.StreamUnaryClientInterceptor):
         answered = asyncio.ensure_future(call.initial_metadata())
         answered.add_done_callback(lambda _: taken.set())
         try:
-            return await call
+            await call
         except grpc.aio.AioRpcError as error:
             raise self._calls.read(error, client_call_details, client_call_details.timeout) from error
         finally:
             answered.cancel()
+        return call
 
 
 async def _after_first(requests: AsyncIterator[Any], taken: asyncio.Event) -> AsyncIterator[Any]:

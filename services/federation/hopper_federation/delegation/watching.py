@@ -13,8 +13,10 @@ their tasks instead.
 import asyncio
 import contextlib
 from collections import deque
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc.aio
@@ -83,6 +85,8 @@ class Watcher:
         self._order: deque[_Told] = deque()
         self._last: dict[str, asyncio.Task[None]] = {}
         self._passed_over = 0
+        self._compared = False
+        self._instances: set[str] = set()  # of what is with peers, where the registry has not said yet
         self._room = asyncio.Semaphore(_AT_ONCE)
 
     async def run(self) -> None:
@@ -113,11 +117,14 @@ class Watcher:
     async def _follow(self) -> None:
         """Follow until nothing is open any more."""
         position = await self._federation.read(lambda store: positions.read(store.conn, NAME))
+        compare = not position or not self._compared
         if not position:
-            position = await self._compare()
+            position = await self._head()
         self._order.clear()
         self._last.clear()
         async with asyncio.TaskGroup() as group:
+            if compare:
+                await self._compare(group)
             reading = group.create_task(self._read(group, position))
             ending = group.create_task(self._until_nothing_open())
             await asyncio.wait([reading, ending], return_when=asyncio.FIRST_COMPLETED)
@@ -158,8 +165,14 @@ class Watcher:
         told = _Told(message.generation)
         self._order.append(told)
         await self._room.acquire()
+        self._begin(group, about, lambda: self._news(about, task), told)
+
+    def _begin(
+        self, group: asyncio.TaskGroup, about: str, news: Callable[[], Awaitable[None]], told: _Told | None
+    ) -> None:
+        """Tell news, after what there was of the same hand-over before."""
         before = self._last.get(about)
-        self._last[about] = group.create_task(self._tell(about, task, told, before))
+        self._last[about] = group.create_task(self._tell(about, news, told, before))
 
     async def _pass_over(self, generation: int) -> None:
         """What is nobody's news moves the place in the log, and is written down now and then."""
@@ -175,27 +188,38 @@ class Watcher:
     def _about(self, task: Task) -> str:
         """Whose news it is: those of one hand-over are told one after the other; empty: nobody's."""
         instance = task.name.partition("/tasks/")[0]
-        if self._places.peer_at(instance):
-            return task.name if task.state in ENDED else ""
-        return task.spec.labels.get(DELEGATION, "")
+        if instance not in self._instances and not self._places.peer_at(instance):
+            return task.spec.labels.get(DELEGATION, "")
+        if task.state in ENDED:
+            return task.name
+        # Claimed is not begun, there: what counts is what the peer says.
+        return task.spec.labels.get(DELEGATION, "") if task.HasField("progress") else ""
 
-    async def _tell(self, about: str, task: Task, told: _Told, before: "asyncio.Task[None] | None") -> None:
+    async def _tell(
+        self,
+        about: str,
+        news: Callable[[], Awaitable[None]],
+        told: _Told | None,
+        before: "asyncio.Task[None] | None",
+    ) -> None:
         try:
             if before is not None:
                 await asyncio.wait([before])
-            await self._undisturbed(about, task)
-            told.done = True
+            await self._undisturbed(about, news)
+            if told is not None:
+                told.done = True
         finally:
-            self._room.release()
+            if told is not None:
+                self._room.release()
             if self._last.get(about) is asyncio.current_task():
                 del self._last[about]
 
-    async def _undisturbed(self, about: str, task: Task) -> None:
+    async def _undisturbed(self, about: str, news: Callable[[], Awaitable[None]]) -> None:
         """Until the router and this Hopper's database have answered: news of others do not wait for that."""
         pause = AGAIN_AFTER
         while True:
             try:
-                await self._news(about, task)
+                await news()
             except HopperError as error:
                 say = log.info if passes(error) or isinstance(error, _PUT_OFF) else log.error
                 say("news of a task wait", about=about, reason=error.reason)
@@ -207,10 +231,22 @@ class Watcher:
     async def _news(self, about: str, task: Task) -> None:
         if about == task.name:
             await self._with_peer(task)
-            return
-        known = await self._desks.read(lambda rows: rows.delegation(Role.IN, about))
-        if known is not None:
-            await self._from_peer(known, task)
+        elif task.state in ENDED or task.state in _AT_WORK:
+            known = await self._submitted(about)
+            if known is not None:
+                await self._from_peer(known, task)
+
+    async def _submitted(self, delegation: str) -> Delegation | None:
+        """
+        What came from a peer, once it is known which task was made of it: the router may be faster than this Hopper's
+        own database. None: nothing has come, or nothing is made of it.
+        """
+        while True:
+            commits = self._federation.committed.count
+            known = await self._desks.read(lambda rows: rows.delegation(Role.IN, delegation))
+            if known is None or known.task or not known.state.open:
+                return known
+            await self._federation.committed.wait(after=commits)
 
     def _save_position(self, sitting: Sitting) -> None:
         """Up to where everything has been done."""
@@ -253,16 +289,28 @@ class Watcher:
 
     # Comparing.
 
-    async def _compare(self) -> int:
-        """Look at the task of each open hand-over. Returns where the log ended before that."""
-        head = await self._head()
+    async def _compare(self, group: asyncio.TaskGroup) -> None:
+        """Look at the task of each open hand-over, and at those that are being made."""
         held = await self._desks.read(
-            lambda rows: [each for peer in rows.open_peers() for each in rows.open_of(peer) if each.task]
+            lambda rows: [each for peer in rows.open_peers() for each in rows.open_of(peer)]
         )
-        for start in range(0, len(held), _AT_ONCE):
-            await asyncio.gather(*(self._compared(each) for each in held[start : start + _AT_ONCE]))
-        await self._desks.write(lambda sitting: positions.save(sitting.store.conn, NAME, head))
-        return head
+        self._instances = {each.task.partition("/tasks/")[0] for each in held if each.role is Role.OUT}
+        for each in held:
+            about = each.task if each.role is Role.OUT else each.id
+            self._begin(group, about, partial(self._look, each), None)
+        self._compared = True
+
+    async def _look(self, known: Delegation) -> None:
+        """What has become of the task of a hand-over."""
+        if known.role is Role.OUT:
+            task = await self._claims.task(known.task)
+            if task is not None and task.state in ENDED:
+                await self._with_peer(task)
+            return
+        submitted = await self._submitted(known.id)
+        task = await self._claims.task(submitted.task) if submitted is not None and submitted.task else None
+        if task is not None and submitted is not None:
+            await self._from_peer(submitted, task)
 
     async def _head(self) -> int:
         request = tsvc.WatchTasksRequest(parent=_NOWHERE)
@@ -274,13 +322,3 @@ class Watcher:
         finally:
             stream.cancel()
         raise RuntimeError("the router's watch ended before its snapshot did")
-
-    async def _compared(self, known: Delegation) -> None:
-        task = await self._claims.task(known.task)
-        if task is None:
-            return
-        if known.role is Role.OUT:
-            if task.state in ENDED:
-                await self._with_peer(task)
-        else:
-            await self._from_peer(known, task)

@@ -9,6 +9,7 @@ from hopper_cli.commands.options import RUN
 
 if TYPE_CHECKING:
     from hopper_cli.demo.data import DemoData
+    from hopper_cli.demo.neighbours import Together
     from hopper_cli.demo.run import Outcome
 
 
@@ -43,7 +44,8 @@ def demo(
     """
     Start a Hopper of its own, route real tasks to thirteen teams, work them off, and learn where they belong.
 
-    Nothing is left behind. Exit code 1 when anything was lost on the way.
+    Then two Hoppers find each other, are paired, and hand work over, also while one of them is killed. Nothing is left
+    behind. Exit code 1 when anything was lost on the way.
     """
     import asyncio
 
@@ -53,17 +55,24 @@ def demo(
     from hopper_cli.exits import Exit
 
     loaded = load(tasks, data)
-    outcome = asyncio.run(_run(cli, loaded))
-    failed = failures(outcome, len(loaded.samples))
+    outcome, together = asyncio.run(_run(cli, loaded))
+    failed = {**failures(outcome, len(loaded.samples)), **together.failed}
     if cli.json:
-        cli.out.document(as_json(loaded, outcome, failed))
+        cli.out.document(as_json(loaded, outcome, together, failed))
     else:
-        tell(cli.out, loaded, outcome, failed)
+        tell(cli.out, loaded, outcome, together, failed)
     if failed:
         raise typer.Exit(Exit.FAILED)
 
 
-async def _run(cli: Cli, data: "DemoData") -> "Outcome":
+async def _run(cli: Cli, data: "DemoData") -> "tuple[Outcome, Together]":
+    from hopper_cli.demo.neighbours import together
+
+    outcome = await _alone(cli, data)
+    return outcome, await together(cli.out.note)
+
+
+async def _alone(cli: Cli, data: "DemoData") -> "Outcome":
     from hopper_cli.demo.child import running_hopper
     from hopper_cli.demo.run import Demo
     from hopper_cli.demo.show import shown

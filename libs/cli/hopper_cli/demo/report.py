@@ -3,12 +3,14 @@
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rich.table import Table
 from rich.text import Text
 
 from hopper_cli.demo.data import DemoData, path_of
+from hopper_cli.demo.neighbours import Together
 from hopper_cli.demo.run import Explained, Outcome, Routed
 from hopper_cli.names import short
 from hopper_cli.output import Output, one_line, to_json
@@ -95,7 +97,9 @@ def latencies(outcome: Outcome) -> dict[str, dict[str, float]]:
     }
 
 
-def as_json(data: DemoData, outcome: Outcome, failed: Mapping[str, str]) -> dict[str, Any]:
+def as_json(
+    data: DemoData, outcome: Outcome, together: Together, failed: Mapping[str, str]
+) -> dict[str, Any]:
     """The summary for programs."""
     return {
         "ok": not failed,
@@ -127,6 +131,7 @@ def as_json(data: DemoData, outcome: Outcome, failed: Mapping[str, str]) -> dict
         "failures": dict(failed),
         "examples": [_example_json(each) for each in outcome.examples],
         "memory": to_json(outcome.stats),
+        "together": asdict(together),
     }
 
 
@@ -144,7 +149,9 @@ def _example_json(explained: Explained) -> dict[str, Any]:
     }
 
 
-def tell(out: Output, data: DemoData, outcome: Outcome, failed: Mapping[str, str]) -> None:
+def tell(
+    out: Output, data: DemoData, outcome: Outcome, together: Together, failed: Mapping[str, str]
+) -> None:
     """Print all of it."""
     for heading, content in (
         ("What went where", _project_table(outcome.routed)),
@@ -153,6 +160,7 @@ def tell(out: Output, data: DemoData, outcome: Outcome, failed: Mapping[str, str
         ("Three decisions", _examples(outcome.examples)),
         ("How long it took", _latency_table(outcome)),
         ("What memory says", _memory(outcome)),
+        ("Two Hoppers", _together(together)),
     ):
         out.say()
         if heading:
@@ -241,6 +249,22 @@ def _memory(outcome: Outcome) -> Text:
     stats = outcome.stats
     joined = f"{stats.with_outcome}/{stats.decisions} decisions joined to their outcomes"
     return Text("\n".join([joined, *memory_lines(stats)[1:], f"all of it in {outcome.seconds:.1f} s"]))
+
+
+def _together(together: Together) -> Text:
+    text = Text(f"home and work were paired after {together.pairing_seconds:.1f} s: {together.words}\n")
+    for each in together.crossed:
+        killed = (
+            f"; work was killed meanwhile, and away for {together.outage_seconds:.1f} s"
+            if each.killed
+            else ""
+        )
+        text.append(f"{short(each.task)}  {each.title}\n")
+        text.append(f"        ← {each.result}, after {each.seconds:.1f} s{killed}\n", "green")
+        text.append(f"        {'; '.join(each.custody)}; {each.feedback}\n", "dim")
+    text.append("what is private stayed at home\n")
+    text.append(f"all of it in {together.seconds:.1f} s")
+    return text
 
 
 def _failures(out: Output, failed: Mapping[str, str]) -> None:

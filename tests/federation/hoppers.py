@@ -77,6 +77,9 @@ class WholeHopper:
     async def join(self, token: str, name: str) -> ppb.Peer:
         return (await self.client.peers.Join(asvc.JoinRequest(token=token, peer_id=name))).peer
 
+    async def peer(self, name: str) -> ppb.Peer:
+        return (await self.client.peers.GetPeer(asvc.GetPeerRequest(name=f"peers/{name}"))).peer
+
     async def trust(self, name: str, policy: str = POLICY) -> None:
         await self.client.peers.SetTrust(asvc.SetTrustRequest(name=f"peers/{name}", policy=policy))
 
@@ -179,5 +182,8 @@ async def found(look: Callable[[], Awaitable[T | None]]) -> T:
 
 
 async def pair(left: WholeHopper, right: WholeHopper) -> None:
-    """Have each as a peer of the other, by the names of their directories."""
+    """Have each as a peer of the other, by the names of their directories, where it will be after a restart too."""
     await right.join(await left.invite(right.name), left.name)
+    for one, other in ((left, right), (right, left)):
+        (address, *_) = (await other.peer(one.name)).addresses
+        one.variables["HOPPER_PEER_LISTEN"] = address

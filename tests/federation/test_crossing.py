@@ -1,0 +1,239 @@
+"""Tasks that cross between two whole Hoppers: routed, offered, taken, done there, and back with what came of them."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Final, NamedTuple
+
+import pytest
+import pytest_asyncio
+
+from hopper.federation.v1 import delegation_service_pb2 as rsvc
+from hopper.federation.v1.delegation_pb2 import (
+    DELEGATION_STATE_CANCELLED,
+    DELEGATION_STATE_COMPLETED,
+    DELEGATION_STATE_FAILED,
+    DELEGATION_STATE_ORPHANED,
+    DELEGATION_STATE_QUARANTINED,
+    DELEGATION_STATE_RECLAIMED,
+    DELEGATION_STATE_REJECTED,
+    DELEGATION_STATE_RUNNING,
+)
+from hopper.federation.v1.peer_pb2 import Peer
+from hopper.memory.v1.feedback_service_pb2 import GetStatsRequest
+from hopper.registry.v1.instance_pb2 import Instance
+from hopper.registry.v1.instance_service_pb2 import GetInstanceRequest
+from hopper.router.v1 import delegation_service_pb2 as dsvc
+from hopper.router.v1.delegation_pb2 import Delegation
+from hopper.router.v1.task_pb2 import Task, Wait
+from hopper.router.v1.task_service_pb2 import CancelTaskRequest
+from hopper_client import TaskContext, TaskFailed
+from hopper_testing.processes import temporary_directory
+from tests.federation.hoppers import WholeHopper, found, pair
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+FROM_HOME: Final = """
+[[rule]]
+name = "papers for work"
+effect = "allow"
+direction = "out"
+capabilities = ["docs.*"]
+
+[[rule]]
+name = "nothing about health"
+effect = "deny"
+direction = "both"
+labels = ["health"]
+"""
+
+AT_WORK: Final = """
+[[rule]]
+name = "to be signed"
+effect = "allow"
+direction = "in"
+capabilities = ["docs.sign"]
+ask = true
+
+[[rule]]
+name = "papers from home"
+effect = "allow"
+direction = "in"
+capabilities = ["docs.review"]
+"""
+
+VERDICT: Final = rsvc.DecideRemoteDelegationRequest
+
+
+class Reviewer:
+    """Works at work: does what a title says."""
+
+    def __init__(self) -> None:
+        self.may_end = asyncio.Event()
+        self.begun = asyncio.Event()
+
+    async def __call__(self, context: TaskContext) -> bytes:
+        title = context.task.spec.title
+        if title.startswith("fail"):
+            raise TaskFailed("ILLEGIBLE", "nobody can read that", permanent=True)
+        if title.startswith("wait"):
+            await context.progress(0.5, "half of it")
+            self.begun.set()
+            await self.may_end.wait()
+        return f"read: {title}".encode()
+
+    def again(self) -> None:
+        """Let the next one wait."""
+        self.may_end.clear()
+        self.begun.clear()
+
+
+class Two(NamedTuple):
+    """Two Hoppers, and who works at the second."""
+
+    home: WholeHopper
+    work: WholeHopper
+    reviewer: Reviewer
+
+
+async def at_work(work: WholeHopper, reviewer: Reviewer) -> None:
+    """Have somebody there."""
+    await work.work("reviews", reviewer)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def both() -> AsyncIterator[Two]:
+    """Paired and trusted, and each knows what the other takes."""
+    with temporary_directory() as directory:
+        home, work = WholeHopper(directory / "home"), WholeHopper(directory / "work")
+        async with home.running(), work.running():
+            await pair(home, work)
+            reviewer = Reviewer()
+            await work.project("reviews", "docs.review", "docs.sign")
+            await at_work(work, reviewer)
+            await work.trust("home", AT_WORK)
+            await home.trust("work", FROM_HOME)
+            await home.offers("docs.review")
+            yield Two(home, work, reviewer)
+
+
+async def test_what_only_the_other_can_do_is_done_there_and_its_result_comes_back(both: Two) -> None:
+    name = await both.home.submit("a paper", "docs.review")
+    done = await both.home.reached(name, Task.STATE_SUCCEEDED)
+    assert done.result == b"read: a paper"
+    assert done.project == "projects/peer-work"
+    (there,) = [task for task in await both.work.tasks() if task.spec.title == "a paper"]
+    assert there.spec.requester == "peer.home"
+    assert there.spec.labels["hopper.task_uid"].endswith(name.rpartition("/")[2])
+    for hopper in (both.home, both.work):
+        assert (await hopper.hand_over(DELEGATION_STATE_COMPLETED)).title == "a paper"
+
+
+async def test_how_it_went_is_known_to_memory_where_it_came_from(both: Two) -> None:
+    await both.home.reached(await both.home.submit("another", "docs.review"), Task.STATE_SUCCEEDED)
+
+    async def judged() -> int | None:
+        request = GetStatsRequest(project="projects/peer-work")
+        return (await both.home.client.feedback.GetStats(request)).judged or None
+
+    assert await found(judged)
+
+
+async def test_a_failure_there_is_one_here_with_its_reason(both: Two) -> None:
+    name = await both.home.submit("fail at it", "docs.review", retry={"max_attempts": 1})
+    failed = await both.home.reached(name, Task.STATE_FAILED)
+    assert "ILLEGIBLE" in failed.failure.message
+    assert (await both.home.hand_over(DELEGATION_STATE_FAILED)).title == "fail at it"
+
+
+async def test_a_label_that_never_leaves_stays_and_so_does_the_task(both: Two) -> None:
+    name = await both.home.submit("my knee", "docs.review", labels={"health": "yes"})
+    stays = await both.home.task(name)
+    assert stays.wait.reason == Wait.REASON_NO_ELIGIBLE_EXECUTOR
+    await both.home.reached(await both.home.submit("after it", "docs.review"), Task.STATE_SUCCEEDED)
+    assert "my knee" not in {task.spec.title for task in await both.work.tasks()}
+    await both.home.client.tasks.CancelTask(CancelTaskRequest(name=name))
+
+
+async def test_what_the_other_does_not_take_comes_back(both: Two) -> None:
+    name = await both.home.submit("a secret", "docs.secret")
+    await both.home.client.delegations.DelegateTask(
+        dsvc.DelegateTaskRequest(task=name, kind=Delegation.KIND_ROUTE, to_instance="instances/peer-work")
+    )
+    refused = await both.home.hand_over(DELEGATION_STATE_REJECTED)
+    assert (refused.title, refused.reason) == ("a secret", "CAPABILITY_DENIED")
+    back = await both.home.reached(name, Task.STATE_SUBMITTED)
+    assert back.wait.reason == Wait.REASON_NO_ELIGIBLE_EXECUTOR
+    assert "a secret" not in {each.title for each in await both.work.hand_overs()}
+    await both.home.client.tasks.CancelTask(CancelTaskRequest(name=name))
+
+
+async def test_what_a_person_has_to_accept_waits_for_one(both: Two) -> None:
+    name = await both.home.submit("sign here", "docs.sign")
+    waits = await both.work.hand_over(DELEGATION_STATE_QUARANTINED)
+    assert "sign here" not in {task.spec.title for task in await both.work.tasks()}
+    await both.home.hand_over(DELEGATION_STATE_QUARANTINED)
+    await both.work.client.remote_delegations.DecideRemoteDelegation(
+        VERDICT(id=waits.id, verdict=VERDICT.VERDICT_ACCEPT)
+    )
+    assert (await both.home.reached(name, Task.STATE_SUCCEEDED)).result == b"read: sign here"
+
+
+async def test_what_is_called_off_here_is_stopped_there(both: Two) -> None:
+    both.reviewer.again()
+    name = await both.home.submit("wait for me", "docs.review")
+    await both.reviewer.begun.wait()
+    running = await both.home.hand_over(DELEGATION_STATE_RUNNING)
+
+    async def told() -> bool | None:
+        return (await both.home.hand_overs())[0].fraction == 0.5 or None
+
+    await found(told)
+    await both.home.client.tasks.CancelTask(CancelTaskRequest(name=name))
+    for hopper in (both.work, both.home):
+        assert (await hopper.hand_over(DELEGATION_STATE_CANCELLED)).id == running.id
+    (there,) = [task for task in await both.work.tasks() if task.spec.title == "wait for me"]
+    assert there.state == Task.STATE_CANCELLED
+
+
+async def test_who_takes_over_may_be_started_anew_meanwhile(both: Two) -> None:
+    both.reviewer.again()
+    name = await both.home.submit("wait, there", "docs.review")
+    await both.reviewer.begun.wait()
+    await both.work.stop()
+    both.reviewer.may_end.set()
+    await both.work.start()
+    await at_work(both.work, both.reviewer)
+    assert (await both.home.reached(name, Task.STATE_SUCCEEDED)).result == b"read: wait, there"
+
+
+async def test_who_hands_over_may_be_started_anew_meanwhile(both: Two) -> None:
+    both.reviewer.again()
+    name = await both.home.submit("wait, here", "docs.review")
+    await both.reviewer.begun.wait()
+    await both.home.hand_over(DELEGATION_STATE_RUNNING)
+    await both.home.stop()
+    both.reviewer.may_end.set()
+    await both.work.hand_over(DELEGATION_STATE_COMPLETED)
+    await both.home.start()
+    assert (await both.home.reached(name, Task.STATE_SUCCEEDED)).result == b"read: wait, here"
+
+
+async def test_who_is_revoked_ends_what_is_under_way_on_both_sides(both: Two) -> None:
+    """The last one: they are no peers any more."""
+    both.reviewer.again()
+    await both.home.offers("docs.review")
+    name = await both.home.submit("wait for ever", "docs.review")
+    await both.reviewer.begun.wait()
+    await both.home.hand_over(DELEGATION_STATE_RUNNING)
+    await both.home.revoke("work", Peer.REVOCATION_NOW)
+    assert (await both.home.hand_over(DELEGATION_STATE_RECLAIMED)).title == "wait for ever"
+    back = await both.home.reached(name, Task.STATE_SUBMITTED)
+    assert back.wait.reason == Wait.REASON_NO_ELIGIBLE_EXECUTOR
+    assert (await both.work.hand_over(DELEGATION_STATE_ORPHANED)).title == "wait for ever"
+
+    async def stopped() -> bool | None:
+        request = GetInstanceRequest(name="instances/peer-work")
+        state = (await both.home.client.instances.GetInstance(request)).instance.state
+        return state == Instance.STATE_STOPPED or None
+
+    await found(stopped)

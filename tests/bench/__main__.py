@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.bench import (  # noqa: F401 - importing them registers their bars
+    bars_delegation,
     bars_fairness,
     bars_federation,
     bars_growth,

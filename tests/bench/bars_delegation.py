@@ -1,0 +1,213 @@
+"""
+Work that crosses: how long a hand-over takes beside the least it could.
+
+Two federation services in this process, over loopback, mTLS and SQLite with `synchronous=FULL`. What belongs to routers
+is left out: the task that is handed over is said at one desk, its end at the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+from sqlalchemy import Connection, insert
+
+from hopper_common import logs
+from hopper_common.auth.rates import Rate
+from hopper_common.database import Database
+from hopper_common.ids import new_id
+from hopper_federation.delegation import receiver
+from hopper_federation.delegation.model import Role, State
+from hopper_federation.delegation.tables import INBOX
+from hopper_testing.certificates import Authority
+from hopper_testing.processes import temporary_directory
+from tests.bench.bar import Result, at_most, bar
+from tests.bench.rig import Rig
+from tests.federation.handing import ends, offer, trusts
+from tests.federation.neighbours import Neighbour, neighbour
+
+ROUND_TRIP: Final = at_most(2.0, 1.5)
+THROUGHPUT: Final = at_most(2.0, 1.5)
+
+_SERIAL: Final = 40
+_ROUNDS: Final = 5
+_AT_ONCE: Final = 32
+_OF_THEM: Final = 320
+
+
+# ---------------------------------------------------------------- a hand-over, from offer to acknowledged result
+
+
+class _Couple:
+    """Alice hands over, Bob does it at once."""
+
+    def __init__(self, alice: Neighbour, bob: Neighbour) -> None:
+        self.alice = alice
+        self.bob = bob
+
+    async def round_trip(self) -> None:
+        """Until Alice has the result and Bob knows that she has: durable at both ends."""
+        (made,) = await offer(self.alice, self.bob)
+        await _comes(self.bob, Role.IN, made, lambda each: each.state is State.ACCEPTED)
+        await ends(self.bob, made)
+        await _comes(self.alice, Role.OUT, made, lambda each: each.state is State.COMPLETED)
+        await _comes(self.bob, Role.IN, made, lambda each: each.settled)
+
+
+async def _comes(one: Neighbour, role: Role, delegation: str, enough: Callable[[Any], bool]) -> None:
+    committed = one.db.committed
+    while True:
+        seen = committed.count
+        found = await one.desks.read(lambda rows: rows.delegation(role, delegation))
+        if found is not None and enough(found):
+            return
+        await committed.wait(after=seen)
+
+
+@asynccontextmanager
+async def _couple(directory: Path) -> AsyncIterator[_Couple]:
+    async with (
+        neighbour(directory / "alice") as alice,
+        neighbour(directory / "bob") as bob,
+        alice.running(contact=False, sending=True),
+        bob.running(contact=False, sending=True),
+    ):
+        await trusts(alice, bob, policy=_POLICY)
+        await trusts(bob, alice, policy=_POLICY)
+        yield _Couple(alice, bob)
+
+
+_POLICY: Final = """
+[[rule]]
+name = "docs"
+effect = "allow"
+direction = "both"
+capabilities = ["docs.*"]
+in_flight = 10000
+"""
+
+
+# ---------------------------------------------------------------- the least it could take
+
+
+class _Floor:
+    """Two mTLS calls that do nothing, and four commits of a row, one after the other."""
+
+    def __init__(self, call: Callable[[bytes], Awaitable[bytes]], here: Database, there: Database) -> None:
+        self._call = call
+        self._databases = (here, there, there, here)
+
+    async def round_trip(self) -> None:
+        for number, database in enumerate(self._databases):
+            await database.write(_insert)
+            if number % 2 == 0:
+                await self._call(b"x" * 1000)
+
+
+def _insert(conn: Connection) -> None:
+    row = {"peer": "floor", "message": new_id(datetime.now(UTC)), "digest": b"x" * 32, "receipt": b"x" * 200}
+    conn.execute(insert(INBOX), {**row, "take_time": 0.0})
+
+
+class _Echo(grpc.GenericRpcHandler):
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
+        return grpc.unary_unary_rpc_method_handler(_same)
+
+
+async def _same(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+    return request
+
+
+@asynccontextmanager
+async def _floor(couple: _Couple) -> AsyncIterator[_Floor]:
+    authority = Authority.new(datetime.now(UTC))
+    server_leaf, client_leaf = authority.leaf(path="/svc/router"), authority.leaf(path="/svc/federation")
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers([_Echo()])
+    port = server.add_secure_port(
+        "127.0.0.1:0",
+        grpc.ssl_server_credentials(
+            [(server_leaf.key_pem, server_leaf.chain_pem)], authority.pem, require_client_auth=True
+        ),
+    )
+    await server.start()
+    credentials = grpc.ssl_channel_credentials(authority.pem, client_leaf.key_pem, client_leaf.chain_pem)
+    options = (("grpc.ssl_target_name_override", f"router.{authority.trust_domain}"),)
+    async with grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials, options=options) as channel:
+        call: Any = channel.unary_unary("/floor/Echo")
+        try:
+            yield _Floor(lambda request: call(request, timeout=10), couple.alice.db, couple.bob.db)
+        finally:
+            await server.stop(0)
+
+
+# ---------------------------------------------------------------- bars
+
+
+@bar
+async def delegation_round_trip(rig: Rig) -> list[Result]:
+    """Delegate, accept, complete, acknowledge: beside two bare mTLS calls and four durable commits."""
+    logs.configure(level="warning", form="json")
+    receiver.OFFERS = Rate(1e6, 1e6)  # type: ignore[misc]  # what is measured is the work, not the limit for strangers
+    with temporary_directory() as directory:
+        async with _couple(directory) as couple, _floor(couple) as floor:
+            sides = {"hand-over": couple.round_trip, "floor": floor.round_trip}
+            for make in sides.values():
+                await _serially(make, 10)
+            serial: dict[str, list[float]] = {name: [] for name in sides}
+            rates: dict[str, list[float]] = {name: [] for name in sides}
+            for _ in range(_ROUNDS):
+                for name, make in sides.items():
+                    serial[name] += await _serially(make, _SERIAL)
+                for name, make in sides.items():
+                    rates[name].append(await _together(make))
+    middle = {name: statistics.median(values) for name, values in serial.items()}
+    rate = {name: statistics.median(values) for name, values in rates.items()}
+    shown = {
+        name: {"p50_ms": middle[name] * 1e3, "p99_ms": _p99(serial[name]) * 1e3, "per_s": rate[name]}
+        for name in sides
+    }
+    return [
+        ROUND_TRIP.judge(
+            "a hand-over / two mTLS calls and four commits, p50", middle["hand-over"] / middle["floor"], shown
+        ),
+        THROUGHPUT.judge(
+            f"the same, {_AT_ONCE} at once: floor's throughput / hand-overs'",
+            rate["floor"] / rate["hand-over"],
+            shown,
+        ),
+    ]
+
+
+async def _serially(make: Callable[[], Awaitable[None]], count: int) -> list[float]:
+    seconds = []
+    for _ in range(count):
+        began = time.perf_counter()
+        await make()
+        seconds.append(time.perf_counter() - began)
+    return seconds
+
+
+async def _together(make: Callable[[], Awaitable[None]]) -> float:
+    """How many a second, with so many at once."""
+    left = iter(range(_OF_THEM))
+
+    async def some() -> None:
+        for _ in left:
+            await make()
+
+    began = time.perf_counter()
+    await asyncio.gather(*(some() for _ in range(_AT_ONCE)))
+    return _OF_THEM / (time.perf_counter() - began)
+
+
+def _p99(values: list[float]) -> float:
+    return sorted(values)[int(len(values) * 0.99)]

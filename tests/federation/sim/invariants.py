@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def violations(world: World) -> list[str]:
     """Everything that is wrong."""
-    checks = (_ended, _one_result, _runs, _drained, _paths, _agreed, _alarms, _fenced)
+    checks = (_ended, _kept, _one_result, _runs, _drained, _paths, _agreed, _alarms, _fenced, _undisturbed)
     return [*world.found, *(line for check in checks for line in check(world))]
 
 
@@ -50,6 +50,21 @@ def _ended(world: World) -> Iterator[str]:
                 yield f"I1 {each.role} {each.id} at {hopper.name} is {each.state}"
             if each.role is Role.OUT and not each.settled:
                 yield f"I1 {each.role} {each.id} at {hopper.name} is {each.state}, and the router does not know"
+            if each.role is Role.IN and each.result and not each.settled and not world.plan.revocations:
+                yield f"I1 {each.role} {each.id} at {hopper.name} is {each.state}, and {each.peer} does not know"
+
+
+def _kept(world: World) -> Iterator[str]:
+    """What a Hopper has acknowledged it has, unless its owner brought back an old copy."""
+    for name, delegation, role in sorted(world.acknowledged):
+        hopper = world.hoppers[name]
+        if hopper.lies or hopper.restored:
+            continue
+        each = hopper.tables.delegations.get((role, delegation))
+        if each is None:
+            yield f"F29 {name} has taken {delegation} over, and knows nothing of it"
+        elif role is Role.OUT and each.state.open:
+            yield f"F29 {name} has the result of {delegation}, which is {each.state}"
 
 
 def _one_result(world: World) -> Iterator[str]:
@@ -176,3 +191,14 @@ def _fenced(world: World) -> Iterator[str]:
                     f"{uid} runs at {other.hopper} from {other.begun - world.began:.0f}"
                     f" while it runs at {one.hopper} from {one.begun - world.began:.0f}"
                 )
+
+
+def _undisturbed(world: World) -> Iterator[str]:
+    """Where nothing comes between two Hoppers, no lease is lost."""
+    plan = world.plan
+    if plan.crash or plan.loss or plan.partitions or plan.restores or plan.liars or plan.revocations:
+        return
+    for hopper in world.hoppers.values():
+        for each in hopper.tables.delegations.values():
+            if each.reason == "LEASE_LOST" and plan.delay < 1:
+                yield f"{each.role} {each.id} at {hopper.name} has lost its lease for nothing"

@@ -138,10 +138,13 @@ class MemoryDelegations:
         if before is not _NOTHING:
             self.changes.append((table, key, before))
 
-    def changed(self) -> list[Delegation]:
-        """The hand-overs that were written, as they are now."""
-        keys = {key: None for table, key, _ in self.changes if table is self.tables.delegations}
-        return [self.tables.delegations[key] for key in keys]
+    def changed(self) -> list[tuple[Delegation | None, Delegation]]:
+        """The hand-overs that were written: as they were, and as they are now."""
+        before: dict[Key, Any] = {}
+        for table, key, was in self.changes:
+            if table is self.tables.delegations:
+                before.setdefault(key, None if was is _NOTHING else was)
+        return [(was, self.tables.delegations[key]) for key, was in before.items()]
 
     # Hand-overs.
 

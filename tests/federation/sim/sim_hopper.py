@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from hopper_federation.delegation.desk import Desk, note_of
 from hopper_federation.delegation.model import (
+    OPEN,
     Appraisal,
     Delegation,
     Errand,
@@ -53,6 +54,10 @@ RESYNC = "RESYNC_NEEDED"
 REVOKED = "PEER_REVOKED"
 
 _WAITS_FOR_PEOPLE = frozenset({State.QUARANTINED, State.SUSPECT, State.ORPHANED, State.DISPUTED})
+
+
+_FINAL = frozenset(State) - OPEN - {State.ORPHANED, State.DISPUTED}
+"""What nothing changes any more, but a peer that refuses a result."""
 
 
 class Crash(Exception):
@@ -258,9 +263,18 @@ class SimHopper:
 
     def _committed(self, desk: Desk, store: MemoryDelegations, by: str) -> None:
         world = self.world
-        for each in store.changed():
+        for before, each in store.changed():
             if by and each.peer != by:
                 world.wrong(f"I4 {by} has changed {each.id} at {self.name}, which is with {each.peer}")
+            if (
+                before is not None
+                and before.state is not each.state
+                and before.state in _FINAL
+                and (each.state is not State.DISPUTED)
+            ):
+                world.wrong(f"{each.role} {each.id} at {self.name} was {before.state} and is {each.state}")
+            if each.role is Role.IN and each.state.open and not self.lies:
+                self._one_copy(each)
             self._ask_people(each)
         for raised in desk.alarms:
             world.alarm(self, raised)
@@ -268,6 +282,13 @@ class SimHopper:
             self.unsynced.append(store.changes)
             if world.rng.random() < 0.2:
                 self.unsynced.clear()
+
+    def _one_copy(self, each: Delegation) -> None:
+        keys = [
+            key for key in self.tables.by_uid[each.task_uid] if key[0] is Role.IN and key in self.tables.open
+        ]
+        if len(keys) > 1:
+            self.world.wrong(f"I6 {each.task_uid} is at {self.name} as {sorted(key[1] for key in keys)}")
 
     # Its policy.
 
@@ -277,7 +298,7 @@ class SimHopper:
         if peer in self.trust.revoked or peer in self.trust.draining:
             return Ruled(False, reason="CAPABILITY_DENIED")
         verdict = world.borders.get((self.name, peer))
-        if verdict == "no":
+        if verdict == "no" or (verdict == "moody" and world.rng.random() < 0.5):
             return Ruled(False, reason="CAPABILITY_DENIED")
         if verdict == "later" and world.now < world.began + 3000.0:
             return Ruled(False, reason="QUOTA", retry_after=200.0)
@@ -644,6 +665,10 @@ class SimHopper:
                     desk.answered(each.message, each, said_at.get(each.message, self.steady()))
 
             self.txn(work)
+            said = {message.id: message for message in messages}
+            for each in answer:
+                if not self.lies:
+                    world.answered(peer, said[each.message], each)
 
         incarnation = self.incarnation
         self._call(peer, lambda other: other.take(self.name, messages, incarnation), answered)

@@ -17,7 +17,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hopper_federation.delegation.desk import Raised
-from hopper_federation.delegation.model import Delegation, Gone, Message, Offer, Role
+from hopper_federation.delegation.model import (
+    HELD,
+    Delegation,
+    Gone,
+    Message,
+    Offer,
+    Receipt,
+    Result,
+    Role,
+    State,
+)
 from tests.federation.sim.lies import LyingHopper
 from tests.federation.sim.memory_store import Row
 from tests.federation.sim.sim_hopper import Cargo, SimHopper
@@ -128,6 +138,7 @@ class World:
         self.events = 0
         self.cargo: dict[str, Cargo] = {}
         self.exempted: set[str] = set()
+        self.acknowledged: set[tuple[str, str, Role]] = set()
         self.most_open: dict[str, int] = {}
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
@@ -136,7 +147,7 @@ class World:
         self._said: dict[tuple[str, Role, str, int], bytes] = {}
         names = [f"h{number}" for number in range(self.plan.hoppers)]
         self.borders = {
-            (one, other): self.rng.choice(["no", "later", "later"])
+            (one, other): self.rng.choice(["no", "later", "moody"])
             for one in names
             for other in names
             if self.rng.random() < self.plan.refusals
@@ -236,6 +247,14 @@ class World:
             and hopper.name in message.body.facts.path
         ):
             self.note(f"{hopper.name} has had it")
+
+    def answered(self, hopper: str, message: Message, receipt: Receipt) -> None:
+        """A Hopper has said that it has something: it must not lose it."""
+        if receipt.taken and isinstance(message.body, Offer):
+            if receipt.state in HELD or receipt.state is State.QUARANTINED:
+                self.acknowledged.add((hopper, message.delegation, Role.IN))
+        elif receipt.taken and isinstance(message.body, Result):
+            self.acknowledged.add((hopper, message.delegation, Role.OUT))
 
     def never_ran(self, each: Delegation) -> bool:
         """What a person finds out who asks at the other side, once it is calm."""

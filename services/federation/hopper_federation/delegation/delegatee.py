@@ -4,10 +4,12 @@ The side that takes over, as a state machine: (hand-over, event, now) -> what be
     QUARANTINED ─ a person ─► ACCEPTED ─► RUNNING ── the task ends ──► COMPLETED, FAILED, CANCELLED  (Result)
          └─ no, too late ─► REJECTED, EXPIRED  └── nobody here can ──► REJECTED                      (Decision)
     QUARANTINED, or not even that ─ Cancel ─► REJECTED: it was never worked on, and whoever hands over may rely on that
-    ACCEPTED, RUNNING ─ no answer for 0.9 of the lease, or overtaken ──► RECLAIMED: the task is stopped
+    ACCEPTED, RUNNING ─ no answer for 0.9 of the lease ─► CANCELLING ─ the task is stopped ─► RECLAIMED (Decision)
+    any open ─ overtaken by a later one, or over there ─► RECLAIMED: the task is stopped
     any open ─ Cancel ─► CANCELLING ─ the task ends ─► however it ended
     any open ─ who handed over is no peer any more ─► ORPHANED: the task is stopped, a person keeps or discards it
 
+That a lease is lost is said once the task is at rest: whoever handed it over begins anew as soon as that is heard.
 What must not run twice is never stopped for want of an answer: who handed it over does not take it back either.
 """
 
@@ -43,6 +45,7 @@ from hopper_federation.delegation.model import (
     Verdict,
 )
 
+_LOST = "LEASE_LOST"
 _WORKED_ON = frozenset({State.ACCEPTED, State.RUNNING})
 _OVER_THERE = frozenset(
     {State.RECLAIMED, State.EXPIRED, State.CANCELLED, State.REJECTED, State.COMPLETED, State.FAILED}
@@ -210,8 +213,14 @@ def refused(was: Delegation, reason: str, detail: str, now: float) -> Step:
     if was.state in _WORKED_ON:
         return _declined(was, State.REJECTED, reason, detail)
     if was.state is State.CANCELLING:
-        return _declined(was, State.CANCELLED, "CANCELLED", was.detail)
+        return (
+            _let_go(was) if was.reason == _LOST else _declined(was, State.CANCELLED, "CANCELLED", was.detail)
+        )
     return Step(was)
+
+
+def _let_go(was: Delegation) -> Step:
+    return _declined(was, State.RECLAIMED, _LOST, was.detail)
 
 
 def news(was: Delegation, news: TaskNews, now: float) -> Step:
@@ -240,6 +249,8 @@ def _progressed(was: Delegation, news: TaskNews) -> Step:
 
 
 def _ended(was: Delegation, news: TaskNews, outcome: Outcome) -> Step:
+    if was.reason == _LOST and (news.unplaced or outcome is Outcome.CANCELLED):
+        return _let_go(was)
     if news.unplaced and was.state is not State.CANCELLING:
         return _declined(was, State.REJECTED, "NO_ELIGIBLE_EXECUTOR", "nobody there could take it")
     done = _at_rest(replace(was, state=ENDED_AS[outcome], outcome=outcome, result=news.sealed))
@@ -255,12 +266,9 @@ def tick(was: Delegation, now: float) -> Step:
     if was.state not in _WORKED_ON:
         return Step(was)
     if was.lease_end is not None and now >= was.lease_end:
-        stopped = _overtaken(
-            replace(was, updated=now), "LEASE_LOST", "nothing is heard of who handed it over"
-        )
-        return Step(
-            stopped.delegation, (*stopped.actions, Decision(False, "LEASE_LOST", "the lease ran out"))
-        )
+        detail = "nothing is heard of who handed it over"
+        going = replace(was, state=State.CANCELLING, reason=_LOST, detail=detail, updated=now)
+        return Step(_at_rest(going), (Errand(Task.STOP, _LOST, detail),))
     if was.renew_at is not None and now >= was.renew_at:
         return Step(replace(was, renew_at=now + was.lease * RENEWS_AT), (Renewal(),))
     return Step(was)

@@ -60,7 +60,8 @@ def _end_overdue(store: SqlStore) -> None:
 
 class TrustKeeper:
     """
-    Keeps the trust snapshot as the store has it: after each commit, and every few seconds to say that it still holds.
+    Keeps the trust snapshot as the store has it: after each change of a peer, and every few seconds to say that it
+    still holds.
 
     When the store does not answer, the snapshot stays and grows old, which those who read it notice.
     """
@@ -78,13 +79,15 @@ class TrustKeeper:
         self._clock = clock
         self._confirm_every = confirm_every
         self._looking = asyncio.Lock()
+        self._version = -1  # of the log, as of the last look
+        self._look_at = 0.0
 
     async def run(self) -> None:
         """Look for ever."""
         while True:
             commits = self._federation.committed.count
             try:
-                await self.look()
+                await self._look_if_changed()
             except _PUT_OFF as error:
                 log.error("whom to trust is not known", reason=error.reason, message=error.message)
                 await asyncio.sleep(LOOK_EVERY)
@@ -95,9 +98,16 @@ class TrustKeeper:
             except TimeoutError:
                 continue
 
+    async def _look_if_changed(self) -> None:
+        """Most commits are about work: then nobody's trust has changed, and the log says so."""
+        version = await self._federation.read(lambda store: store.version)
+        if version != self._version or self._clock.monotonic() >= self._look_at:
+            await self.look()
+
     async def look(self) -> None:
         """Take over what the store says now."""
         async with self._looking:  # one after the other, or an earlier answer could replace a later one
             asked = self._clock.monotonic()  # before the answer: it may have been true no longer than that
-            peers = await self._federation.read(lambda store: store.trusted_peers())
+            version, peers = await self._federation.read(lambda store: (store.version, store.trusted_peers()))
             self._snapshots.replace(peers, asked)
+            self._version, self._look_at = version, asked + self._confirm_every

@@ -172,8 +172,13 @@ def audit_lines(audit: Audit, now: datetime) -> Iterator[Text]:
         yield Text.assemble((short(each.id), "bold"), f" {way(each)}  ", (one_line(each.title), "dim"))
         yield from custody_lines(found.custody, now)
     claimed = f", {audit.claimed} claimed by who passed them on" if audit.claimed else ""
-    bad = f", {len(audit.refused)} hand-overs do not hold" if audit.refused else ""
+    some = len(audit.refused)
+    bad = f", {_counted(some)} {'does' if some == 1 else 'do'} not hold" if some else ""
     yield Text(
-        f"{audit.hand_overs} hand-overs: {audit.verified} signatures verified{claimed}{bad}",
-        style="red" if audit.refused else "",
+        f"{_counted(audit.hand_overs)}: {audit.verified} signatures verified{claimed}{bad}",
+        style="red" if some else "",
     )
+
+
+def _counted(number: int) -> str:
+    return f"{number} hand-over{'' if number == 1 else 's'}"

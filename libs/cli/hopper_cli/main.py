@@ -5,7 +5,8 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Annotated, Final
+from functools import cache
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -105,14 +106,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _run(arguments: list[str]) -> int:
+@cache
+def _command() -> Any:
+    """All commands, ready to run. Making them takes a tenth of a second: once a process is enough."""
     from typer.main import get_command
 
+    return get_command(build())
+
+
+def _run(arguments: list[str]) -> int:
     if os.environ.get("_HOPPER_COMPLETE"):
         from typer._completion_classes import completion_init  # typer calls it only for its own options
 
         completion_init()
-    code = get_command(build()).main(arguments, prog_name=_NAME, standalone_mode=False)
+    code = _command().main(arguments, prog_name=_NAME, standalone_mode=False)
     return code if isinstance(code, int) else Exit.OK
 
 

@@ -1,5 +1,6 @@
 """What the desk needs of a store, on both engines and in memory; and what else the shells ask of a database."""
 
+import itertools
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ from sqlalchemy import Connection, select, update
 
 from hopper.federation.v1 import delegation_pb2 as pb
 from hopper_common.database import Database
+from hopper_federation.delegation.breaker import Hold
 from hopper_federation.delegation.model import (
     KEPT_FOR,
     Appraisal,
@@ -36,7 +38,6 @@ from hopper_federation.delegation.store_sql import (
     UNDECIDED,
     Chore,
     Counts,
-    Hold,
     Outgoing,
     SqlDelegations,
     Used,
@@ -45,7 +46,7 @@ from hopper_federation.delegation.tables import DELEGATIONS
 from hopper_federation.delegation.wire import message_from_proto
 from hopper_federation.tables import METADATA, MIGRATIONS
 from hopper_testing.postgres import postgres_server
-from tests.federation.sim.memory_store import MemoryDelegations, Tables, copied
+from tests.federation.sim.memory_store import MemoryDelegations, Tables, undone
 
 T = TypeVar("T")
 
@@ -55,16 +56,19 @@ SEALED = pb.Offer(body=b"what is to be done").SerializeToString()
 
 
 class InMemory:
-    """Each transaction works on a copy, which is kept."""
+    """Transactions are taken back if they fail."""
 
     def __init__(self) -> None:
         self._tables = Tables()
+        self._numbers = itertools.count(1)
 
     async def write(self, work: Callable[[DelegationStore], T]) -> T:
-        tables = copied(self._tables)
-        result = work(MemoryDelegations(tables))
-        self._tables = tables
-        return result
+        rows = MemoryDelegations(self._tables, lambda: next(self._numbers))
+        try:
+            return work(rows)
+        except BaseException:
+            undone(rows.changes)
+            raise
 
 
 class OnDatabase:
@@ -532,7 +536,7 @@ async def ready(store: Any, now: float = NOW) -> list[str]:
 
     def work(books: Any) -> list[str]:
         if isinstance(books, MemoryDelegations):
-            return [message.id for message in books.batch(BOB, now, 50)]
+            return [row.message.id for row in books.batch(BOB, now, 50)]
         return [message.id for message in books.batch(BOB, now, limit=50, most_bytes=1 << 20)]
 
     return list(await store.write(work))

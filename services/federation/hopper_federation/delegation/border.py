@@ -59,7 +59,7 @@ class Border:
 
     def rule_on(self, peer: str, facts: OfferFacts) -> Verdict:
         """Whether an offer of a peer may come in."""
-        if self._rows.counts(peer).taken_over >= MOST_OPEN:
+        if self._rows.used(peer, {}, self._now).open >= MOST_OPEN:
             return _no("the most of any peer", "QUOTA", f"{MOST_OPEN} hand-overs are open", BUSY_SECONDS)
         crossing = Crossing(
             Direction.IN,

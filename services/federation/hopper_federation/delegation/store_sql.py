@@ -11,7 +11,21 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, Table, and_, delete, exists, func, insert, or_, select, tuple_, update
+from sqlalchemy import (
+    Connection,
+    Row,
+    Table,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.sql import ColumnElement
 
 from hopper.federation.v1 import delegation_pb2 as pb
@@ -56,6 +70,36 @@ _PLAIN: Final = ("id", "peer", "task_uid", "epoch", "task", "settled", "rule", "
 _BYTES: Final = ("offer", "result", "appraisal")
 _IN_BODY: Final = tuple(
     each.name for each in fields(Delegation) if each.name not in {*_PLAIN, *_BYTES, "role", "state"}
+)
+
+
+# What every message asks for is made once: building a statement takes as long as running it.
+_NEWEST: Final = (DELEGATIONS.c.created.desc(), DELEGATIONS.c.epoch.desc(), DELEGATIONS.c.id.desc())
+_OLDEST: Final = (DELEGATIONS.c.created, DELEGATIONS.c.epoch, DELEGATIONS.c.id, DELEGATIONS.c.role)
+_THIS_ONE: Final = and_(
+    DELEGATIONS.c.role == bindparam("this_role"), DELEGATIONS.c.id == bindparam("this_id")
+)
+_FIND: Final = select(DELEGATIONS).where(_THIS_ONE)
+_FIND_BODY: Final = select(DELEGATIONS.c.body).where(_THIS_ONE)
+_REPLACE: Final = update(DELEGATIONS).where(_THIS_ONE)
+_FIND_NEWEST: Final = (
+    select(DELEGATIONS).where(DELEGATIONS.c.task == bindparam("task")).order_by(*_NEWEST).limit(1)
+)
+_FIND_COPIES: Final = (
+    select(DELEGATIONS).where(DELEGATIONS.c.task_uid == bindparam("task_uid")).order_by(*_OLDEST)
+)
+_FIND_ANSWER: Final = select(INBOX.c.digest, INBOX.c.receipt).where(
+    INBOX.c.peer == bindparam("peer"), INBOX.c.message == bindparam("message")
+)
+_TAKE_OUT: Final = (
+    delete(OUTBOX)
+    .where(OUTBOX.c.id == bindparam("message"))
+    .returning(OUTBOX.c.role, OUTBOX.c.delegation, OUTBOX.c.body)
+)
+_COUNT_OPEN: Final = (
+    select(DELEGATIONS.c.role, DELEGATIONS.c.state, DELEGATIONS.c.rule, func.count())
+    .where(DELEGATIONS.c.peer == bindparam("peer"), DELEGATIONS.c.open)
+    .group_by(DELEGATIONS.c.role, DELEGATIONS.c.state, DELEGATIONS.c.rule)
 )
 
 
@@ -144,33 +188,37 @@ class SqlDelegations:
         self._conn = conn
         self._sending = sending
         self._bodies: dict[tuple[Role, str], dict[str, Any]] = {}  # of what was read, as it stands there
+        self._absent: set[tuple[Role, str]] = set()
         self.told: set[str] = set()
 
     # ---------------------------------------------------------------- hand-overs
 
     def delegation(self, role: Role, delegation: str) -> Delegation | None:
-        return self._one(DELEGATIONS.c.role == role, DELEGATIONS.c.id == delegation)
+        found = self._read(_FIND, this_role=role, this_id=delegation)
+        if not found:
+            self._absent.add((role, delegation))
+        return found[0] if found else None
 
     def save(self, delegation: Delegation) -> None:
         key = delegation.role, delegation.id
+        this = {"this_role": delegation.role, "this_id": delegation.id}
         body = self._bodies.get(key)
-        if body is None:
-            where = and_(DELEGATIONS.c.role == delegation.role, DELEGATIONS.c.id == delegation.id)
-            text = self._conn.scalar(select(DELEGATIONS.c.body).where(where))
+        if body is None and key not in self._absent:
+            text = self._conn.scalar(_FIND_BODY, this)
             body = None if text is None else json.loads(text)
         after = {**(body or {}), "v": 1, **{name: getattr(delegation, name) for name in _IN_BODY}}
         row = _row(delegation, after)
         self._bodies[key] = after
-        same = (DELEGATIONS.c.role == delegation.role, DELEGATIONS.c.id == delegation.id)
-        replaced = update(DELEGATIONS).where(*same).values(row)
-        if body is None or self._conn.execute(replaced).rowcount == 0:
+        # It may be one that was taken back to a savepoint, and then it is not there.
+        if body is None or self._conn.execute(_REPLACE, {**row, **this}).rowcount == 0:
             self._conn.execute(insert(DELEGATIONS), row)
 
     def of_task_uid(self, task_uid: str) -> Sequence[Delegation]:
-        return self._all(DELEGATIONS.c.task_uid == task_uid)
+        return self._read(_FIND_COPIES, task_uid=task_uid)
 
     def of_task(self, task: str) -> Delegation | None:
-        return self._one(DELEGATIONS.c.task == task)
+        found = self._read(_FIND_NEWEST, task=task)
+        return found[0] if found else None
 
     def open_of(self, peer: str) -> Sequence[Delegation]:
         query = select(DELEGATIONS).where(DELEGATIONS.c.peer == peer, DELEGATIONS.c.open)
@@ -232,18 +280,11 @@ class SqlDelegations:
         """When the next clock runs out; None: none runs."""
         return self._least(select(func.min(DELEGATIONS.c.due)))
 
-    def _one(self, *where: ColumnElement[bool]) -> Delegation | None:
-        """The newest."""
-        newest = (DELEGATIONS.c.created.desc(), DELEGATIONS.c.epoch.desc(), DELEGATIONS.c.id.desc())
-        found = self._read(select(DELEGATIONS).where(*where).order_by(*newest).limit(1))
-        return found[0] if found else None
-
     def _all(self, *where: ColumnElement[bool]) -> list[Delegation]:
-        oldest = (DELEGATIONS.c.created, DELEGATIONS.c.epoch, DELEGATIONS.c.id, DELEGATIONS.c.role)
-        return self._read(select(DELEGATIONS).where(*where).order_by(*oldest))
+        return self._read(select(DELEGATIONS).where(*where).order_by(*_OLDEST))
 
-    def _read(self, query: Any) -> list[Delegation]:
-        return [self._delegation(row) for row in self._conn.execute(query)]
+    def _read(self, query: Any, **parameters: Any) -> list[Delegation]:
+        return [self._delegation(row) for row in self._conn.execute(query, parameters)]
 
     def _delegation(self, row: Row[Any]) -> Delegation:
         body = json.loads(row.body)
@@ -253,8 +294,7 @@ class SqlDelegations:
     # ---------------------------------------------------------------- inbox
 
     def answer_of(self, peer: str, message: str) -> tuple[bytes, Receipt] | None:
-        query = select(INBOX.c.digest, INBOX.c.receipt)
-        row = self._conn.execute(query.where(INBOX.c.peer == peer, INBOX.c.message == message)).one_or_none()
+        row = self._conn.execute(_FIND_ANSWER, {"peer": peer, "message": message}).one_or_none()
         if row is None:
             return None
         return bytes(row.digest), wire.receipt_from_proto(pb.Receipt.FromString(row.receipt))
@@ -299,10 +339,9 @@ class SqlDelegations:
             self._conn.execute(delete(OUTBOX).where(OUTBOX.c.id.in_(unsent)))
 
     def forget_message(self, message: str) -> Sent | None:
-        row = self._conn.execute(select(OUTBOX).where(OUTBOX.c.id == message)).one_or_none()
+        row = self._conn.execute(_TAKE_OUT, {"message": message}).one_or_none()
         if row is None:
             return None
-        self._conn.execute(delete(OUTBOX).where(OUTBOX.c.id == message))
         return Sent(Role(row.role), row.delegation, wire.body_from_proto(pb.Message.FromString(row.body)))
 
     def unanswered(self, delegation: Delegation) -> Sequence[type[Body]]:
@@ -442,18 +481,14 @@ class SqlDelegations:
         Args:
             windows: Of each rule with a rate, its stretch of time in seconds.
         """
-        counts = self.counts(peer)
-        by_rule = (
-            select(DELEGATIONS.c.rule, func.count())
-            .where(DELEGATIONS.c.peer == peer, DELEGATIONS.c.open)
-            .group_by(DELEGATIONS.c.rule)
-        )
-        return Used(
-            pending=counts.quarantined,
-            open=counts.taken_over,
-            in_flight=dict(self._conn.execute(by_rule).all()),
-            recent={rule: self._crossed(peer, rule, now - window) for rule, window in windows.items()},
-        )
+        in_flight: dict[str, int] = {}
+        pending = open_here = 0
+        for role, state, rule, count in self._conn.execute(_COUNT_OPEN, {"peer": peer}):
+            in_flight[rule] = in_flight.get(rule, 0) + count
+            open_here += count if role == Role.IN else 0
+            pending += count if (role, state) == (Role.IN, State.QUARANTINED) else 0
+        recent = {rule: self._crossed(peer, rule, now - window) for rule, window in windows.items()}
+        return Used(pending, open_here, in_flight, recent)
 
     def _crossed(self, peer: str, rule: str, since: float) -> list[datetime]:
         query = select(DELEGATIONS.c.created).where(
@@ -468,12 +503,9 @@ class SqlDelegations:
         """What there is between this Hopper and a peer."""
         sent = select(func.count(), func.min(OUTBOX.c.create_time)).where(OUTBOX.c.peer == peer)
         outbox, oldest = self._conn.execute(sent).one()
-        by_state = (
-            select(DELEGATIONS.c.role, DELEGATIONS.c.state, func.count())
-            .where(DELEGATIONS.c.peer == peer, DELEGATIONS.c.open)
-            .group_by(DELEGATIONS.c.role, DELEGATIONS.c.state)
-        )
-        open_now = {(role, state): count for role, state, count in self._conn.execute(by_state)}
+        open_now: dict[tuple[str, str], int] = {}
+        for role, state, _, count in self._conn.execute(_COUNT_OPEN, {"peer": peer}):
+            open_now[role, state] = open_now.get((role, state), 0) + count
         return Counts(
             outbox=outbox,
             oldest=oldest,

@@ -56,6 +56,7 @@ class Border:
         self._store = store
         self._rows = rows
         self._now = now
+        self._standings: dict[str, tuple[Peer | None, Grant | None]] = {}
 
     def rule_on(self, peer: str, facts: OfferFacts) -> Verdict:
         """Whether an offer of a peer may come in."""
@@ -74,15 +75,21 @@ class Border:
 
     def rule(self, peer: str, crossing: Crossing) -> Verdict:
         """Whether something may cross between this Hopper and a peer."""
-        known = self._store.peer_of(peer)
-        if known is None:
-            return _no("no peer", "PEER_UNKNOWN", "it is not paired")
         try:
-            grant = self._trust.policy(self._store, known)
+            known, grant = self._standing(peer)
         except (SignatureInvalid, PolicyInvalid):
             return _no("the policy does not hold", "CAPABILITY_DENIED", "the stored policy does not hold")
+        if known is None:
+            return _no("no peer", "PEER_UNKNOWN", "it is not paired")
         ruling = decide(grant, known.level, crossing, self._used(known, grant), self._store.now)
         return _verdict(ruling, grant)
+
+    def _standing(self, peer: str) -> tuple[Peer | None, Grant | None]:
+        """A peer and its policy, which stay as they are for as long as the transaction lasts."""
+        if peer not in self._standings:
+            known = self._store.peer_of(peer)
+            self._standings[peer] = known, None if known is None else self._trust.policy(self._store, known)
+        return self._standings[peer]
 
     def _used(self, peer: Peer, grant: Grant | None) -> Usage:
         rules = () if grant is None else grant.rules

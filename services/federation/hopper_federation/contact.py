@@ -3,7 +3,7 @@ Keeps in touch with every peer: says hello, listens, and tells when this Hopper'
 
     hello ─► listen: a beat every ten seconds, news of its keys ─► the stream ends, or the link is dead (15 s)
       ▲                                                                      │
-      └── a pause of 0.5 s, doubled up to 2 s, and after half an hour up to 30 s; ◄───────┘
+      └── a pause of 0.5 s; after five minutes up to 2 s, after half an hour up to 30 s; ◄┘
           cut short when the peer is heard, or is said to be somewhere else
 
 One peer that is down holds up no other: each has a task of its own.
@@ -30,8 +30,8 @@ from hopper_federation.trust_snapshot import TrustSnapshot, TrustSnapshots
 log = structlog.get_logger(__name__)
 
 FIRST_PAUSE: Final = 0.5
-PAUSE_SOON: Final = 2.0
-SOON: Final = timedelta(minutes=30)
+PAUSES: Final = ((timedelta(minutes=5), FIRST_PAUSE), (timedelta(minutes=30), 2.0))
+"""The longest pause while the peer was last reached less than so long ago: a link that is back is used within 2 s."""
 LONGEST_PAUSE: Final = 30.0
 
 
@@ -118,7 +118,9 @@ class Contact:
     def _longest_pause(self, install_id: str) -> float:
         """Who was there a moment ago will be back soon; who was not, is a laptop that is off."""
         ago = self._statuses.ago(self._statuses.of(install_id).reached)
-        return PAUSE_SOON if ago is not None and ago < SOON else LONGEST_PAUSE
+        if ago is None:
+            return LONGEST_PAUSE
+        return next((pause for within, pause in PAUSES if ago < within), LONGEST_PAUSE)
 
     async def _rest(self, install_id: str, seconds: float) -> None:
         wake = self._wakes[install_id]

@@ -193,6 +193,7 @@ async def test_what_is_called_off_here_is_stopped_there(both: Two) -> None:
         assert (await hopper.hand_over(DELEGATION_STATE_CANCELLED)).id == running.id
     (there,) = [task for task in await both.work.tasks() if task.spec.title == "wait for me"]
     assert there.state == Task.STATE_CANCELLED
+    both.reviewer.may_end.set()  # who works there sees when it renews its claim that nobody wants it any more
 
 
 async def test_who_takes_over_may_be_started_anew_meanwhile(both: Two) -> None:

@@ -50,6 +50,7 @@ class Statuses:
         self._heard: list[Callable[[str], None]] = []
         self._reached: list[Callable[[str], None]] = []
         self._back: list[Callable[[str], None]] = []
+        self._failed: list[Callable[[str, str], None]] = []
 
     def of(self, install_id: str) -> Status:
         """What has been seen of one."""
@@ -75,6 +76,10 @@ class Statuses:
         """Call back with the install id when a call to one has succeeded: its first, or the first after a failure."""
         self._back.append(callback)
 
+    def on_failed(self, callback: Callable[[str, str], None]) -> None:
+        """Call back with the install id, and the reason, whenever a call to one has failed."""
+        self._failed.append(callback)
+
     def heard(self, install_id: str, leaf_end: datetime | None = None) -> None:
         """An authenticated message came from it."""
         before = self.of(install_id)
@@ -95,6 +100,8 @@ class Statuses:
     def failed(self, install_id: str, reason: str, problem: str) -> None:
         """A call to it failed."""
         self._known[install_id] = replace(self.of(install_id), failure=reason, problem=problem)
+        for callback in self._failed:
+            callback(install_id, reason)
 
     def met(self, install_id: str, *, offset: timedelta, version: str) -> None:
         """It said what time it has, and what it speaks."""

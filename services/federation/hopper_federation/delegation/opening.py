@@ -113,7 +113,7 @@ class Delegations:
             self._errands(credit, claims, puller).run,
             self._watcher(places, claims, artifacts).run,
             Ticker(self.desks, self._federation.committed).run,
-            Parting(self.desks, self._snapshots, clock, journal).run,
+            Parting(self.desks, self._snapshots, peering.statuses, clock, journal).run,
         ]
 
     def _in_the_registry(

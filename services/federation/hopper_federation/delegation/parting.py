@@ -3,6 +3,7 @@ Ends hand-overs with who is no peer any more.
 
     revoked --now, --compromised, or an impostor ──► at once
     revoked --drain                              ──► when its time has come; until then all goes on, and nothing begins
+    it has revoked this Hopper                   ──► as soon as it says so, whatever it is asked
     level fallen to KNOWN                        ──► nothing is offered any more (`presence`); what is open goes on
 
 Whatever was handed over goes back to the router, what was taken over is stopped; the desk has the rules. It is looked
@@ -24,12 +25,14 @@ from hopper_federation.delegation.crossings_journal import CrossingsJournal
 from hopper_federation.delegation.desks import Desks, Sitting
 from hopper_federation.delegation.model import Gone
 from hopper_federation.model import Revocation
+from hopper_federation.statuses import Statuses
 from hopper_federation.trust import Level
-from hopper_federation.trust_snapshot import TrustedPeer, TrustSnapshot, TrustSnapshots
+from hopper_federation.trust_snapshot import TrustSnapshot, TrustSnapshots
 
 log = structlog.get_logger(__name__)
 
 LOOK_EVERY: Final = 5.0
+_REFUSALS: Final = frozenset({"PEER_REVOKED", "PEER_UNKNOWN"})
 _PUT_OFF: Final = (StorageFull, StorageUnavailable, Overloaded)
 
 
@@ -37,7 +40,12 @@ class Parting:
     """Runs beside the server. `look` is one round."""
 
     def __init__(
-        self, desks: Desks, snapshots: TrustSnapshots, clock: Clock, journal: CrossingsJournal
+        self,
+        desks: Desks,
+        snapshots: TrustSnapshots,
+        statuses: Statuses,
+        clock: Clock,
+        journal: CrossingsJournal,
     ) -> None:
         self._desks = desks
         self._snapshots = snapshots
@@ -45,7 +53,10 @@ class Parting:
         self._journal = journal
         self._changed = Signal()
         self._ended: set[str] = set()  # install ids of those with whom this process has ended everything
+        self._refusing: set[str] = set()  # and of those who want nothing more of this Hopper
         snapshots.on_change(self._on_trust)
+        statuses.on_failed(self._on_failed)
+        statuses.on_back(self._refusing.discard)
 
     async def run(self) -> None:
         """Look for ever."""
@@ -61,36 +72,42 @@ class Parting:
 
     async def look(self) -> None:
         """End what is open with those who are gone."""
-        gone = dict(departed(self._snapshots.current, self._clock.now()))
-        self._ended = {each for each in self._ended if each in {peer.install_id for peer in gone}}
+        gone = dict.fromkeys(self._refusing, Gone.REVOKED_BY_PEER)
+        gone |= dict(departed(self._snapshots.current, self._clock.now()))
+        self._ended &= gone.keys()
         if not gone:
             return
         open_with = set(await self._desks.read(lambda rows: rows.open_peers()))
-        for peer, why in gone.items():
-            if peer.install_id not in self._ended or peer.install_id in open_with:
-                await self._end(peer, why)
-                self._ended.add(peer.install_id)
+        for install_id, why in gone.items():
+            if install_id not in self._ended or install_id in open_with:
+                await self._end(install_id, why)
+                self._ended.add(install_id)
 
-    async def _end(self, peer: TrustedPeer, why: Gone) -> None:
+    async def _end(self, install_id: str, why: Gone) -> None:
         def work(sitting: Sitting) -> int:
-            ended = sitting.desk.peer_gone(peer.install_id, why)
-            sitting.rows.give_up(peer.install_id)
+            ended = sitting.desk.peer_gone(install_id, why)
+            sitting.rows.give_up(install_id)
             return ended
 
         ended = await self._desks.write(work)
         if ended:
-            self._journal.gone(peer.install_id, why, ended)
+            self._journal.gone(install_id, why, ended)
+
+    def _on_failed(self, install_id: str, reason: str) -> None:
+        if reason in _REFUSALS and install_id not in self._refusing:
+            self._refusing.add(install_id)
+            self._changed.fire()
 
     def _on_trust(self, _: TrustSnapshot) -> None:
         self._changed.fire()
 
 
-def departed(snapshot: TrustSnapshot, now: datetime) -> Iterator[tuple[TrustedPeer, Gone]]:
-    """Who is no peer any more, and why."""
+def departed(snapshot: TrustSnapshot, now: datetime) -> Iterator[tuple[str, Gone]]:
+    """The install ids of those who are no peers any more, and why."""
     for peer in snapshot.peers.values():
         if peer.level is not Level.BLOCKED:
             continue
         if peer.revocation is Revocation.COMPROMISED:
-            yield peer, Gone.COMPROMISED
+            yield peer.install_id, Gone.COMPROMISED
         elif peer.revocation is not Revocation.DRAIN or peer.drain_time is None or now >= peer.drain_time:
-            yield peer, Gone.REVOKED
+            yield peer.install_id, Gone.REVOKED

@@ -15,8 +15,18 @@ from hopper.federation.v1 import delegation_pb2 as pb
 from hopper.federation.v1 import peer_service_pb2 as svc
 from hopper_federation.delegation import syncing
 from hopper_federation.delegation.breaker import Hold
+from hopper_federation.delegation.desks import Sitting
 from hopper_federation.delegation.known_keys import KnownKeys
-from hopper_federation.delegation.model import Delegation, Outcome, Role, State, Task, TaskNews
+from hopper_federation.delegation.model import (
+    STOPS_AT,
+    Delegation,
+    Outcome,
+    Renewal,
+    Role,
+    State,
+    Task,
+    TaskNews,
+)
 from hopper_federation.delegation.receiver import Receiver
 from hopper_federation.delegation.store_sql import Outgoing, SqlDelegations
 from hopper_federation.delegation.syncing import Syncer
@@ -28,7 +38,7 @@ from hopper_federation.model import Revocation
 from hopper_federation.store_sql import SqlStore
 from hopper_federation.trust import Alert, Level
 from hopper_testing.proxy import ChaosProxy
-from tests.federation.handing import all_said, comes_to, counts, ends, found, offer, states, trusts
+from tests.federation.handing import LEASE, all_said, comes_to, counts, ends, found, offer, states, trusts
 from tests.federation.neighbours import Neighbour, neighbour, until
 
 
@@ -194,6 +204,27 @@ async def test_a_peer_that_moved_is_tried_at_once(tmp_path: Path) -> None:
             bob, lambda peer: replace(peer, addresses=(bob.address,), revision=peer.revision + 1)
         )
         await comes_to(alice, Role.OUT, made, State.ACCEPTED)
+
+
+async def test_a_lease_counts_from_when_its_renewal_was_said_however_late_the_answer(pair: Pair) -> None:
+    alice, bob = pair
+    (made,) = await offer(alice, bob)
+    await bob.receiver.deliver(alice.install_id, await _request(alice, bob))
+    said_at = bob.desks.steady() - 100.0
+
+    def say(sitting: Sitting) -> None:
+        was = sitting.rows.delegation(Role.IN, made)
+        assert was is not None
+        renewing = replace(was, sent=was.sent + 1)
+        sitting.rows.save(renewing)
+        sitting.rows.send(renewing, Renewal(), said_at)
+
+    await bob.desks.write(say)
+    async with alice.running(contact=False), bob.running(contact=False, sending=True):
+        await bob.knows(alice, level=Level.TRUSTED)
+        await all_said(bob, alice)
+    taken = await found(bob, Role.IN, made)
+    assert taken.lease_end == pytest.approx(said_at + STOPS_AT * LEASE.total_seconds())
 
 
 # What is refused.

@@ -131,12 +131,14 @@ def _agreed(world: World) -> Iterator[str]:
     for hopper in _honest(world):
         for out in hopper.tables.delegations.values():
             if out.role is Role.OUT and not world.hoppers[out.peer].lies:
-                yield from _agreed_on(world, out)
+                yield from _agreed_on(world, hopper.name, out)
 
 
-def _agreed_on(world: World, out: Delegation) -> Iterator[str]:
+def _agreed_on(world: World, name: str, out: Delegation) -> Iterator[str]:
     there = world.hoppers[out.peer].tables.delegations.get((Role.IN, out.id))
-    if there is None or out.state.open or there.state.open or world.plan.restores:
+    if there is None or there.peer != name:
+        return
+    if out.state.open or there.state.open or world.plan.restores:
         return
     if out.state is State.FAILED and out.reason:
         return  # a person gave it up

@@ -27,7 +27,6 @@ from hopper_federation.delegation.model import (
     Result,
     Role,
     State,
-    Step,
     Task,
 )
 from tests.federation.sim.invariants import violations

@@ -34,7 +34,7 @@ from hopper_federation.delegation.model import (
 )
 from hopper_federation.delegation.narrowing import Redelegation, at_origin, handed_on
 from hopper_federation.errors import CapabilityDenied, FanOutLimit, HopLimit
-from tests.federation.sim.memory_store import Change, Chore, MemoryDelegations, Tables, undone
+from tests.federation.sim.memory_store import Change, Chore, MemoryDelegations, Row, Tables, undone
 from tests.federation.sim.sim_router import SimRouter, SimTask, TaskState, What
 
 if TYPE_CHECKING:
@@ -638,21 +638,21 @@ class SimHopper:
 
     def send(self, peer: str, line: Line) -> None:
         """Send a peer what there is to be said, or compare notes."""
-        world = self.world
-        is_time = world.now >= line.due and peer in self._open_with()
+        is_time = self.world.now >= line.due and peer in self._open_with()
         if line.pages is not None or self._must_sync(peer) or is_time:
             self._sync(peer, line)
-            return
-        if not self.tables.outbox.get(peer):
-            return
-        batch = MemoryDelegations(self.tables, world.number).batch(peer, self.steady(), BATCH)
-        if not batch:
-            return
+        elif self.tables.outbox.get(peer):
+            batch = MemoryDelegations(self.tables, self.world.number).batch(peer, self.steady(), BATCH)
+            if batch:
+                self._deliver(peer, line, batch)
+
+    def _deliver(self, peer: str, line: Line, batch: Sequence[Row]) -> None:
         messages = self.worded([row.message for row in batch])
         line.sending = tuple(message.id for message in messages)
-        said_at = {row.message.id: row.created for row in batch}
         for row in batch:
-            world.said(self, row)
+            self.world.said(self, row)
+        said = {message.id: message for message in messages}
+        said_at = {row.message.id: row.created for row in batch}
 
         def answered(answer: list[Receipt] | str) -> None:
             line.sending = ()
@@ -665,10 +665,8 @@ class SimHopper:
                     desk.answered(each.message, each, said_at.get(each.message, self.steady()))
 
             self.txn(work)
-            said = {message.id: message for message in messages}
-            for each in answer:
-                if not self.lies:
-                    world.answered(peer, said[each.message], each)
+            for each in [] if self.lies else answer:
+                self.world.answered(peer, said[each.message], each)
 
         incarnation = self.incarnation
         self._call(peer, lambda other: other.take(self.name, messages, incarnation), answered)

@@ -5,6 +5,7 @@ Who does not know another's keys has its neighbour's word for what that one says
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -513,6 +514,14 @@ def test_a_result_says_how_it_ended(hoppers: Hoppers, outcome: Outcome) -> None:
     result = seal_result(hoppers.bob, offer, ended)
     facts = opened_by_alice(hoppers, result, offer, known=("bob",))
     assert facts == ResultFacts(ended, hoppers.bob.install_id, verified=True)
+
+
+def test_a_result_may_be_signed_by_a_key_that_is_younger_than_it(hoppers: Hoppers) -> None:
+    """bob's task ended, then he was off while the time of a new key came."""
+    offer = offer_to_bob(hoppers, now=NOW - timedelta(days=30))
+    ended = replace(ENDED, finish_time=NOW - timedelta(days=20))
+    facts = opened_by_alice(hoppers, seal_result(hoppers.bob, offer, ended), offer)
+    assert facts.ended == ended
 
 
 def test_a_result_from_further_away_is_passed_on_whole(hoppers: Hoppers) -> None:

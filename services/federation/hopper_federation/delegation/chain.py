@@ -434,11 +434,14 @@ def _verify(kind: Kind, signed: dpb.Signed, time: datetime, keys_of: KeysOf) -> 
     keys = keys_of(signed.signer)
     if keys is None:
         return False
-    if all(key.key_id != signed.key_id for key in keys):
+    key = next((key for key in keys if key.key_id == signed.key_id), None)
+    if key is None:
         raise UnlistedKey(
             f"the {kind} is signed by a key that {signed.signer} has not told", what=signed.key_id
         )
-    verify_signature(keys, Signature(signed.key_id, signed.signature), kind.labelled(signed.payload), at=time)
+    # It is signed after the time it tells: a task may have ended before the key that signs its result was in use.
+    at = max(time, from_proto(key.not_before))
+    verify_signature([key], Signature(signed.key_id, signed.signature), kind.labelled(signed.payload), at=at)
     return True
 
 

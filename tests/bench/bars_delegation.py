@@ -1,5 +1,5 @@
 """
-Work that crosses: how long a hand-over takes beside the least it could.
+Work that crosses: how long a hand-over takes beside the least it could, and whether a dead peer slows others.
 
 Two federation services in this process, over loopback, mTLS and SQLite with `synchronous=FULL`. What belongs to routers
 is left out: the task that is handed over is said at one desk, its end at the other.
@@ -11,7 +11,7 @@ import asyncio
 import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -29,6 +29,7 @@ from hopper_federation.delegation.model import Role, State
 from hopper_federation.delegation.tables import INBOX
 from hopper_testing.certificates import Authority
 from hopper_testing.processes import temporary_directory
+from hopper_testing.proxy import ChaosProxy
 from tests.bench.bar import Result, at_most, bar
 from tests.bench.rig import Rig
 from tests.federation.handing import ends, offer, trusts
@@ -36,11 +37,14 @@ from tests.federation.neighbours import Neighbour, neighbour
 
 ROUND_TRIP: Final = at_most(2.0, 1.5)
 THROUGHPUT: Final = at_most(2.0, 1.5)
+UNDISTURBED: Final = at_most(1.10, 1.05)
 
 _SERIAL: Final = 40
 _ROUNDS: Final = 5
 _AT_ONCE: Final = 32
 _OF_THEM: Final = 320
+_PEERS: Final = 50
+_DEAD_ROUNDS: Final = 6
 
 
 # ---------------------------------------------------------------- a hand-over, from offer to acknowledged result
@@ -211,3 +215,78 @@ async def _together(make: Callable[[], Awaitable[None]]) -> float:
 
 def _p99(values: list[float]) -> float:
     return sorted(values)[int(len(values) * 0.99)]
+
+
+# ---------------------------------------------------------------- one dead peer among many
+
+
+@bar
+async def delegation_dead_peer(rig: Rig) -> list[Result]:
+    """Offers to 49 peers while the fiftieth swallows everything: from the desk until they are accepted, p99."""
+    logs.configure(level="warning", form="json")
+    receiver.OFFERS = Rate(1e6, 1e6)  # type: ignore[misc]
+    with temporary_directory() as directory:
+        async with _crowd(directory) as crowd:
+            await crowd.round()
+            alive, dead = [], []
+            for _ in range(_DEAD_ROUNDS):
+                crowd.proxy.flow()
+                await crowd.offer_to_first(wait=True)
+                alive += await crowd.round()
+                crowd.proxy.hold()
+                for _ in range(5):
+                    await crowd.offer_to_first(wait=False)
+                dead += await crowd.round()
+    shown = {
+        name: {"p50_ms": statistics.median(each) * 1e3, "p99_ms": _p99(each) * 1e3, "count": len(each)}
+        for name, each in (("all there", alive), ("one swallows", dead))
+    }
+    return [
+        UNDISTURBED.judge(
+            f"offers to {_PEERS - 1} peers while one is dead / while none is, p99",
+            _p99(dead) / _p99(alive),
+            shown,
+        ),
+        UNDISTURBED.judge("the same, p50", statistics.median(dead) / statistics.median(alive), shown),
+    ]
+
+
+class _Crowd:
+    """Alice and her peers; the way to the first leads through a proxy."""
+
+    def __init__(self, alice: Neighbour, peers: list[Neighbour], proxy: ChaosProxy) -> None:
+        self.alice = alice
+        self.peers = peers
+        self.proxy = proxy
+
+    async def offer_to_first(self, *, wait: bool) -> None:
+        (made,) = await offer(self.alice, self.peers[0])
+        if wait:
+            await _comes(self.alice, Role.OUT, made, lambda each: each.state is State.ACCEPTED)
+
+    async def round(self) -> list[float]:
+        """How long an offer to each of the others takes until it is accepted."""
+        seconds = []
+        for peer in self.peers[1:]:
+            began = time.perf_counter()
+            (made,) = await offer(self.alice, peer)
+            await _comes(self.alice, Role.OUT, made, lambda each: each.state is State.ACCEPTED)
+            seconds.append(time.perf_counter() - began)
+        return seconds
+
+
+@asynccontextmanager
+async def _crowd(directory: Path) -> AsyncIterator[_Crowd]:
+    async with AsyncExitStack() as stack:
+        alice, *peers = [
+            await stack.enter_async_context(neighbour(directory / f"h{number}"))
+            for number in range(_PEERS + 1)
+        ]
+        for each in peers:
+            await stack.enter_async_context(each.running(contact=False))
+        proxy = await stack.enter_async_context(ChaosProxy(peers[0].address))
+        await stack.enter_async_context(alice.running(contact=False, sending=True))
+        for each in peers:
+            await trusts(each, alice, policy=_POLICY)
+            await trusts(alice, each, address=proxy.address if each is peers[0] else "", policy=_POLICY)
+        yield _Crowd(alice, peers, proxy)

@@ -6,7 +6,7 @@ import io
 import os
 import zipfile
 from collections.abc import AsyncIterator, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import grpc.aio
 import pytest
+import pytest_asyncio
+from sqlalchemy import delete
 
 from hopper.federation.v1 import artifact_service_pb2 as svc
 from hopper.federation.v1 import delegation_pb2 as pb
@@ -21,6 +23,7 @@ from hopper.federation.v1.artifact_service_pb2_grpc import (
     ArtifactServiceStub,
     add_ArtifactServiceServicer_to_server,
 )
+from hopper_common.clock import SystemClock
 from hopper_common.database import Database
 from hopper_common.rpc.address import listen_tcp
 from hopper_common.rpc.channel import open_channel
@@ -30,6 +33,7 @@ from hopper_federation.artifacts.artifact_servicer import ArtifactServicer
 from hopper_federation.artifacts.blobs import PIECE, BlobStore, RealDisk
 from hopper_federation.artifacts.model import MOST_FILES, File, Limits, Problem
 from hopper_federation.artifacts.store_sql import Artifacts, ArtifactStore
+from hopper_federation.artifacts.tables import ARTIFACTS
 from hopper_federation.tables import METADATA, MIGRATIONS
 from hopper_testing.clock import ManualClock
 from tests.federation.artifacts.stage import CHILD, TASK, SaidTasks, artifact, digest
@@ -37,6 +41,8 @@ from tests.federation.neighbours import until
 
 if TYPE_CHECKING:  # it is in the type stubs only
     from hopper.federation.v1.artifact_service_pb2_grpc import ArtifactServiceAsyncStub
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 LIMITS = Limits(file=3 * PIECE, peer=PIECE, total=5 * PIECE)
 
@@ -94,8 +100,9 @@ def pieces(content: bytes) -> list[bytes]:
     return [content[begin : begin + PIECE] for begin in range(0, len(content), PIECE)]
 
 
-@asynccontextmanager
-async def opened(directory: Path, clock: ManualClock) -> AsyncIterator[Shelf]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Shelf]:
+    directory, clock = tmp_path_factory.mktemp("shelf"), SystemClock()
     async with AsyncExitStack() as stack:
         url = str(directory / "federation.db")
         db = await Database.open(url, metadata=METADATA, migrations=MIGRATIONS, service="federation")
@@ -116,10 +123,16 @@ async def opened(directory: Path, clock: ManualClock) -> AsyncIterator[Shelf]:
         yield Shelf(ArtifactServiceStub(channel), files, blobs, tasks, disk, directory / "blobs")
 
 
-@pytest.fixture
-async def shelf(tmp_path: Path, clock: ManualClock) -> AsyncIterator[Shelf]:
-    async with opened(tmp_path, clock) as made:
-        yield made
+@pytest_asyncio.fixture(loop_scope="module")
+async def shelf(running: Shelf) -> Shelf:
+    """Nothing is on it."""
+    await running.files.write(lambda store: store.conn.execute(delete(ARTIFACTS)))
+    for path in running.root.rglob("*"):
+        if path.is_file():
+            path.unlink()
+    running.disk.full = False
+    running.tasks.chain, running.tasks.over = SaidTasks().chain, {}
+    return running
 
 
 async def refused(call: object) -> tuple[str, str, str]:
@@ -314,7 +327,7 @@ async def test_a_caller_who_goes_away_leaves_nothing(shelf: Shelf) -> None:
 async def test_a_zip_bomb_is_a_file_like_any_other(shelf: Shelf) -> None:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("zeros", bytes(64 * PIECE))
+        archive.writestr("zeros", bytes(16 * PIECE))
     content = packed.getvalue()
     assert len(content) < PIECE
     await shelf.put(content, "bomb.zip")

@@ -7,10 +7,13 @@ import gzip
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc.aio
 import pytest
+import pytest_asyncio
+from sqlalchemy import delete
 
 from hopper.federation.v1 import delegation_pb2 as pb
 from hopper.federation.v1 import peer_service_pb2 as svc
@@ -19,12 +22,17 @@ from hopper_federation.artifacts.blobs import PIECE, BlobStore, RealDisk
 from hopper_federation.artifacts.manifests import expect
 from hopper_federation.artifacts.model import File, Limits, Problem
 from hopper_federation.artifacts.puller import PeerBlobs, Puller
+from hopper_federation.artifacts.serving import OwedFiles
+from hopper_federation.artifacts.tables import ARTIFACTS
 from hopper_federation.delegation.model import Role
 from hopper_federation.delegation.store_sql import SqlDelegations
+from hopper_federation.delegation.tables import DELEGATIONS
 from hopper_federation.trust import Level
 from hopper_testing.proxy import ChaosProxy
 from tests.federation.artifacts.stage import CHILD, DELEGATION, artifact, digest, handed_over
 from tests.federation.neighbours import PATIENCE, Neighbour, Owed, neighbour, until
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 class Asked:
@@ -121,18 +129,41 @@ class Pair:
         return sum(path.is_file() for path in self.root.rglob("*"))
 
 
-@pytest.fixture
-async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
+@dataclass
+class Street:
+    """Alice, bob, and the network between them."""
+
+    alice: Neighbour
+    bob: Neighbour
+    proxy: ChaosProxy
+    root: Path
+    """Of alice's blobs."""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def street(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Street]:
+    place = tmp_path_factory.mktemp("street")
     async with AsyncExitStack() as stack:
-        alice, bob = [
-            await stack.enter_async_context(neighbour(tmp_path / name)) for name in ("alice", "bob")
-        ]
+        alice, bob = [await stack.enter_async_context(neighbour(place / name)) for name in ("alice", "bob")]
         await stack.enter_async_context(bob.running(contact=False))
         proxy = await stack.enter_async_context(ChaosProxy(bob.address))
         await stack.enter_async_context(alice.running(contact=False))
-        await bob.knows(alice, level=Level.TRUSTED)
         await alice.knows(bob, level=Level.TRUSTED, address=proxy.address)
-        yield Pair(alice, bob, proxy, tmp_path / "alice" / "blobs")
+        yield Street(alice, bob, proxy, place / "alice" / "blobs")
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def pair(street: Street) -> Pair:
+    """Nothing has been handed over yet, and nobody has a file."""
+    for each in (street.alice, street.bob):
+        await each.db.write(lambda conn: conn.execute(delete(ARTIFACTS)))
+        await each.db.write(lambda conn: conn.execute(delete(DELEGATIONS)))
+    for path in street.root.parents[1].glob("*/blobs/**/*"):
+        if path.is_file():
+            path.unlink()
+    street.bob.owed = OwedFiles(street.bob.files, street.bob.blobs).pieces
+    await street.bob.knows(street.alice, level=Level.TRUSTED)
+    return Pair(street.alice, street.bob, street.proxy, street.root)
 
 
 def halting(serve: Owed, after: int, go_on: asyncio.Event) -> Owed:
@@ -312,7 +343,7 @@ async def test_a_bad_file_holds_up_no_other(pair: Pair) -> None:
 
 
 async def test_what_was_packed_stays_packed(pair: Pair) -> None:
-    bomb = gzip.compress(bytes(64 * PIECE))
+    bomb = gzip.compress(bytes(16 * PIECE))
     await pair.bob_has(bomb)
     await pair.result_names([artifact("bomb.gz", bomb)])
     await pair.pulled()

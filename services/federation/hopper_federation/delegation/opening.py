@@ -41,6 +41,7 @@ from hopper_federation.delegation.sender import Senders
 from hopper_federation.delegation.steady import SteadyClock
 from hopper_federation.delegation.syncing import Syncer
 from hopper_federation.delegation.ticking import Ticker
+from hopper_federation.delegation.unplaced import Unplaced
 from hopper_federation.delegation.verifying import Verifier
 from hopper_federation.delegation.watching import Watcher
 from hopper_federation.peering import Peering
@@ -112,6 +113,7 @@ class Delegations:
             *self._at_the_router(credit, places, claims, journal, lease),
             self._errands(credit, claims, puller).run,
             self._watcher(places, claims, artifacts).run,
+            Unplaced(self._channels.router, self.desks, claims).run,
             Ticker(self.desks, self._federation.committed).run,
             Parting(self.desks, self._snapshots, peering.statuses, clock, journal).run,
         ]

@@ -357,9 +357,10 @@ async def test_who_goes_away_in_the_middle_has_been_heard(pair: Pair) -> None:
     alice, bob = pair
     made = await offer(alice, bob)
     request = await _request(alice, bob)
-    asking = asyncio.ensure_future(bob.receiver.deliver(alice.install_id, request))
     commits = bob.federation.committed.count
-    await until(lambda: bob.receiver.under_way)
+    asking = asyncio.ensure_future(bob.receiver.deliver(alice.install_id, request))
+    while not bob.receiver.under_way:  # noqa: ASYNC110 - it is for several turns of the loop
+        await asyncio.sleep(0)
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking

@@ -188,6 +188,7 @@ class SqlDelegations:
         self._conn = conn
         self._sending = sending
         self._bodies: dict[tuple[Role, str], dict[str, Any]] = {}  # of what was read, as it stands there
+        self._as_read: dict[tuple[Role, str], Delegation] = {}
         self._absent: set[tuple[Role, str]] = set()
         self.told: set[str] = set()
 
@@ -201,6 +202,8 @@ class SqlDelegations:
 
     def save(self, delegation: Delegation) -> None:
         key = delegation.role, delegation.id
+        if self._as_read.pop(key, None) == delegation:
+            return
         this = {"this_role": delegation.role, "this_id": delegation.id}
         body = self._bodies.get(key)
         if body is None and key not in self._absent:
@@ -288,8 +291,10 @@ class SqlDelegations:
 
     def _delegation(self, row: Row[Any]) -> Delegation:
         body = json.loads(row.body)
-        self._bodies[Role(row.role), row.id] = body
-        return _delegation(row, body)
+        found = _delegation(row, body)
+        self._bodies[found.role, found.id] = body
+        self._as_read[found.role, found.id] = found
+        return found
 
     # ---------------------------------------------------------------- inbox
 

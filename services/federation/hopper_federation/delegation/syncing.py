@@ -25,7 +25,12 @@ if TYPE_CHECKING:  # it is in the type stubs only
 
 log = structlog.get_logger(__name__)
 
-PAGE: Final = 1000
+PAGE: Final = 200
+"""How many notes are compared in one transaction, if this Hopper asks."""
+
+MOST: Final = 1000
+"""How many an answer has at most."""
+
 CALL_SECONDS: Final = 30.0
 EVERY: Final = 3600.0
 NOT_WITHIN: Final = 30.0
@@ -197,7 +202,7 @@ def answered(sitting: Sitting, peer: str, request: svc.SyncRequest) -> svc.SyncR
         and note.delegation > request.after
         and (not request.up_to or note.delegation <= request.up_to)
     ]
-    response.notes.extend(wire.note_to_proto(note) for note in others[: PAGE - len(response.notes)])
+    response.notes.extend(wire.note_to_proto(note) for note in others[: MOST - len(response.notes)])
     if not request.up_to:
         sitting.rows.save_incarnation_of(peer, request.incarnation)
     return response

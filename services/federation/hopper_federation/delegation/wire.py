@@ -68,7 +68,7 @@ def message_to_proto(message: str, delegation: Delegation, body: Body) -> pb.Mes
             proto.offer.MergeFromString(sealed)
         case Decision(accepted=accepted, reason=reason, detail=detail):
             proto.decision.CopyFrom(
-                pb.Decision(accepted=accepted, reason=reason[:_REASON_BYTES], message=_text(detail))
+                pb.Decision(accepted=accepted, reason=_word(reason), message=_text(detail))
             )
         case Update(running=running, fraction=fraction, message=text):
             share = fraction if 0.0 <= fraction <= 1.0 else 0.0
@@ -138,7 +138,7 @@ def _offer(proto: pb.Message, facts: OfferFacts | None) -> Offer:
 
 def _decision(proto: pb.Message, _: OfferFacts | None) -> Decision:
     said = proto.decision
-    return Decision(said.accepted, said.reason, _text(said.message))
+    return Decision(said.accepted, _word(said.reason), _text(said.message))
 
 
 def _update(proto: pb.Message, _: OfferFacts | None) -> Update:
@@ -176,7 +176,7 @@ def receipt_to_proto(receipt: Receipt) -> pb.Receipt:
     return pb.Receipt(
         message_id=receipt.message,
         state=state_to_proto(receipt.state),
-        reason=receipt.reason,
+        reason=_word(receipt.reason),
         detail=_text(receipt.detail),
         retry_after=_duration(receipt.retry_after),
     )
@@ -193,7 +193,7 @@ def receipt_from_proto(proto: pb.Receipt) -> Receipt:
     return Receipt(
         message=proto.message_id,
         state=state_from_proto(proto.state),
-        reason=proto.reason[:_REASON_BYTES],
+        reason=_word(proto.reason),
         detail=_text(proto.detail),
         retry_after=None if wait is None else wait.total_seconds(),
     )
@@ -246,6 +246,10 @@ def state_from_proto(value: pb.DelegationState.ValueType) -> State | None:
 
 def _duration(seconds: float | None) -> Duration | None:
     return None if seconds is None else Duration(nanos=int(seconds % 1 * 1e9), seconds=int(seconds))
+
+
+def _word(text: str) -> str:
+    return one_line(text, most_bytes=_REASON_BYTES)
 
 
 def _text(text: str) -> str:

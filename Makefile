@@ -11,6 +11,9 @@ ENGINES ?= sqlite postgresql
 ROUNDS ?= 200
 SEED ?=
 MINUTES ?= 10
+SECONDS ?= 300
+# The first seed of `make sim`: another one each day, so that days add up.
+FIRST ?= $(shell date +%Y%j)0000
 # The commit whose protos must stay readable; empty means: work it out (see proto-breaking).
 AGAINST ?=
 
@@ -22,7 +25,7 @@ define check
 	@out=$$($(2) 2>&1) && echo "ok      $(1)" || { printf '%s\n' "$$out"; echo "FAILED  $(1)"; exit 1; }
 endef
 
-.PHONY: help setup demo test bench bench-routing faults fuzz verify fix proto clean
+.PHONY: help setup demo test bench bench-routing faults fuzz sim verify fix proto clean
 .PHONY: lint format-check types imports proto-lint proto-format proto-breaking proto-check
 
 help: ## Show this list
@@ -50,6 +53,9 @@ faults: $(VENV)/.dev ## Kill, cut off and crowd a Hopper (ENGINES=sqlite ROUNDS=
 
 fuzz: $(VENV)/.dev ## Send nonsense to the ports that others reach (MINUTES=10 SEED=7)
 	@$(BIN)/python -m tests.federation.fuzz --minutes $(MINUTES) $(addprefix --seed ,$(SEED))
+
+sim: $(VENV)/.dev ## Work across Hoppers in thousands of simulated worlds (SECONDS=300 FIRST=1000)
+	@$(BIN)/python -m tests.federation.sim --seconds $(SECONDS) --first $(FIRST)
 
 verify: lint format-check types imports proto-lint proto-format proto-breaking proto-check ## Run every check (all of them: make -k verify)
 

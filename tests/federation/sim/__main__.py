@@ -1,17 +1,18 @@
 """
-Run worlds, one seed after the other: `python -m tests.federation.sim [--seconds 300] [--seed N] [--first N]`.
+Run worlds, one seed after the other, on all cores: `python -m tests.federation.sim [--seconds 300] [--first N]`.
 
-A failure prints its seed; the same seed does the same again.
+A failure prints its seed; `--seed N` does the same again, and tells what happened.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
-import traceback
 
 from tests.federation.sim.invariants import violations
+from tests.federation.sim.running import Tally, chunks
 from tests.federation.sim.world import World
 
 
@@ -20,30 +21,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.federation.sim", description=__doc__)
     parser.add_argument("--seconds", type=float, default=300, help="how long to go on (default 300)")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many processes")
     parser.add_argument("--seed", type=int, help="only this one, and tell what happened")
     wanted = parser.parse_args()
     if wanted.seed is not None:
         return _tell(wanted.seed)
-    began, seed, failed, events = time.monotonic(), wanted.first, 0, 0
-    while time.monotonic() - began < wanted.seconds:
-        found, steps = tried(seed)
-        events += steps
-        if found:
-            failed += 1
+    began, total = time.monotonic(), Tally()
+    for tally in chunks(wanted.first, wanted.seconds, wanted.jobs):
+        total.add(tally)
+        for seed, found in tally.wrong.items():
             print(f"seed {seed}: {found[0]} ({len(found)} in all)", flush=True)
-        seed += 1
-    print(f"{seed - wanted.first} seeds from {wanted.first}, {events} events, {failed} with violations")
-    return 1 if failed else 0
-
-
-def tried(seed: int) -> tuple[list[str], int]:
-    """What is wrong with one world, and how many events it had."""
-    world = World(seed)
-    try:
-        world.run()
-    except Exception:  # a violation like any other: the next seed is tried all the same
-        return [traceback.format_exc()], world.events
-    return violations(world), world.events
+    took = time.monotonic() - began
+    print(
+        f"{total.seeds} seeds from {wanted.first} in {took:.0f} s ({total.seeds / took:.0f} a second),"
+        f" {total.events} events, {len(total.wrong)} with violations; the next is {wanted.first + total.seeds}"
+    )
+    if total.wrong:
+        print(f"replay: python -m tests.federation.sim --seed {min(total.wrong)}")
+    return 1 if total.wrong else 0
 
 
 def _tell(seed: int) -> int:

@@ -57,7 +57,7 @@ class Mutant:
     first: int = 0
 
 
-def _without(*kinds: type) -> Callable[[Any], Any]:
+def without(*kinds: type) -> Callable[[Any], Any]:
     """Steps of which these actions are left out."""
 
     def changed(original: Any) -> Any:
@@ -72,7 +72,7 @@ def _without(*kinds: type) -> Callable[[Any], Any]:
     return changed
 
 
-def _always(value: Any) -> Callable[[Any], Any]:
+def always(value: Any) -> Callable[[Any], Any]:
     return lambda original: lambda *args, **kwargs: value
 
 
@@ -232,12 +232,15 @@ MUTANTS: Mapping[str, Mutant] = {
     "early-reclaim": Mutant("tasks are taken back early", ((delegator, "GRACE", _value(-50.0)),), FENCED),
     "deaf": Mutant("renewals renew nothing", ((delegator, "_goes_on", _deaf),), UNDISTURBED),
     "from-the-answer": Mutant(
-        "a lease counts from the answer", ((Desk, "answered", _from_the_answer),), {**FENCED, "loss": 0.5}
+        "a lease counts from the answer",
+        ((Desk, "answered", _from_the_answer),),
+        {**FENCED, "loss": 0.5},
+        first=45,
     ),
-    "no-stop": Mutant("a lost lease stops nothing", ((delegatee, "_overtaken", _without(Errand)),), FENCED),
-    "no-renewal": Mutant("nothing is renewed", ((delegatee, "tick", _without(Renewal)),), FENCED),
+    "no-stop": Mutant("a lost lease stops nothing", ((delegatee, "tick", without(Errand)),), FENCED),
+    "no-renewal": Mutant("nothing is renewed", ((delegatee, "tick", without(Renewal)),), UNDISTURBED),
     "exclusive-reclaimed": Mutant(
-        "what must not run twice is taken back", ((delegator, "_may_not_run_twice", _always(False)),)
+        "what must not run twice is taken back", ((delegator, "_may_not_run_twice", always(False)),)
     ),
     "exclusive-given-back": Mutant(
         "what must not run twice goes back half done",
@@ -250,30 +253,42 @@ MUTANTS: Mapping[str, Mutant] = {
     ),
     "message-apart": Mutant(
         "a message is written after the commit, and notes are not compared",
-        ((SimHopper, "txn", _kept_apart("send")), (delegatee, "_missing", _always(None))),
+        ((SimHopper, "txn", _kept_apart("send")), (delegatee, "_missing", always(None))),
         {"crash": 0.02},
     ),
     "answer-first": Mutant(
-        "the inbox is written before the effect", ((SimHopper, "txn", _answered_first),), {"crash": 0.02}
+        "the inbox is written before the effect",
+        ((SimHopper, "txn", _answered_first),),
+        {"crash": 0.02},
+        first=30,
     ),
     "no-inbox": Mutant(
         "a message is done as often as it comes",
         ((Desk, "take", _forgetful),),
         {"refusals": 1.0, "duplicate": 0.5},
     ),
-    "not-adopted": Mutant("a task claimed again is offered again", ((Desk, "claimed", _always(None)),)),
+    "not-adopted": Mutant("a task claimed again is offered again", ((Desk, "claimed", always(None)),)),
     "whosever": Mutant("anybody may speak of a hand-over", ((Desk, "_do", _whosever),), {"liars": 1}),
     "loops": Mutant(
         "a task comes back", ((Desk, "_refusal", _overlooked("DELEGATION_LOOP")),), {"careless": True}
     ),
     "copies": Mutant(
-        "a task comes twice", ((Desk, "_refusal", _overlooked("DUPLICATE_TASK")),), {"partitions": 12}
+        "a task comes twice",
+        ((Desk, "_refusal", _overlooked("DUPLICATE_TASK")),),
+        {"partitions": 12},
+        first=10,
     ),
     "not-overtaken": Mutant(
-        "an earlier hand-over stays", ((Desk, "_overtake", _always(None)),), {"partitions": 12, "loss": 0.2}
+        "an earlier hand-over stays",
+        ((Desk, "_overtake", always(None)),),
+        {"partitions": 12, "loss": 0.2},
+        first=60,
     ),
     "hasty-sync": Mutant(
-        "an offer under way is given up by a comparison", ((delegator, "noted", _hasty),), {"loss": 0.2}
+        "an offer under way is given up by a comparison",
+        ((delegator, "noted", _hasty),),
+        {"loss": 0.2},
+        first=20,
     ),
     "waits-for-the-dead": Mutant(
         "a call-off waits for who is gone",
@@ -281,7 +296,7 @@ MUTANTS: Mapping[str, Mutant] = {
         {"revocations": 3, "exclusive": 1.0},
     ),
     "gone-in-vain": Mutant(
-        "nothing comes back from who is gone", ((delegator, "gone", _without(Errand)),), {"revocations": 3}
+        "nothing comes back from who is gone", ((delegator, "gone", without(Errand)),), {"revocations": 3}
     ),
     "lying-disk": Mutant("the disk loses what was committed", (), {"disk_lies": True, "crash": 0.02}),
 }

@@ -703,6 +703,26 @@ def test_nobody_executes_what_may_not_come_to_it(hoppers: Hoppers) -> None:
         refused(lambda: opened_by_alice(hoppers, result, offer), error)  # noqa: B023
 
 
+@pytest.mark.parametrize("to_carol", [True, False])
+def test_nobody_passes_on_what_may_not_come_to_it(hoppers: Hoppers, to_carol: bool) -> None:
+    """dave has done it, who may; carol, through whom it went, may have it or not."""
+    names = ("carol", "dave") if to_carol else ("dave",)
+    installs = frozenset(getattr(hoppers, name).install_id for name in names)
+    to_bob = offer_to_bob(hoppers, redelegation=Redelegation(installs=installs, hops=3, fan_out=9))
+    anywhere = offer_to_bob(hoppers, redelegation=Redelegation(any=True, hops=3, fan_out=9))
+    on = extend_offer(hoppers.bob, anywhere, to(hoppers.carol, SECOND), now=NOW)
+    further = extend_offer(hoppers.carol, on, to(hoppers.dave, SECOND), now=NOW)
+    for offer in (on, further):
+        offer.envelope.CopyFrom(to_bob.envelope)  # bob has told them that they may
+    result = seal_result(hoppers.dave, further, ENDED)
+    for hopper, offer in ((hoppers.carol, on), (hoppers.bob, to_bob)):
+        result = countersign(hopper, result, offer, NOW)
+    if to_carol:
+        assert opened_by_alice(hoppers, result, to_bob).executor == hoppers.dave.install_id
+    else:
+        refused(lambda: opened_by_alice(hoppers, result, to_bob), SignatureInvalid, "executor")
+
+
 def test_nobody_passes_on_what_it_says_it_made_itself(hoppers: Hoppers) -> None:
     offer = offer_to_bob(hoppers)
     result = countersign(hoppers.bob, seal_result(hoppers.bob, offer, ENDED), offer, NOW)

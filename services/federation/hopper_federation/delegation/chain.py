@@ -284,8 +284,8 @@ def read_result(result: dpb.Result, offer: dpb.Offer, keys_of: KeysOf) -> Result
     links = [first]
     before = result.envelope
     for signed in result.countersigns:
-        last = known if len(links) == len(result.countersigns) else None
-        check_it = partial(_countersign_problems, envelope, tuple(countersigns), before, last)
+        place = _Place(known, envelope.executor, tuple(countersigns), len(links) == len(result.countersigns))
+        check_it = partial(_countersign_problems, place, before)
         message, link = _read(Kind.COUNTERSIGN, signed, dpb.Countersign(), keys_of, check_it)
         countersigns.append(message)
         links.append(link)
@@ -316,35 +316,53 @@ def _result_problems(
     yield _below(known, envelope.executor, len(result.countersigns))
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """
+    Where a countersignature stands.
+
+    Attributes:
+        known: The chain of the offer.
+        earlier: Those before it.
+        last: It leads to who handed the task over.
+    """
+
+    known: OfferChain
+    executor: str
+    earlier: tuple[dpb.Countersign, ...]
+    last: bool
+
+
 def _countersign_problems(
-    envelope: dpb.ResultEnvelope,
-    earlier: Sequence[dpb.Countersign],
-    before: dpb.Signed,
-    last: OfferChain | None,
-    countersign: dpb.Countersign,
+    place: _Place, before: dpb.Signed, countersign: dpb.Countersign
 ) -> Iterator[HopperError | None]:
-    """*last*: the chain of the offer, if it is the last one: it leads to who handed the task over."""
-    by = from_of(countersign)
-    if earlier:
-        yield _unless(earlier[-1].to == by, "from", "it is not by whoever was meant")
+    by, known = from_of(countersign), place.known
+    if place.earlier:
+        yield _unless(place.earlier[-1].to == by, "from", "it is not by whoever was meant")
     yield _unless(countersign.previous == digest(before.payload), "previous", _NOT_AFTER)
     yield _wrong_install(countersign.to)
-    yield _loop([envelope.executor, *(from_of(each) for each in earlier)], by)
-    if last is None:
+    yield _loop([place.executor, *(from_of(each) for each in place.earlier)], by)
+    if not place.last:
         yield _wrong_hand_over(countersign)
+        yield _below(known, by, 0)
         return
-    yield _unless(by == last.path[-1], "from", "it is not by whoever took the task")
-    yield _unless(countersign.to == last.path[-2], "to", "it is for another Hopper")
-    yield _other_hand_over(countersign, last)
+    yield _unless(by == known.path[-1], "from", "it is not by whoever took the task")
+    yield _unless(countersign.to == known.path[-2], "to", "it is for another Hopper")
+    yield _other_hand_over(countersign, known)
 
 
-def _below(known: OfferChain, executor: str, further: int) -> HopperError | None:
-    """Whether the task may have come that far beyond whoever it was handed over to."""
-    if executor in known.path:
-        return _loop(known.path, executor)
+def _below(known: OfferChain, install_id: str, further: int) -> HopperError | None:
+    """
+    Whether the task may have come to a Hopper beyond whoever it was handed over to.
+
+    Args:
+        further: How many steps beyond, at least.
+    """
+    if install_id in known.path:
+        return _loop(known.path, install_id)
     if further > known.allowed.hops:
         return HopLimit("the task went further than it may", hops=str(known.allowed.hops))
-    return _unless(known.allowed.allows(executor), "executor", "the task may not have come there")
+    return _unless(known.allowed.allows(install_id), "executor", "the task may not have come there")
 
 
 def _other_hand_over(message: dpb.ResultEnvelope | dpb.Countersign, known: OfferChain) -> HopperError | None:

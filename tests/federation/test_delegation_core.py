@@ -444,7 +444,7 @@ def test_nothing_waits_for_ever_for_who_does_not_answer() -> None:
     assert (over.delegation.state, done(over)) == (State.CANCELLED, [])
 
 
-def test_f15_of_the_simulator_a_suspect_of_a_peer_that_is_gone_is_called_off_at_once() -> None:
+def test_a_suspect_of_a_peer_that_is_gone_is_called_off_at_once() -> None:
     """Found by seed 15: it waited for ever for the answer of a peer that was gone."""
     suspect = delegator.gone(out(State.RUNNING, exclusive=True), Gone.REVOKED, NOW).delegation
     assert suspect.state is State.SUSPECT
@@ -1089,6 +1089,22 @@ def test_what_is_over_at_who_handed_over_is_stopped() -> None:
 
     assert b.the(Role.IN).state is State.RECLAIMED
     assert b.errands() == [Task.STOP]
+
+
+def test_numbers_go_on_after_an_old_copy() -> None:
+    """Found by seed 9: they were given again, and how far the task was went unheard."""
+    a, b = handed_over()
+    copy = b.tables.copy()
+    for fraction in (0.2, 0.4, 0.6):
+        b.desk().news("d1", TaskNews(running=True, fraction=fraction))
+        exchanged(a, b)
+    b.tables = copy
+
+    compared(b, a)
+    b.desk().news("d1", TaskNews(running=True, fraction=0.8))
+    exchanged(a, b)
+
+    assert a.the(Role.OUT).fraction == 0.8
 
 
 def test_a_lie_about_what_was_heard_spoils_no_numbers() -> None:

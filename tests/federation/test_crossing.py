@@ -1,6 +1,8 @@
 """Tasks that cross between two whole Hoppers: routed, offered, taken, done there, and back with what came of them."""
 
 import asyncio
+import io
+import os
 from collections.abc import AsyncIterator
 from typing import Final, NamedTuple
 
@@ -8,6 +10,7 @@ import pytest
 import pytest_asyncio
 
 from hopper.federation.v1 import delegation_service_pb2 as rsvc
+from hopper.federation.v1.artifact_service_pb2 import ListArtifactsRequest, StoredArtifact
 from hopper.federation.v1.delegation_pb2 import (
     DELEGATION_STATE_CANCELLED,
     DELEGATION_STATE_COMPLETED,
@@ -61,6 +64,8 @@ direction = "in"
 capabilities = ["docs.review"]
 """
 
+PLOT: Final = os.urandom((2 << 20) + 5)
+
 VERDICT: Final = rsvc.DecideRemoteDelegationRequest
 
 
@@ -75,6 +80,9 @@ class Reviewer:
         title = context.task.spec.title
         if title.startswith("fail"):
             raise TaskFailed("ILLEGIBLE", "nobody can read that", permanent=True)
+        if title.startswith("draw"):
+            await context.put_artifact(PLOT, name="plot.png")
+            await context.put_artifact(b"see the plot", name="note.txt")
         if title.startswith("wait"):
             await context.progress(0.5, "half of it")
             self.begun.set()
@@ -126,6 +134,32 @@ async def test_what_only_the_other_can_do_is_done_there_and_its_result_comes_bac
     assert there.spec.labels["hopper.task_uid"].endswith(name.rpartition("/")[2])
     for hopper in (both.home, both.work):
         assert (await hopper.hand_over(DELEGATION_STATE_COMPLETED)).title == "a paper"
+
+
+async def beside(hopper: WholeHopper, task: str) -> dict[str, StoredArtifact]:
+    """The files beside a task, by name."""
+    listed = await hopper.client.artifacts.ListArtifacts(ListArtifactsRequest(task=task))
+    return {each.artifact.name: each for each in listed.artifacts}
+
+
+async def test_files_come_back_with_the_result(both: Two) -> None:
+    home = both.home
+    name = await home.submit("draw a plot", "docs.review")
+    await home.reached(name, Task.STATE_SUCCEEDED)
+    assert sorted(await beside(home, name)) == ["note.txt", "plot.png"]  # told of as soon as it is done
+
+    async def arrived() -> dict[str, StoredArtifact] | None:
+        files = await beside(home, name)
+        return files if all(each.stored == each.artifact.size for each in files.values()) else None
+
+    files = await found(arrived)
+    assert files["plot.png"].artifact.media_type == "image/png"
+    got = io.BytesIO()
+    await home.client.get_artifact(name, "plot.png", got)
+    assert got.getvalue() == PLOT
+    chain = await home.client.delegations.ListDelegations(dsvc.ListDelegationsRequest(task=name))
+    (child,) = chain.delegations[-1].child_tasks
+    assert await beside(home, child) == files
 
 
 async def test_how_it_went_is_known_to_memory_where_it_came_from(both: Two) -> None:

@@ -5,9 +5,11 @@ import logging
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
+from hopper.federation.v1.delegation_pb2 import Artifact
 from hopper.router.v1.task_pb2 import InputRequest, Progress, Task
 from hopper.router.v1.task_service_pb2 import WatchTasksResponse
 from hopper.router.v1.work_service_pb2 import ReportProgressRequest, RequestInputRequest
+from hopper_client.artifacts import Source
 from hopper_client.claims import Held
 from hopper_client.delivery import until_answered
 from hopper_client.errors import is_lost, will_pass
@@ -102,6 +104,10 @@ class TaskContext:
             if not will_pass(error):
                 raise
             log.warning("progress of %s was not reported: %s", self.task.name, error.message)
+
+    async def put_artifact(self, source: Source, *, name: str = "", media_type: str = "") -> Artifact:
+        """Put a file beside the task, before it ends: see `AsyncHopper.put_artifact`."""
+        return await self._hopper.put_artifact(self.task.name, source, name=name, media_type=media_type)
 
     async def ask(self, question: str, from_: str = "") -> str:
         """

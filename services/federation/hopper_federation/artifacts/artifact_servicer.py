@@ -122,7 +122,9 @@ class ArtifactServicer(ArtifactServiceServicer):
         return nearest(await self._files.read(lambda store: store.beside(chain)), chain)
 
     def _stored(self, file: File) -> svc.StoredArtifact:
-        here = file.size if file.stored else self._blobs.partial(file.sha256) if file.wanted else 0
+        here = file.size if file.stored else 0
+        if file.wanted:  # whole it is once it has been checked
+            here = max(0, min(self._blobs.partial(file.sha256), file.size - 1))
         return svc.StoredArtifact(artifact=to_proto(file), stored=here)
 
 

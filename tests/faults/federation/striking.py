@@ -1,0 +1,222 @@
+"""
+What is done to Hoppers and to the ways between them while tasks cross: several faults at once, each at a place of its
+own. Each is undone when it returns, and all that it takes comes from chance.
+"""
+
+import asyncio
+import contextlib
+import random
+import signal
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from hopper_testing.proxy import ChaosProxy
+from tests.faults.federation.stage import LEASE_SECONDS, Link, Member, Stage
+
+RECLAIM_SECONDS: Final = LEASE_SECONDS + 30.0
+"""After which a task whose lease nobody renews is taken back."""
+
+_LONG: Final = (RECLAIM_SECONDS + 2, RECLAIM_SECONDS + 10)
+_BALLAST: Final = "ballast"
+
+
+class Nemesis:
+    """
+    Strikes until it is told to stop.
+
+    Args:
+        long: Whether faults may last longer than a lease and its grace.
+
+    Attributes:
+        struck: What was done, and how often.
+    """
+
+    def __init__(self, stage: Stage, chance: random.Random, *, long: bool, at_once: int = 2) -> None:
+        self.struck: Counter[str] = Counter()
+        self._stage = stage
+        self._chance = chance
+        self._long = long
+        self._at_once = at_once
+        self._busy: set[str] = set()
+        self._end = asyncio.Event()
+
+    async def run(self, seconds: float) -> None:
+        """Strike for so long; when it returns all is undone."""
+        asyncio.get_running_loop().call_later(seconds, self._end.set)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self._at_once):
+                group.create_task(self._strike_again_and_again())
+
+    async def _strike_again_and_again(self) -> None:
+        while not self._end.is_set():
+            await self._pause(0.2, 1.5)
+            place = self._choose()
+            if place is None or self._end.is_set():
+                continue
+            self._busy.add(place.name)
+            try:
+                if isinstance(place, Link):
+                    await self._strike_link(place)
+                else:
+                    await self._strike_member(place)
+            finally:
+                self._busy.discard(place.name)
+
+    def _choose(self) -> Member | Link | None:
+        places: list[Member | Link] = [*self._stage.members, *self._stage.links]
+        free = [each for each in places if each.name not in self._busy]
+        return self._chance.choice(free) if free else None
+
+    async def _pause(self, least: float, most: float) -> None:
+        """Some time, cut short by the end."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._end.wait(), self._chance.uniform(least, most))
+
+    async def _lasts(self) -> None:
+        """As long as a fault does: mostly seconds, now and then beyond a lease and its grace."""
+        if self._long and self._chance.random() < 0.12:
+            self.struck["of them longer than a lease and its grace"] += 1
+            await self._pause(*_LONG)
+        else:
+            await self._pause(0.5, 9)
+
+    # Hoppers.
+
+    async def _strike_member(self, member: Member) -> None:
+        faults: list[tuple[Callable[[Member], Awaitable[str]], int]] = [
+            *((self._kill, 5), (self._freeze, 2), (self._kill_worker, 1)),
+        ]
+        if member.small_disk:
+            faults.append((self._fill_disk, 3))
+        if member.database:
+            faults.append((self._restart_database, 3))
+        deeds, weights = zip(*faults, strict=True)
+        deed: Callable[[Member], Awaitable[str]] = self._chance.choices(deeds, weights=weights)[0]
+        self.struck[await deed(member)] += 1
+
+    async def _kill(self, member: Member) -> str:
+        member.kills += 1
+        await asyncio.to_thread(member.process.kill)
+        if self._chance.random() < 0.3:
+            await self._lasts()
+        await asyncio.to_thread(member.process.start)
+        return "Hopper killed with -9"
+
+    async def _freeze(self, member: Member) -> str:
+        member.process.signal(signal.SIGSTOP)
+        try:
+            await self._lasts()
+        finally:
+            member.process.signal(signal.SIGCONT)
+        return "Hopper frozen (SIGSTOP)"
+
+    async def _kill_worker(self, member: Member) -> str:
+        await asyncio.to_thread(member.kill_worker)
+        await self._pause(0.1, 2)
+        member.start_worker()
+        return "worker killed with -9"
+
+    async def _fill_disk(self, member: Member) -> str:
+        ballast = member.process.data_dir / _BALLAST
+        try:
+            await asyncio.to_thread(_fill, ballast)
+            await self._pause(0.5, 6)
+        finally:
+            ballast.unlink(missing_ok=True)
+        return "disk full"
+
+    async def _restart_database(self, member: Member) -> str:
+        server = self._stage.server
+        assert server is not None
+        crashes = self._chance.random() < 0.5
+        await asyncio.to_thread(server.crash if crashes else server.stop)
+        try:
+            await self._pause(0.0, 4)
+        finally:
+            await asyncio.to_thread(server.start)
+        return "PostgreSQL crashed" if crashes else "PostgreSQL restarted"
+
+    # Ways between them.
+
+    async def _strike_link(self, link: Link) -> None:
+        faults: tuple[tuple[Callable[[Link], Awaitable[str]], int], ...] = (
+            *((self._blackhole, 3), (self._cut, 3), (self._one_way, 3), (self._half_open, 2)),
+            *((self._flap, 2), (self._reset, 2), (self._slow, 2), (self._lose_answers, 3)),
+        )
+        deeds, weights = zip(*faults, strict=True)
+        deed: Callable[[Link], Awaitable[str]] = self._chance.choices(deeds, weights=weights)[0]
+        try:
+            self.struck[await deed(link)] += 1
+        finally:
+            link.heal()
+
+    async def _blackhole(self, link: Link) -> str:
+        for proxy in link.ways.values():
+            proxy.hold()
+        await self._lasts()
+        return "blackhole both ways"
+
+    async def _cut(self, link: Link) -> str:
+        for proxy in link.ways.values():
+            proxy.down()
+        await self._lasts()
+        return "partition both ways"
+
+    async def _one_way(self, link: Link) -> str:
+        self._one_of(link).down()
+        await self._lasts()
+        return "partition one way"
+
+    async def _half_open(self, link: Link) -> str:
+        self._one_of(link).back.held = True
+        await self._lasts()
+        return "half open: what is sent arrives, and no answer comes"
+
+    async def _flap(self, link: Link) -> str:
+        for _ in range(self._chance.randint(3, 6)):
+            for proxy in link.ways.values():
+                proxy.down()
+            await self._pause(1, 1)
+            for proxy in link.ways.values():
+                proxy.up()
+            await self._pause(1, 1)
+        return "flapping, a second each"
+
+    async def _reset(self, link: Link) -> str:
+        for _ in range(self._chance.randint(1, 5)):
+            for proxy in link.ways.values():
+                proxy.reset()
+            await self._pause(0.05, 0.5)
+        return "connections reset"
+
+    async def _slow(self, link: Link) -> str:
+        for proxy in link.ways.values():
+            proxy.there.delay = proxy.back.delay = self._chance.uniform(0.05, 1.0)
+            proxy.there.bytes_per_second = self._chance.choice((0, 20_000))
+            proxy.back.slices = self._chance.choice((0, 100))
+        await self._pause(2, 10)
+        return "slow link"
+
+    async def _lose_answers(self, link: Link) -> str:
+        """What was answered meanwhile is never heard: the connection ends before."""
+        for _ in range(self._chance.randint(1, 4)):
+            proxies = list(link.ways.values())
+            for proxy in proxies:
+                proxy.back.held = True
+            await self._pause(0.1, 1.5)
+            for proxy in proxies:
+                proxy.reset()
+                proxy.flow()
+            await self._pause(0.1, 1.0)
+        return "answers lost"
+
+    def _one_of(self, link: Link) -> ChaosProxy:
+        return self._chance.choice([link.ways[name] for name in sorted(link.ways)])
+
+
+def _fill(ballast: object) -> None:
+    """Take all the room there is."""
+    with contextlib.suppress(OSError), open(str(ballast), "wb", buffering=0) as file:
+        while True:
+            file.write(b"\0" * 65_536)

@@ -65,6 +65,8 @@ NEVER_BY_AGENTS = (
     "/hopper.registry.v1.AccessService/Revoke",
     "/hopper.registry.v1.AccessService/Bootstrap",
     "/hopper.federation.v1.PeerAdminService/",
+    "/hopper.federation.v1.RemoteDelegationService/Cancel",
+    "/hopper.federation.v1.RemoteDelegationService/Decide",
     "/hopper.common.v1.AuditService/",
     "/hopper.router.v1.RoutingService/UpdatePolicy",
 )

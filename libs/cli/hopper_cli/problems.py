@@ -85,6 +85,7 @@ REMEDIES: Final[Mapping[str, str]] = MappingProxyType(
         "INSTANCE_EXISTS": "change it with `hopper instance edit`",
         "PEER_NOT_FOUND": "`hopper peer list --all` shows which there are",
         "INVITATION_NOT_FOUND": "`hopper peer invitations` shows which there are",
+        "ARTIFACT_NOT_FOUND": "`hopper artifact list TASK` shows which there are",
         "STALE_TOKEN": "the task went on without you: see `hopper show TASK`",
         "ETAG_MISMATCH": "somebody changed it at the same time: look again, then repeat the command",
         "EPISODE_NOT_FOUND": "memory hears of a decision a moment after it was made: repeat the command",

@@ -227,6 +227,39 @@ async def test_a_lease_counts_from_when_its_renewal_was_said_however_late_the_an
     assert taken.lease_end == pytest.approx(said_at + STOPS_AT * LEASE.total_seconds())
 
 
+async def test_a_link_that_is_closed_meanwhile_ends_no_sending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with neighbour(tmp_path / "alice") as alice, neighbour(tmp_path / "bob") as bob:
+        deliver, answers, asked = bob.receiver.deliver, asyncio.Event(), asyncio.Event()
+
+        async def late(peer: str, request: svc.DeliverRequest) -> svc.DeliverResponse:
+            asked.set()
+            await answers.wait()
+            return await deliver(peer, request)
+
+        monkeypatch.setattr(bob.receiver, "deliver", late)
+        async with bob.running(contact=False), alice.running(sending=True):
+            await trusts(bob, alice)
+            await trusts(alice, bob)
+            made = await offer(alice, bob)
+            await asked.wait()
+            later = alice.clock.now() + timedelta(hours=1)
+            await alice.change(
+                bob,
+                lambda peer: replace(
+                    peer,
+                    level=Level.BLOCKED,
+                    revocation=Revocation.DRAIN,
+                    drain_time=later,
+                    revision=peer.revision + 1,
+                ),
+            )
+            await until(lambda: alice.senders.hold_of(bob.install_id).failures)  # contact has hung up
+            answers.set()
+            await comes_to(alice, Role.OUT, made, State.ACCEPTED)
+
+
 # What is refused.
 
 

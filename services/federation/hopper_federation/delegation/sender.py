@@ -196,17 +196,18 @@ class Post:
         self._all = senders
         self._desks = senders.desks
         self._peer = peer.install_id
-        self._addresses: Sequence[str] = peer.addresses
+        self._known = peer
         self._one_by_one = 0  # so many messages are sent by themselves, to find the one that is refused
 
     def is_now(self, peer: TrustedPeer) -> None:
-        """What is known of the peer has changed."""
-        if tuple(self._addresses) != peer.addresses:
-            self._addresses = peer.addresses
-            self.alive()
+        """What is known of the peer: where that has changed, it is tried at once, whatever was wrong."""
+        if peer != self._known:
+            self._known = peer
+            self.hold = self.hold.shortened()
+            self.wake.fire()
 
     def alive(self) -> None:
-        """It is there, or somewhere else: if it was not reached, it is tried at once."""
+        """It is there: if it was not reached, it is tried at once."""
         if self.hold.failures and self.hold.reason in _CUT_SHORT:
             self.hold = self.hold.shortened()
             self.wake.fire()

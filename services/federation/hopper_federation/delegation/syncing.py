@@ -5,13 +5,20 @@ Done when a peer is back, every hour, and before anything is sent to it after on
 Only the sender of a peer does it, between two batches: what is compared is not being changed by a message under way.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import structlog
 
 from hopper.federation.v1 import peer_service_pb2 as svc
-from hopper_common.errors import HopperError, InvalidArgument, PermissionDenied, Unavailable
+from hopper_common.errors import (
+    HopperError,
+    InvalidArgument,
+    PermissionDenied,
+    ServiceUnavailable,
+    Unavailable,
+)
 from hopper_common.rpc.errors import DeadlineExceeded
 from hopper_federation.delegation import wire
 from hopper_federation.delegation.desk import note_of
@@ -58,6 +65,12 @@ async def asked(links: PeerLinks, peer: str, make: "Callable[[PeerServiceAsyncSt
         return await links.to(peer).call(make)
     except HopperError as problem:
         raise Unanswered(problem) from problem
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        # Somebody else has hung up, because the link changes.
+        raise Unanswered(ServiceUnavailable("the link was closed", service="peer")) from error
 
 
 class Syncer:

@@ -25,6 +25,7 @@ from tests.bench import (  # noqa: F401 - importing them registers their bars
     bars_memory,
     bars_partitions,
     bars_peers,
+    bars_restart,
     bars_routing,
     bars_storage,
     bars_submit,

@@ -71,7 +71,7 @@ class Bench:
         appraiser = Appraiser(channel, self.claims, TrustSnapshots())
         self.wanted = FilesWanted(self.desks, lambda: None)
         router = Router(channel, self.claims, TrustSnapshots(), appraiser, self.wanted)
-        self.errands = Errands(self.desks, router, self.credit, federation.committed)
+        self.errands = Errands(self.desks, router, self.credit)
         self.unplaced = Unplaced(channel, self.desks, self.claims, patience=0.0)
         self._made = 0
 

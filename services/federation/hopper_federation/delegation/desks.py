@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from google.protobuf.message import Message
 
+from hopper_common.database import Signal
 from hopper_federation.delegation.border import Border
 from hopper_federation.delegation.desk import Desk, Raised
 from hopper_federation.delegation.steady import SteadyClock
@@ -47,6 +48,7 @@ class Desks:
     Attributes:
         steady: The clock of everything that is written down here.
         sending: Gives the ids of messages that are under way.
+        asked: Fires when something is to be done at the router.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Desks:
         self.steady = steady
         self.own_install = own_install
         self.sending: Callable[[], Collection[str]] = frozenset
+        self.asked = Signal()
         self._federation = federation
         self._trust = trust
         self._on_told: list[Callable[[str], None]] = []
@@ -81,6 +84,8 @@ class Desks:
 
         result, sitting = await self._federation.write(sit)
         self._tell(sitting.rows.told, sitting.desk.alarms)
+        if sitting.rows.asked:
+            self.asked.fire()
         return result
 
     async def answer(self, request: Message, response: type[M], effect: Callable[[Sitting], M]) -> M:

@@ -67,6 +67,9 @@ KEPT: Final = "KEEP"
 """The reason of a SUBMIT that makes an orphan this Hopper's own."""
 
 AT_ONCE: Final = 64
+LOOK_EVERY: Final = 5.0
+"""For errands that another process has written down."""
+SHORTEST_PAUSE: Final = 0.05
 FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 60.0
 MOST_TOLD: Final = 10
@@ -254,12 +257,11 @@ class Errands:
         waiting: How many there were to be done when it was looked last.
     """
 
-    def __init__(self, desks: Desks, router: Router, credit: Credits, committed: Signal) -> None:
+    def __init__(self, desks: Desks, router: Router, credit: Credits) -> None:
         self.waiting = 0
         self._desks = desks
         self._router = router
         self._credit = credit
-        self._committed = committed
         self._under_way: set[int] = set()
         self._free = Signal()
 
@@ -267,15 +269,15 @@ class Errands:
         """Carry them out for ever."""
         async with asyncio.TaskGroup() as group:
             while True:
-                commits, ends = self._committed.count, self._free.count
+                asked, ends = self._desks.asked.count, self._free.count
                 try:
                     due = await self._begin(group)
                 except _PUT_OFF as error:
                     log.warning("errands are put off", reason=error.reason)
                     due = FIRST_PAUSE
-                await self._until_something(commits, ends, due)
+                await self._until_something(asked, ends, due)
 
-    async def _begin(self, group: asyncio.TaskGroup) -> float | None:
+    async def _begin(self, group: asyncio.TaskGroup) -> float:
         """Begin whatever is to be done. Returns in how many seconds there is more, if nothing happens before."""
         now = self._desks.steady()
         chores = await self._desks.read(lambda rows: rows.errands(now, 2 * AT_ONCE))
@@ -286,13 +288,13 @@ class Errands:
             self._under_way.add(chore.position)
             group.create_task(self._do(chore))
         if chores:
-            return LONGEST_PAUSE
+            return LOOK_EVERY
         due = await self._desks.read(lambda rows: rows.next_errand())
-        return None if due is None else max(0.05, due - now)
+        return LOOK_EVERY if due is None else min(LOOK_EVERY, max(SHORTEST_PAUSE, due - now))
 
-    async def _until_something(self, commits: int, ends: int, seconds: float | None) -> None:
+    async def _until_something(self, asked: int, ends: int, seconds: float) -> None:
         waits = [
-            asyncio.ensure_future(self._committed.wait(after=commits)),
+            asyncio.ensure_future(self._desks.asked.wait(after=asked)),
             asyncio.ensure_future(self._free.wait(after=ends)),
         ]
         try:

@@ -157,7 +157,7 @@ class Delegations:
         appraiser = Appraiser(self._channels.memory, claims, self._snapshots)
         wanted = FilesWanted(self.desks, puller.look_soon)
         router = Router(self._channels.router, claims, self._snapshots, appraiser, wanted)
-        return Errands(self.desks, router, credit, self._federation.committed)
+        return Errands(self.desks, router, credit)
 
     def _watcher(self, places: Places, claims: Claims, artifacts: ArtifactParts) -> Watcher:
         clock, identity = self._context.clock, self._context.identity

@@ -182,6 +182,7 @@ class SqlDelegations:
 
     Attributes:
         told: Install ids of peers for whom something was put into the outbox.
+        asked: Something is to be done at the router.
     """
 
     def __init__(self, conn: Connection, sending: Collection[str] = frozenset()) -> None:
@@ -191,6 +192,7 @@ class SqlDelegations:
         self._as_read: dict[tuple[Role, str], Delegation] = {}
         self._absent: set[tuple[Role, str]] = set()
         self.told: set[str] = set()
+        self.asked = False
 
     # ---------------------------------------------------------------- hand-overs
 
@@ -419,6 +421,7 @@ class SqlDelegations:
             "attempts": 0,
         }
         self._conn.execute(insert(ERRANDS), row)
+        self.asked = True
 
     def errands(self, now: float, limit: int) -> list[Chore]:
         """What is to be done now, the oldest first; of each hand-over, only what comes first."""

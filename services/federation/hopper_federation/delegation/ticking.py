@@ -20,7 +20,8 @@ log = structlog.get_logger(__name__)
 LONGEST: Final = 5.0
 """How long it is not looked, at most: the clock may be one that a test moves."""
 
-SHORTEST: Final = 0.02
+SHORTEST: Final = 0.25
+"""How long after one look comes the next, at least: no clock runs shorter than that."""
 FORGET_EVERY: Final = 60.0
 BATCH: Final = 500
 
@@ -43,11 +44,11 @@ class Ticker:
             commits = self._committed.count
             pause = await self._pause()
             if pause > 0:
+                await asyncio.sleep(min(pause, SHORTEST))
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(pause):
+                    async with asyncio.timeout(pause - SHORTEST):
                         await self._committed.wait(after=commits)
-                continue
-            if not await self._done(self.tick()):
+            elif not await self._done(self.tick()):
                 await asyncio.sleep(LONGEST)
 
     async def _done(self, work: Awaitable[None]) -> bool:
@@ -89,4 +90,4 @@ class Ticker:
         next_ = self._forget_at if due is None else min(due, self._forget_at)
         if next_ <= now:
             return 0.0
-        return min(LONGEST, max(SHORTEST, next_ - now))
+        return min(LONGEST, max(0.01, next_ - now))

@@ -452,6 +452,23 @@ async def test_after_a_restore_notes_are_compared_first(tmp_path: Path) -> None:
         assert await states(bob, Role.IN, made[:1]) == [State.ACCEPTED]
 
 
+async def test_who_is_never_content_with_notes_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with neighbour(tmp_path / "alice") as alice, neighbour(tmp_path / "bob") as bob:
+
+        async def never(peer: str, request: svc.DeliverRequest) -> svc.DeliverResponse:
+            raise ResyncNeeded(peer=peer)
+
+        monkeypatch.setattr(bob.receiver, "deliver", never)
+        async with bob.running(contact=False), alice.running(contact=False, sending=True):
+            await trusts(alice, bob)
+            await trusts(bob, alice)
+            await offer(alice, bob)
+            await until(lambda: alice.senders.hold_of(bob.install_id).failures)
+            assert alice.senders.hold_of(bob.install_id).reason == "RESYNC_NEEDED"
+
+
 def _drop(store: SqlStore, delegation: str) -> None:
     store.conn.execute(delete(DELEGATIONS).where(DELEGATIONS.c.id == delegation))
 

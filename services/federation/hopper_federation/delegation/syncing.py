@@ -100,10 +100,15 @@ class Syncer:
         self._due.add(peer)
 
     def is_needed(self, peer: str) -> bool:
-        """A peer takes nothing before notes have been compared. Returns whether that is new."""
-        new = peer not in self._needed
+        """
+        Nothing is taken before notes have been compared.
+
+        Returns:
+            Whether that is news: false, if they were compared a moment ago, and it did not help.
+        """
         self._needed.add(peer)
-        return new
+        done = self._done.get(peer)
+        return done is None or self._monotonic() - done >= NOT_WITHIN
 
     def due_in(self, peer: str) -> float:
         """How long until it is time, in seconds, if nothing happens."""

@@ -63,7 +63,7 @@ UNVERIFIED: Final = "CERTIFICATE_VERIFY_FAILED"
 """What gRPC says, among other things, of a server that no known root vouches for."""
 
 # What the other end said itself, and not gRPC of the way to it.
-_SAID_BY_IT: Final = frozenset({"TRUST_STORE_STALE", "STORAGE_UNAVAILABLE", "SHUTTING_DOWN"})
+_SAID_BY_IT: Final = frozenset({"TRUST_STORE_STALE", "STORAGE_UNAVAILABLE", "SHUTTING_DOWN", "RESYNC_NEEDED"})
 
 T = TypeVar("T")
 

@@ -20,9 +20,9 @@ from hopper.router.v1 import work_service_pb2 as wsvc
 from hopper.router.v1.task_pb2 import TASK_VIEW_FULL, Task
 from hopper.router.v1.task_service_pb2_grpc import TaskServiceStub
 from hopper.router.v1.work_service_pb2_grpc import WorkServiceStub
-from hopper_common.errors import HopperError, NotFound, Overloaded, StorageFull, StorageUnavailable
+from hopper_common.errors import HopperError, NotFound
 from hopper_common.timestamps import to_proto
-from hopper_federation.delegation.calls import CALL_SECONDS, made, passes
+from hopper_federation.delegation.calls import CALL_SECONDS, made
 from hopper_federation.delegation.desks import Desks
 from hopper_federation.delegation.model import Delegation
 from hopper_federation.delegation.presence import WORKER
@@ -39,7 +39,6 @@ _BATCH: Final = 1000
 _AT_ONCE: Final = 20
 
 ENDED: Final = frozenset({Task.STATE_SUCCEEDED, Task.STATE_FAILED, Task.STATE_REJECTED, Task.STATE_CANCELLED})
-_PUT_OFF: Final = (StorageFull, StorageUnavailable, Overloaded)
 
 
 class Claims:
@@ -62,9 +61,7 @@ class Claims:
             try:
                 await self.keep()
             except HopperError as error:
-                if not (passes(error) or isinstance(error, _PUT_OFF)):
-                    raise
-                log.warning("claims are not renewed", reason=error.reason)
+                log.warning("claims are not renewed", reason=error.reason, message=error.message)
             await asyncio.sleep(self._every)
 
     async def keep(self) -> None:
@@ -75,7 +72,13 @@ class Claims:
         for start in range(0, len(held), _BATCH):
             lost += await self._renew(held[start : start + _BATCH])
         for start in range(0, len(lost), _AT_ONCE):
-            await asyncio.gather(*(self.again(each) for each in lost[start : start + _AT_ONCE]))
+            await asyncio.gather(*(self._look_after(each) for each in lost[start : start + _AT_ONCE]))
+
+    async def _look_after(self, lost: Delegation) -> None:
+        try:
+            await self.again(lost)
+        except HopperError as error:  # the next round tries again; the others have theirs meanwhile
+            log.warning("a claim is not taken again", delegation=lost.id, reason=error.reason)
 
     async def _renew(self, held: Sequence[Delegation]) -> list[Delegation]:
         """Returns those that are lost."""

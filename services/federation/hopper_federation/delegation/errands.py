@@ -306,8 +306,9 @@ class Errands:
     async def _do(self, chore: Chore) -> None:
         try:
             await self._carry_out(chore)
-        except _PUT_OFF as error:  # what was done is done again, and that changes nothing
-            log.warning("what became of an errand is not noted", reason=error.reason)
+        except HopperError as error:  # what was done is done again, and that changes nothing
+            say = log.warning if isinstance(error, _PUT_OFF) else log.error
+            say("what became of an errand is not noted", task=chore.errand.task, reason=error.reason)
             await asyncio.sleep(FIRST_PAUSE)
         finally:
             self._under_way.discard(chore.position)

@@ -11,6 +11,7 @@ from typing import Final
 from hopper.federation.v1 import delegation_pb2 as dpb
 from hopper.router.v1.task_pb2 import Task
 from hopper_common.errors import PermissionDenied, WrongState
+from hopper_common.identity.errors import IdentityWrongState
 from hopper_common.identity.store import Identity
 from hopper_common.ids import Ids
 from hopper_federation.delegation import bodies
@@ -99,6 +100,8 @@ class Offerer:
         uid = f"{self._desks.own_install}/{_id_of(lineage.work)}" if came is None else came.task_uid
         try:
             return self._hand_over(sitting, _Case(peer, task, body, came, uid, exclusive, verdict))
+        except IdentityWrongState:
+            raise  # it is not the task's fault
         except (WrongState, PermissionDenied) as error:  # it would go in a circle, or further than it may
             return Refused(verdict.rule, error.reason, error.message)
 

@@ -32,7 +32,7 @@ from hopper.registry.v1.instance_service_pb2_grpc import InstanceServiceStub
 from hopper.registry.v1.project_pb2 import Border, Executor, Project, Worker
 from hopper.registry.v1.project_service_pb2_grpc import ProjectServiceStub
 from hopper_common.database import Signal
-from hopper_common.errors import AlreadyExists, HopperError
+from hopper_common.errors import AlreadyExists, HopperError, Overloaded, StorageFull, StorageUnavailable
 from hopper_common.timestamps import to_proto
 from hopper_federation.convert import level_to_proto
 from hopper_federation.delegation.calls import CALL_SECONDS, made
@@ -184,10 +184,17 @@ class PlaceKeeper:
     async def _keep(self) -> None:
         while True:
             seen = self._changed.count
-            whole = await self._look() if self._registry.known else True
+            whole = not self._registry.known or await self._undisturbed()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_EVERY if whole else _AGAIN_AFTER):
                     await self._changed.wait(after=seen)
+
+    async def _undisturbed(self) -> bool:
+        try:
+            return await self._look()
+        except (StorageFull, StorageUnavailable, Overloaded) as error:
+            log.warning("the places of peers are not looked at", reason=error.reason)
+            return False
 
     async def _look(self) -> bool:
         """Take the next step for each peer that needs one. Returns whether none was refused."""

@@ -99,8 +99,6 @@ class Watcher:
                 else:
                     await self._until_commit(commits)
             except HopperError as error:
-                if not (passes(error) or isinstance(error, _PUT_OFF)):
-                    raise
                 log.info("the router's tasks are not followed", reason=error.reason)
                 await asyncio.sleep(AGAIN_AFTER)
 

@@ -452,6 +452,20 @@ async def test_after_a_restore_notes_are_compared_first(tmp_path: Path) -> None:
         assert await states(bob, Role.IN, made[:1]) == [State.ACCEPTED]
 
 
+async def test_who_wants_notes_first_gets_them_and_then_the_message(tmp_path: Path) -> None:
+    async with neighbour(tmp_path / "alice") as alice, neighbour(tmp_path / "bob") as bob:
+        alice.federation.begin(Incarnation("", 7))
+        async with bob.running(contact=False), alice.running(contact=False, sending=True):
+            await trusts(alice, bob)
+            await trusts(bob, alice)
+            first = await offer(alice, bob)
+            await comes_to(alice, Role.OUT, first, State.ACCEPTED)
+            await bob.desks.write(lambda sitting: sitting.rows.save_incarnation_of(alice.install_id, 3))
+            second = await offer(alice, bob)
+            await comes_to(alice, Role.OUT, second, State.ACCEPTED)
+        assert await bob.desks.read(lambda rows: rows.incarnation_of(alice.install_id)) == 7
+
+
 async def test_who_is_never_content_with_notes_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

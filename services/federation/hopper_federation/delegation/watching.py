@@ -120,6 +120,15 @@ class Watcher:
             position = await self._head()
         self._order.clear()
         self._last.clear()
+        try:
+            await self._follow_from(position, compare=compare)
+        except* HopperError as errors:
+            refused = _first(errors)
+        else:
+            return
+        raise refused
+
+    async def _follow_from(self, position: int, *, compare: bool) -> None:
         async with asyncio.TaskGroup() as group:
             if compare:
                 await self._compare(group)
@@ -320,3 +329,9 @@ class Watcher:
         finally:
             stream.cancel()
         raise RuntimeError("the router's watch ended before its snapshot did")
+
+
+def _first(errors: ExceptionGroup[HopperError]) -> HopperError:
+    """One of those that came together."""
+    error = errors.exceptions[0]
+    return _first(error) if isinstance(error, ExceptionGroup) else error

@@ -81,9 +81,16 @@ class Seen:
 
 
 async def look(stage: Stage, asked: Sequence[Asked]) -> Seen:
-    """Everything, as it is now."""
+    """
+    Everything, as it is now.
+
+    Raises:
+        AssertionError: A Hopper has ended by itself.
+    """
     there = {}
     for member in stage.members:
+        if not member.process.running:
+            raise AssertionError(f"{member.name} has ended: {member.process.complaint()[-500:]}")
         tasks = await _tasks(member)
         outbox, errands, hand_overs = [
             await asyncio.to_thread(member.rows, query, stage.server)

@@ -10,6 +10,7 @@ import asyncio
 import random
 import shutil
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -90,8 +91,8 @@ def run(
         try:
             asyncio.run(_round(result, directory, hoppers, seconds, postgres, revokes, say))
         except Exception as error:
+            traceback.print_exception(error)
             result.violations.append(f"seed {seed}: {type(error).__name__}: {error}")
-            raise
         finally:
             if result.violations:
                 result.kept.append(directory)

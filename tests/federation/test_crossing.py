@@ -1,14 +1,16 @@
 """Tasks that cross between two whole Hoppers: routed, offered, taken, done there, and back with what came of them."""
 
 import asyncio
+import hashlib
 import io
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Final, NamedTuple
 
 import pytest
 import pytest_asyncio
 
+from hopper.common.v1.audit_service_pb2 import ListAuditRecordsRequest
 from hopper.federation.v1 import delegation_service_pb2 as rsvc
 from hopper.federation.v1.artifact_service_pb2 import ListArtifactsRequest, StoredArtifact
 from hopper.federation.v1.delegation_pb2 import (
@@ -29,7 +31,8 @@ from hopper.router.v1 import delegation_service_pb2 as dsvc
 from hopper.router.v1.delegation_pb2 import Delegation
 from hopper.router.v1.task_pb2 import Task, Wait
 from hopper.router.v1.task_service_pb2 import CancelTaskRequest
-from hopper_client import TaskContext, TaskFailed
+from hopper_client import InvalidArgument, TaskContext, TaskFailed
+from hopper_federation.delegation.crossings_journal import ALARM
 from hopper_testing.processes import temporary_directory
 from tests.federation.hoppers import WholeHopper, found, pair
 
@@ -64,6 +67,7 @@ direction = "in"
 capabilities = ["docs.review"]
 """
 
+SPOILT: Final = b"what it was"
 PLOT: Final = os.urandom((2 << 20) + 5)
 
 VERDICT: Final = rsvc.DecideRemoteDelegationRequest
@@ -75,6 +79,7 @@ class Reviewer:
     def __init__(self) -> None:
         self.may_end = asyncio.Event()
         self.begun = asyncio.Event()
+        self.spoil: Callable[[], None] = lambda: None
 
     async def __call__(self, context: TaskContext) -> bytes:
         title = context.task.spec.title
@@ -83,6 +88,9 @@ class Reviewer:
         if title.startswith("draw"):
             await context.put_artifact(PLOT, name="plot.png")
             await context.put_artifact(b"see the plot", name="note.txt")
+        if title.startswith("spoil"):
+            await context.put_artifact(SPOILT, name="data.bin")
+            self.spoil()
         if title.startswith("wait"):
             await context.progress(0.5, "half of it")
             self.begun.set()
@@ -160,6 +168,28 @@ async def test_files_come_back_with_the_result(both: Two) -> None:
     chain = await home.client.delegations.ListDelegations(dsvc.ListDelegationsRequest(task=name))
     (child,) = chain.delegations[-1].child_tasks
     assert await beside(home, child) == files
+
+
+async def test_a_file_that_is_not_what_was_signed_is_refused_and_told_of(both: Two) -> None:
+    digest = hashlib.sha256(SPOILT).hexdigest()
+    kept = both.work.directory / "blobs" / digest[:2] / digest[2:]
+    both.reviewer.spoil = lambda: void(kept.write_bytes(SPOILT[::-1]))
+    name = await both.home.submit("spoil it", "docs.review")
+    await both.home.reached(name, Task.STATE_SUCCEEDED)
+
+    async def told() -> bool | None:
+        request = ListAuditRecordsRequest(method_prefix=ALARM)
+        records = (await both.home.client.audit.ListAuditRecords(request)).records
+        return any(each.reason == "ARTIFACT_INVALID" for each in records) or None
+
+    assert await found(told)
+    with pytest.raises(InvalidArgument) as caught:
+        await both.home.client.get_artifact(name, "data.bin", io.BytesIO())
+    assert caught.value.reason == "ARTIFACT_INVALID"
+
+
+def void(_: object) -> None:
+    """Nothing of it matters."""
 
 
 async def test_how_it_went_is_known_to_memory_where_it_came_from(both: Two) -> None:

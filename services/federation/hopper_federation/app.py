@@ -106,7 +106,7 @@ async def open_federation(context: HostContext) -> AsyncIterator[Running]:
             ) as peering,
         ):
             whereabouts.port = peering.port
-            puller = artifacts.puller(peering.links, peering.statuses)
+            puller = artifacts.puller(peering.links, peering.statuses, delegations.desks.raise_alarm)
             announcer = _announcer(settings, identity, peering.port, port)
             admin = PeerAdmin(
                 federation,

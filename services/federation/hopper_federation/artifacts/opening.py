@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import grpc.aio
 
@@ -20,13 +21,18 @@ from hopper_common.rpc.server import Registered
 from hopper_federation.artifacts.artifact_servicer import ArtifactServicer
 from hopper_federation.artifacts.blobs import BlobStore
 from hopper_federation.artifacts.keeping import ArtifactKeeper
-from hopper_federation.artifacts.model import Limits
-from hopper_federation.artifacts.puller import PeerBlobs, Puller, told_in_log
+from hopper_federation.artifacts.model import File, Limits
+from hopper_federation.artifacts.puller import PeerBlobs, Puller
 from hopper_federation.artifacts.serving import OwedFiles
 from hopper_federation.artifacts.store_sql import Artifacts
 from hopper_federation.artifacts.tasks import RouterTasks, Tasks
+from hopper_federation.delegation.desk import Raised
+from hopper_federation.delegation.model import Alarm
 from hopper_federation.peer_links import PeerLinks
 from hopper_federation.statuses import Statuses
+
+REFUSED: Final = "artifact_invalid"
+"""The kind of the alarm that tells of such files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +54,18 @@ class ArtifactParts:
     owed: OwedFiles
     registered: Registered
 
-    def puller(self, links: PeerLinks, statuses: Statuses) -> Puller:
-        """What fetches files from peers. Its `run` is to be run where there are ways to peers."""
-        made = Puller(self.files, self.blobs, PeerBlobs(links), self.limits, self.clock, refused=told_in_log)
+    def puller(self, links: PeerLinks, statuses: Statuses, alarm: Callable[[Raised], None]) -> Puller:
+        """
+        What fetches files from peers. Its `run` is to be run where there are ways to peers.
+
+        Args:
+            alarm: Told of files that are not what a peer had signed.
+        """
+
+        def refused(file: File) -> None:
+            alarm(Raised(file.peer, file.delegation, Alarm(REFUSED)))
+
+        made = Puller(self.files, self.blobs, PeerBlobs(links), self.limits, self.clock, refused=refused)
         statuses.on_heard(made.heard)
         return made
 

@@ -278,13 +278,3 @@ class Puller:
 
 def _discard(incoming: Incoming) -> Callable[[float], None]:
     return lambda _: incoming.discard()
-
-
-def told_in_log(file: File) -> None:
-    """Say that a file is not what a peer had signed."""
-    log.error(
-        "a file is not what the peer had signed, and was thrown away",
-        peer=file.peer,
-        delegation=file.delegation,
-        task=file.task,
-    )

@@ -25,7 +25,7 @@ define check
 	@out=$$($(2) 2>&1) && echo "ok      $(1)" || { printf '%s\n' "$$out"; echo "FAILED  $(1)"; exit 1; }
 endef
 
-.PHONY: help setup demo test bench bench-routing faults fuzz sim verify fix proto clean
+.PHONY: help setup demo test bench bench-routing faults nemesis fuzz sim verify fix proto clean
 .PHONY: lint format-check types imports proto-lint proto-format proto-breaking proto-check
 
 help: ## Show this list
@@ -50,6 +50,9 @@ faults: $(VENV)/.dev ## Kill, cut off and crowd a Hopper (ENGINES=sqlite ROUNDS=
 	@HOPPER_FAULTS_STRICT=1 HOPPER_FAULTS_NETWORK=1 HOPPER_RACE_ROUNDS=100 HOPPER_CANCEL_ROUNDS=500 HOPPER_FLOOD_TASKS=100000 \
 		$(BIN)/python -m pytest tests/faults --ignore tests/faults/test_rounds.py --timeout 3600
 	@HOPPER_WIRE_SIZE=20 $(BIN)/python -m pytest tests/federation/test_faults_wire.py --timeout 3600
+
+nemesis: $(VENV)/.dev ## Kill Hoppers and cut the ways between them while tasks cross (MINUTES=30 SEED=7)
+	@$(BIN)/python -m tests.faults.federation --minutes $(MINUTES) $(addprefix --seed ,$(SEED))
 
 fuzz: $(VENV)/.dev ## Send nonsense to the ports that others reach (MINUTES=10 SEED=7)
 	@$(BIN)/python -m tests.federation.fuzz --minutes $(MINUTES) $(addprefix --seed ,$(SEED))

@@ -375,6 +375,22 @@ def test_a_lease_counts_from_when_it_was_asked_for(body: Body) -> None:
     assert step.delegation.lease_end < NOW + 100 + LEASE + GRACE  # when it is taken back at the earliest
 
 
+def test_an_answer_that_comes_late_makes_no_lease_longer() -> None:
+    a, b = handed_over()
+    b.now = said_at = NOW + LEASE / 3
+    b.desk().tick()
+    (renewal,) = b.outbox()
+    a.now = said_at
+    receipt = a.desk().take("b", renewal)  # and the answer is lost
+
+    b.now += LEASE / 2
+    assert a.desk().take("b", renewal) == receipt  # it was sent again
+    b.desk().answered(renewal.id, receipt, said_at)
+
+    assert (b.the(Role.IN).lease_end or 0) == said_at + LEASE * STOPS_AT
+    assert (b.the(Role.IN).lease_end or 0) < (a.the(Role.OUT).lease_end or 0)
+
+
 @pytest.mark.parametrize("exclusive", BOTH)
 def test_a_lease_is_renewed_at_a_third(exclusive: bool) -> None:
     was = taken(State.RUNNING, exclusive=exclusive)

@@ -107,13 +107,6 @@ def _applied_late(original: Any) -> Any:
     return ended
 
 
-def _from_the_answer(original: Any) -> Any:
-    def answered(desk: Any, message: str, receipt: Receipt, sent_at: float) -> Any:
-        return original(desk, message, receipt, desk._now)
-
-    return answered
-
-
 def _kept_apart(name: str) -> Callable[[Any], Any]:
     """What the store is told of in that method is written in another transaction."""
 
@@ -216,10 +209,16 @@ FENCED: Mapping[str, Any] = {
     "cancels": 0,
     "called_off": 0,
     "hurried": 0.0,
-    "partitions": 12,
+    "hoppers": 3,
+    "tasks": 12,
+    "crash": 0.0,
+    "refusals": 0.0,
+    "quarantine": 0.0,
+    "partitions": 25,
     "exclusive": 0.0,
     "leases": (60.0, 120.0),
     "liars": 0,
+    "unreachable": 0.0,
 }
 """Worlds in which no lease is lost but to the network."""
 
@@ -231,12 +230,6 @@ MUTANTS: Mapping[str, Mutant] = {
     "late-fence": Mutant("who lost its lease stops late", ((delegatee, "STOPS_AT", _value(2.5)),), FENCED),
     "early-reclaim": Mutant("tasks are taken back early", ((delegator, "GRACE", _value(-50.0)),), FENCED),
     "deaf": Mutant("renewals renew nothing", ((delegator, "_goes_on", _deaf),), UNDISTURBED),
-    "from-the-answer": Mutant(
-        "a lease counts from the answer",
-        ((Desk, "answered", _from_the_answer),),
-        {**FENCED, "loss": 0.5},
-        first=45,
-    ),
     "no-stop": Mutant("a lost lease stops nothing", ((delegatee, "tick", without(Errand)),), FENCED),
     "no-renewal": Mutant("nothing is renewed", ((delegatee, "tick", without(Renewal)),), UNDISTURBED),
     "exclusive-reclaimed": Mutant(
@@ -265,7 +258,7 @@ MUTANTS: Mapping[str, Mutant] = {
     "no-inbox": Mutant(
         "a message is done as often as it comes",
         ((Desk, "take", _forgetful),),
-        {"refusals": 1.0, "duplicate": 0.5},
+        {"refusals": 0.6, "duplicate": 0.9, "exclusive": 1.0, "tasks": 12},
     ),
     "not-adopted": Mutant("a task claimed again is offered again", ((Desk, "claimed", always(None)),)),
     "whosever": Mutant("anybody may speak of a hand-over", ((Desk, "_do", _whosever),), {"liars": 1}),
@@ -277,12 +270,6 @@ MUTANTS: Mapping[str, Mutant] = {
         ((Desk, "_refusal", _overlooked("DUPLICATE_TASK")),),
         {"partitions": 12},
         first=10,
-    ),
-    "not-overtaken": Mutant(
-        "an earlier hand-over stays",
-        ((Desk, "_overtake", always(None)),),
-        {"partitions": 12, "loss": 0.2},
-        first=60,
     ),
     "hasty-sync": Mutant(
         "an offer under way is given up by a comparison",

@@ -565,29 +565,41 @@ class SimHopper:
     def _run_errand(self, chore: Chore) -> bool:
         """Returns whether it is done."""
         about = self.tables.delegations[chore.role, chore.delegation]
-        task = chore.errand.task
-        if task is Task.SUBMIT:
-            kept = chore.errand.reason == "KEEP"
-            name = self._submit(about, kept)
-            self.step()
-            self._done(chore, None if kept else lambda desk: desk.submitted(about.id, name))
-            self.router.news[name] = None
-            return True
-        if task in (Task.PROGRESS, Task.FEEDBACK):
-            self._done(chore)
-            return True
-        if task is Task.STOP:
-            if about.task:
-                self.router.cancel(about.task)
-            self.step()
-            self._done(chore)
-            return True
-        answer = self._tell_router(about, task)
+        if self._does_not_answer(about):
+            return False
+        match chore.errand.task:
+            case Task.SUBMIT:
+                return self._make(chore, about)
+            case Task.PROGRESS | Task.FEEDBACK:
+                return self._done(chore)
+            case Task.STOP:
+                if about.task:
+                    self.router.cancel(about.task)
+                self.step()
+                return self._done(chore)
+        answer = self._tell_router(about, chore.errand.task)
         self.step()
         if answer == "stale":
             self._keep_claim(about)
             return False
-        self._done(chore, lambda desk: self._settled(desk, about))
+        return self._done(chore, lambda desk: self._settled(desk, about))
+
+    def _make(self, chore: Chore, about: Delegation) -> bool:
+        kept = chore.errand.reason == "KEEP"
+        if not kept and self.world.refused(about.id):
+            return self._done(chore, lambda desk: desk.refused(about.id, "LIMIT", "too many"))
+        name = self._submit(about, kept)
+        self.step()
+        self.router.news[name] = None
+        return self._done(chore, None if kept else lambda desk: desk.submitted(about.id, name))
+
+    def _does_not_answer(self, about: Delegation) -> bool:
+        """The router is out of reach for a moment: what should be stopped goes on."""
+        if self.world.calm or self.world.rng.random() >= self.world.plan.unreachable:
+            return False
+        made = self.router.tasks.get(about.task)
+        if made is not None and made.run is not None:
+            made.run.unguarded = True
         return True
 
     def _settled(self, desk: Desk, about: Delegation) -> None:
@@ -619,13 +631,14 @@ class SimHopper:
             return self.router.end(about.task, about.token, TaskState.FAILED, "")
         return self.router.give_back(about.task, about.token)
 
-    def _done(self, chore: Chore, tell: Callable[[Desk], object] | None = None) -> None:
+    def _done(self, chore: Chore, tell: Callable[[Desk], object] | None = None) -> bool:
         def work(desk: Desk, store: MemoryDelegations) -> None:
             store.drop(store.tables.errands, chore.position)
             if tell is not None:
                 tell(desk)
 
         self.txn(work)
+        return True
 
     # Sending.
 

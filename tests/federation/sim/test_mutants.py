@@ -40,6 +40,13 @@ def _final(original: Any) -> Any:
     return answered
 
 
+def _from_the_answer(original: Any) -> Any:
+    def answered(desk: Any, message: str, receipt: Receipt, sent_at: float) -> None:
+        original(desk, message, receipt, desk._now)
+
+    return answered
+
+
 def _unheard() -> None:
     core.test_whoever_hears_that_it_is_over_there_stops(Receipt("", State.RECLAIMED))
 
@@ -69,6 +76,14 @@ UNIT: Mapping[str, tuple[Mutant, Callable[[], None]]] = {
             ((delegator, "restarted", lambda _: lambda was, now: was),),
         ),
         core.test_f36_swapped_who_handed_over_was_away_and_takes_the_result,
+    ),
+    "from-the-answer": (
+        Mutant("a lease counts from the answer", ((Desk, "answered", _from_the_answer),)),
+        core.test_an_answer_that_comes_late_makes_no_lease_longer,
+    ),
+    "not-overtaken": (
+        Mutant("an earlier hand-over stays", ((Desk, "_overtake", always(None)),)),
+        core.test_f40_a_later_hand_over_overtakes_an_earlier_one,
     ),
     "final-refusals": (
         Mutant("a refusal that may pass is final", ((Desk, "answered", _final),)),

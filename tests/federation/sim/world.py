@@ -56,6 +56,7 @@ class Plan:
         skew: By how much a clock may be wrong after a start, in seconds.
         drift: By how much it may be too fast.
         careless: Routers send tasks back to where they have been.
+        unreachable: The chance that a router does not answer its own Hopper.
         disk_lies: What was committed may be lost when the power goes.
         leases: Of hand-overs, in seconds.
     """
@@ -78,6 +79,7 @@ class Plan:
     skew: float = 0.0
     drift: float = 1e-5
     careless: bool = False
+    unreachable: float = 0.0
     disk_lies: bool = False
     leases: tuple[float, ...] = (120.0, 900.0)
     fan_out: tuple[int, ...] = (16,)
@@ -108,6 +110,7 @@ def plan_of(rng: random.Random) -> Plan:
         skew=rng.choice([0.0, 0.0, 600.0]),
         drift=rng.choice([1e-6, 1e-4]),
         careless=seldom() < 0.15,
+        unreachable=rng.choice([0.0, 0.0, 0.05]),
         fan_out=rng.choice([(16,), (1, 2, 4)]),
         hurried=rng.choice([0.0, 0.3]),
         exclusive=rng.choice([0.0, 0.3, 1.0]),
@@ -144,6 +147,7 @@ class World:
         self._order = itertools.count()
         self._numbers = itertools.count(1)
         self._cut: dict[tuple[str, str], int] = {}
+        self._refused: dict[str, bool] = {}
         self._said: dict[tuple[str, Role, str, int], bytes] = {}
         names = [f"h{number}" for number in range(self.plan.hoppers)]
         self.borders = {
@@ -255,6 +259,13 @@ class World:
                 self.acknowledged.add((hopper, message.delegation, Role.IN))
         elif receipt.taken and isinstance(message.body, Result):
             self.acknowledged.add((hopper, message.delegation, Role.OUT))
+
+    def refused(self, delegation: str) -> bool:
+        """Whether the router takes no task of that hand-over, however often it is asked."""
+        refused = self._refused.get(delegation)
+        if refused is None:
+            refused = self._refused[delegation] = self.rng.random() < self.plan.refusals / 2
+        return refused
 
     def never_ran(self, each: Delegation) -> bool:
         """What a person finds out who asks at the other side, once it is calm."""

@@ -28,7 +28,7 @@ class OwnRegistry:
 
     Attributes:
         projects, instances: By name.
-        changed: Fires after each change.
+        changed: Fires after each change, but for who works there now: that changes all the time.
     """
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
@@ -78,7 +78,21 @@ class OwnRegistry:
                 whole = None
                 self._whole.add(what)
             elif event == "changed":
+                before = held.get(message.changed.name)
                 held[message.changed.name] = message.changed
+                if before is not None and _same_but_for_presence(before, message.changed):
+                    continue
             elif event == "removed":
                 held.pop(message.removed, None)
             self.changed.fire()
+
+
+def _same_but_for_presence(before: Project | Instance, after: Project | Instance) -> bool:
+    if not isinstance(before, Project) or not isinstance(after, Project):
+        return before == after
+    one, other = Project(), Project()
+    one.CopyFrom(before)
+    other.CopyFrom(after)
+    one.ClearField("presence")
+    other.ClearField("presence")
+    return one == other

@@ -52,7 +52,7 @@ faults: $(VENV)/.dev ## Kill, cut off and crowd a Hopper (ENGINES=sqlite ROUNDS=
 	@HOPPER_WIRE_SIZE=20 $(BIN)/python -m pytest tests/federation/test_faults_wire.py --timeout 3600
 
 nemesis: $(VENV)/.dev ## Kill Hoppers and cut the ways between them while tasks cross (MINUTES=30 SEED=7)
-	@$(BIN)/python -m tests.faults.federation --minutes $(MINUTES) $(addprefix --seed ,$(SEED))
+	@GRPC_ENABLE_FORK_SUPPORT=0 $(BIN)/python -m tests.faults.federation --minutes $(MINUTES) $(addprefix --seed ,$(SEED))
 
 fuzz: $(VENV)/.dev ## Send nonsense to the ports that others reach (MINUTES=10 SEED=7)
 	@$(BIN)/python -m tests.federation.fuzz --minutes $(MINUTES) $(addprefix --seed ,$(SEED))

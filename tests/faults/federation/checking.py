@@ -154,13 +154,18 @@ def _waits(task: Task) -> bool:
 
 async def violations(seen: Seen) -> list[str]:
     """Everything that is wrong; of a stage on which nothing goes on any more."""
-    checks = (unfinished, _kept, _one_result, _runs, _paths, _agreed, _usage, _defects)
-    found = [line for check in checks for line in check(seen)]
+    found = [*written(seen), *_usage(seen), *_defects(seen)]
     for member in seen.stage.members:
         verified = await member.client.audit.VerifyAudit(VerifyAuditRequest(), timeout=60)
         if not verified.intact:
             found.append(f"I8 {member.name}: {verified.broken_sequence} {verified.problem}")
     return found
+
+
+def written(seen: Seen) -> list[str]:
+    """What is wrong with what is written down: I1 to I7."""
+    checks = (unfinished, _kept, _one_result, _runs, _paths, _agreed)
+    return [line for check in checks for line in check(seen)]
 
 
 def _kept(seen: Seen) -> Iterator[str]:

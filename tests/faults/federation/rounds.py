@@ -23,7 +23,7 @@ from hopper.federation.v1 import peer_admin_service_pb2 as peers
 from hopper.federation.v1.peer_pb2 import Peer
 from hopper_common.errors import HopperError
 from tests.faults.federation.asking import Asker
-from tests.faults.federation.checking import DRAIN_SECONDS, Seen, late, look, unfinished, violations
+from tests.faults.federation.checking import DRAIN_SECONDS, ENDED, Seen, late, look, unfinished, violations
 from tests.faults.federation.stage import Stage, directory_kept_if, set_up
 from tests.faults.federation.striking import Nemesis
 
@@ -175,6 +175,9 @@ def _count(result: Result, seen: Seen) -> None:
             "executions": sum(begun.values()),
             "executed again": sum(count > 1 for count in begun.values()),
             "hand-overs": sum(len(there.hand_overs) for there in seen.there.values()) // 2,
+            "wait for a person": sum(
+                task.state not in ENDED for there in seen.there.values() for task in there.tasks
+            ),
             "kills": sum(member.kills for member in seen.stage.members),
         }
     )

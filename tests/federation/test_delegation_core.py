@@ -1107,6 +1107,21 @@ def test_what_is_over_at_who_handed_over_is_stopped() -> None:
     assert b.errands() == [Task.STOP]
 
 
+@pytest.mark.parametrize(("verdict", "errand"), [(Verdict.RETRY, Task.RETURN), (Verdict.GIVE_UP, Task.FAIL)])
+def test_what_may_have_left_before_an_old_copy_waits_for_a_person(verdict: Verdict, errand: Task) -> None:
+    a, b = two()
+
+    a.desk().doubt(out(State.OFFERED, exclusive=True, sent=0))
+
+    assert a.the(Role.OUT).state is State.SUSPECT
+    assert a.outbox() == []
+    assert a.desk().claimed("t1", 8) is not None
+    a.desk().resolve(Role.OUT, "d1", verdict, "seen")
+    exchanged(a, b)
+    assert a.errands() == [errand]
+    assert b.errands() == []
+
+
 def test_numbers_go_on_after_an_old_copy() -> None:
     """Found by seed 9: they were given again, and how far the task was went unheard."""
     a, b = handed_over()

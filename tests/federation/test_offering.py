@@ -15,6 +15,7 @@ from hopper_federation.delegation.model import Delegation, Role, State
 from hopper_federation.delegation.offering import Offerer, Refused
 from hopper_federation.delegation.redaction import redacted
 from hopper_federation.delegation.steady import SteadyClock
+from hopper_federation.incarnation import Incarnation, Restored
 from hopper_federation.model import Peer
 from hopper_federation.store_sql import Federation, SqlStore
 from hopper_federation.trust import Level
@@ -97,8 +98,13 @@ class Bob:
 
         await self._federation.write(write)
 
-    async def offer(self, spec: TaskSpec = SPEC, first: str = "") -> Delegation | Refused:
-        task = Task(name="instances/peer-carol/tasks/02k", spec=spec)
+    async def is_restored(self, restored: Restored) -> None:
+        """Its database came back from a copy, or did not."""
+        incarnation = Incarnation("x", 2, 1, restored)
+        await self._federation.write(lambda store: store.save_incarnation(incarnation))
+
+    async def offer(self, spec: TaskSpec = SPEC, first: str = "", attempt: int = 1) -> Delegation | Refused:
+        task = Task(name="instances/peer-carol/tasks/02k", spec=spec, attempt=attempt)
         task.claim.fencing_token = 1
         lineage = Lineage(first or "instances/global/tasks/01k", first or "instances/global/tasks/01k")
         return await self._offerer.offer(self.hoppers.carol.install_id, task, lineage)
@@ -159,6 +165,33 @@ async def test_what_the_rule_keeps_back_does_not_leave_and_is_named(bob: Bob) ->
     assert isinstance(offered, Delegation)
     assert b"acme" not in offered.offer
     assert b"secret" not in offered.offer
+
+
+@pytest.mark.parametrize(
+    ("restored", "attempt", "exclusive", "doubted"),
+    [
+        (Restored.EARLIER, 2, True, True),
+        (Restored.EARLIER, 1, True, False),
+        (Restored.EARLIER, 2, False, False),
+        (Restored.NO, 2, True, False),
+    ],
+)
+async def test_what_may_have_left_before_a_restore_and_must_not_run_twice_waits_for_a_person(
+    bob: Bob, restored: Restored, attempt: int, exclusive: bool, doubted: bool
+) -> None:
+    await bob.trust()
+    await bob.is_restored(restored)
+    spec = TaskSpec()
+    spec.CopyFrom(SPEC)
+    spec.exclusive = exclusive
+
+    offered = await bob.offer(spec, attempt=attempt)
+
+    assert isinstance(offered, Delegation), offered
+    assert offered.state is (State.SUSPECT if doubted else State.OFFERED)
+    again = await bob.offer(spec, attempt=attempt + 1)
+    assert isinstance(again, Delegation)
+    assert again.id == offered.id
 
 
 async def test_the_policy_looks_before_anything_is_kept_back(bob: Bob) -> None:

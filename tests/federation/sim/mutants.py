@@ -282,6 +282,11 @@ MUTANTS: Mapping[str, Mutant] = {
         ((delegator, "cancel", _waits_for_the_dead),),
         {"revocations": 3, "exclusive": 1.0},
     ),
+    "not-doubted": Mutant(
+        "after an old copy, what must not run twice is offered again",
+        ((SimHopper, "_may_have_run", always(False)),),
+        {"restores": 6, "exclusive": 1.0, "tasks": 12, "crash": 0.0},
+    ),
     "gone-in-vain": Mutant(
         "nothing comes back from who is gone", ((delegator, "gone", without(Errand)),), {"revocations": 3}
     ),

@@ -380,9 +380,6 @@ class SimHopper:
 
     def _claimed(self, task: SimTask) -> None:
         self.step()
-        if self._may_have_run(task):
-            self.router.end(task.child, task.token, TaskState.FAILED, "")
-            return
         offered = self.txn(lambda desk, store: self._offer(desk, store, task))
         self.world.copies(task.what.uid)
         if offered is None:
@@ -403,15 +400,16 @@ class SimHopper:
         adopted = desk.claimed(task.child, task.token)
         if adopted is not None:
             return adopted
+        if self._may_have_run(task):
+            return desk.doubt(self._hand_over(store, task, ""))
         world, what = self.world, task.what
         try:
             allowed = self._allowed(store, task, peer)
         except (CapabilityDenied, HopLimit, FanOutLimit):
             return None
-        epoch = store.next_epoch(what.uid)
         path = (*task.path, self.name)
         facts = OfferFacts(
-            sealed=f"{what.uid}#{epoch}".encode(),
+            sealed=f"{what.uid}#{world.number()}".encode(),
             task_uid=what.uid,
             origin=path[0],
             path=path,
@@ -422,13 +420,16 @@ class SimHopper:
             schedule_to_start=what.start,
             title=world.load(Cargo(what, allowed, path)),
         )
-        now = self.steady()
-        new = Delegation(
-            id=f"{self.name}d{world.number()}",
+        return desk.offer(self._hand_over(store, task, facts.title), Offer(facts.sealed, facts))
+
+    def _hand_over(self, store: MemoryDelegations, task: SimTask, cargo: str) -> Delegation:
+        what, now = task.what, self.steady()
+        return Delegation(
+            id=f"{self.name}d{self.world.number()}",
             role=Role.OUT,
-            peer=peer,
+            peer=task.at,
             task_uid=what.uid,
-            epoch=epoch,
+            epoch=store.next_epoch(what.uid),
             state=State.OFFERED,
             lease=what.lease,
             exclusive=what.exclusive,
@@ -436,18 +437,16 @@ class SimHopper:
             token=task.token,
             start_by=now + what.start,
             close_by=now + what.close,
-            offer=facts.sealed,
-            title=facts.title,
+            title=cargo,
             created=now,
             updated=now,
         )
-        return desk.offer(new, Offer(facts.sealed, facts))
 
     def _allowed(self, store: MemoryDelegations, task: SimTask, peer: str) -> Redelegation:
         others = [
             each for each in store.of_task_uid(task.what.uid) if each.role is Role.OUT and each.state.open
         ]
-        spent = sum(1 + self.world.cargo[each.title].allowed.fan_out for each in others)
+        spent = sum(1 + self.world.cargo[each.title].allowed.fan_out for each in others if each.title)
         if not task.path:
             return at_origin(hops=task.hops, fan_out=task.fan_out, spent=spent)
         came = self.tables.delegations.get((Role.IN, task.inbound))

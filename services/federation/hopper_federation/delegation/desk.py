@@ -31,6 +31,7 @@ from hopper_federation.delegation.model import (
     Receipt,
     Renewal,
     Role,
+    State,
     Step,
     TaskNews,
     Verdict,
@@ -75,6 +76,15 @@ class Desk:
     def offer(self, new: Delegation, body: Offer) -> Delegation:
         """Offer a task to a peer."""
         return self._put(Step(new, (body,)))
+
+    def doubt(self, new: Delegation) -> Delegation:
+        """
+        A task that must not run twice may have been handed over before this Hopper was restored from a copy: a person
+        decides.
+        """
+        detail = "it may have been handed over before this Hopper was restored from a copy"
+        doubted = replace(new, state=State.SUSPECT, reason="DELEGATION_NOT_FOUND", detail=detail)
+        return self._put(Step(doubted, (Alarm("suspect", detail),)))
 
     def claimed(self, task: str, token: int) -> Delegation | None:
         """

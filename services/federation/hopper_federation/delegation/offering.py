@@ -82,14 +82,17 @@ class Offerer:
 
     def _offer(self, sitting: Sitting, peer: str, task: Task, lineage: Lineage) -> Delegation | Refused:
         adopted = sitting.desk.claimed(task.name, task.claim.fencing_token)
+        came = _brought(sitting, lineage)
+        exclusive = task.spec.exclusive if came is None else came.exclusive
+        uid = f"{self._desks.own_install}/{_id_of(lineage.work)}" if came is None else came.task_uid
+        if adopted is None and exclusive and _may_have_left(sitting, task):
+            adopted = self._doubt(sitting, peer, task, uid)
         if adopted is not None:
             return adopted
-        came = _brought(sitting, lineage)
         if came is not None and lineage.is_part:
             return Refused("parts", "CAPABILITY_DENIED", PART)
         body = bodies.body_of(task.spec) if came is None else _body_of(came)
         origin = "" if came is None else came.task_uid.partition("/")[0]
-        exclusive = task.spec.exclusive if came is None else came.exclusive
         crossing = bodies.crossing_of(body, exclusive=exclusive, origin=origin)
         verdict = sitting.border.rule(peer, crossing)
         if not verdict.allowed:
@@ -97,13 +100,31 @@ class Offerer:
         kept = [] if came is None else kept_from(body, verdict.redact)
         if kept:
             return Refused(verdict.rule, "LABEL_DENIED", f"{', '.join(kept)} may not leave, and {WHOLE}")
-        uid = f"{self._desks.own_install}/{_id_of(lineage.work)}" if came is None else came.task_uid
         try:
             return self._hand_over(sitting, _Case(peer, task, body, came, uid, exclusive, verdict))
         except IdentityWrongState:
             raise  # it is not the task's fault
         except (WrongState, PermissionDenied) as error:  # it would go in a circle, or further than it may
             return Refused(verdict.rule, error.reason, error.message)
+
+    def _doubt(self, sitting: Sitting, peer: str, task: Task, uid: str) -> Delegation:
+        now = sitting.now
+        new = Delegation(
+            id=self._ids.new(sitting.store.now),
+            role=Role.OUT,
+            peer=peer,
+            task_uid=uid,
+            epoch=sitting.rows.next_epoch(uid, now),
+            state=State.SUSPECT,
+            lease=self._lease.total_seconds(),
+            exclusive=True,
+            task=task.name,
+            token=task.claim.fencing_token,
+            title=task.spec.title,
+            created=now,
+            updated=now,
+        )
+        return sitting.desk.doubt(new)
 
     def _hand_over(self, sitting: Sitting, case: _Case) -> Delegation:
         spec, now = case.task.spec, sitting.now
@@ -176,6 +197,12 @@ def _body_of(came: Delegation) -> dpb.TaskBody:
     return dpb.TaskBody.FromString(dpb.Offer.FromString(came.offer).body)
 
 
+def _may_have_left(sitting: Sitting, task: Task) -> bool:
+    """It was claimed before, and the copy that this Hopper was restored from may be older than its hand-over."""
+    incarnation = sitting.store.incarnation()
+    return task.attempt > 1 and incarnation is not None and bool(incarnation.restored)
+
+
 def _id_of(task: str) -> str:
     return task.rpartition("/")[2]
 
@@ -183,7 +210,9 @@ def _id_of(task: str) -> str:
 def _spent(others: Sequence[Delegation]) -> int:
     """How many copies of a task are under way below this Hopper."""
     offers = [
-        dpb.Offer.FromString(each.offer) for each in others if each.role is Role.OUT and each.state.open
+        dpb.Offer.FromString(each.offer)
+        for each in others
+        if each.role is Role.OUT and each.state.open and each.offer
     ]
     hops = [dpb.Hop.FromString(offer.hops[-1].payload) for offer in offers]
     return sum(1 + hop.redelegation.fan_out for hop in hops)

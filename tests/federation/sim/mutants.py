@@ -248,6 +248,7 @@ MUTANTS: Mapping[str, Mutant] = {
         "a message is written after the commit, and notes are not compared",
         ((SimHopper, "txn", _kept_apart("send")), (delegatee, "_missing", always(None))),
         {"crash": 0.02},
+        first=15,
     ),
     "answer-first": Mutant(
         "the inbox is written before the effect",
@@ -275,7 +276,7 @@ MUTANTS: Mapping[str, Mutant] = {
         "an offer under way is given up by a comparison",
         ((delegator, "noted", _hasty),),
         {"loss": 0.2},
-        first=20,
+        first=15,
     ),
     "waits-for-the-dead": Mutant(
         "a call-off waits for who is gone",
@@ -286,6 +287,7 @@ MUTANTS: Mapping[str, Mutant] = {
         "after an old copy, what must not run twice is offered again",
         ((SimHopper, "_may_have_run", always(False)),),
         {"restores": 6, "exclusive": 1.0, "tasks": 12, "crash": 0.0},
+        first=10,
     ),
     "gone-in-vain": Mutant(
         "nothing comes back from who is gone", ((delegator, "gone", without(Errand)),), {"revocations": 3}

@@ -13,6 +13,7 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -98,11 +99,10 @@ class Member:
             self._worker.kill()
             self._worker.wait()
 
-    def restart(self) -> None:
-        """SIGKILL, and start it again on what there is."""
-        self.kills += 1
-        self.process.kill()
-        self.process.start()
+    def signal_worker(self, number: signal.Signals) -> None:
+        """Send a signal to whoever works there."""
+        if self._worker is not None:
+            self._worker.send_signal(number)
 
     def usage(self) -> tuple[int, int]:
         """Memory in bytes, and open files."""

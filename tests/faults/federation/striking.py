@@ -13,6 +13,7 @@ from typing import Final
 
 from hopper_testing.proxy import ChaosProxy
 from tests.faults.federation.stage import LEASE_SECONDS, Link, Member, Stage
+from tests.faults.federation.working import LEASE
 
 RECLAIM_SECONDS: Final = LEASE_SECONDS + 30.0
 """After which a task whose lease nobody renews is taken back."""
@@ -85,7 +86,7 @@ class Nemesis:
 
     async def _strike_member(self, member: Member) -> None:
         faults: list[tuple[Callable[[Member], Awaitable[str]], int]] = [
-            *((self._kill, 5), (self._freeze, 2), (self._kill_worker, 1)),
+            *((self._kill, 5), (self._freeze, 2), (self._kill_worker, 1), (self._freeze_worker, 1)),
         ]
         if member.small_disk:
             faults.append((self._fill_disk, 3))
@@ -116,6 +117,15 @@ class Nemesis:
         await self._pause(0.1, 2)
         member.start_worker()
         return "worker killed with -9"
+
+    async def _freeze_worker(self, member: Member) -> str:
+        """It wakes after its claims are lost, and goes on where it was."""
+        member.signal_worker(signal.SIGSTOP)
+        try:
+            await self._pause(1, 2 * LEASE.total_seconds())
+        finally:
+            member.signal_worker(signal.SIGCONT)
+        return "worker frozen (SIGSTOP)"
 
     async def _fill_disk(self, member: Member) -> str:
         ballast = member.process.data_dir / _BALLAST

@@ -7,10 +7,12 @@ import asyncio
 import contextlib
 import random
 import signal
+import subprocess
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from hopper_testing.processes import HopperProcess, NotStarted
 from hopper_testing.proxy import ChaosProxy
 from tests.faults.federation.stage import LEASE_SECONDS, Link, Member, Stage
 from tests.faults.federation.working import LEASE
@@ -20,6 +22,8 @@ RECLAIM_SECONDS: Final = LEASE_SECONDS + 30.0
 
 _LONG: Final = (RECLAIM_SECONDS + 2, RECLAIM_SECONDS + 10)
 _BALLAST: Final = "ballast"
+_AROUND_COMMIT: Final = ("transaction.begun", "unit.after", "commit.before", "commit.sent", "commit.after")
+_DIES_WITHIN: Final = 10.0
 
 
 class Nemesis:
@@ -86,7 +90,8 @@ class Nemesis:
 
     async def _strike_member(self, member: Member) -> None:
         faults: list[tuple[Callable[[Member], Awaitable[str]], int]] = [
-            *((self._kill, 5), (self._freeze, 2), (self._kill_worker, 1), (self._freeze_worker, 1)),
+            *((self._kill, 3), (self._kill_at_commit, 4), (self._freeze, 2)),
+            *((self._kill_worker, 1), (self._freeze_worker, 1)),
         ]
         if member.small_disk:
             faults.append((self._fill_disk, 3))
@@ -103,6 +108,23 @@ class Nemesis:
             await self._lasts()
         await asyncio.to_thread(member.process.start)
         return "Hopper killed with -9"
+
+    async def _kill_at_commit(self, member: Member) -> str:
+        """SIGKILL where a crash leaves most behind; or a transaction that is lost there, and SIGKILL later."""
+        place = self._chance.choice(_AROUND_COMMIT)
+        service = self._chance.choice(("federation", "federation", "router"))
+        action = self._chance.choices(("kill", "drop"), weights=(4, 1))[0]
+        failpoint = f"{service}:{place}={action}@{self._chance.choice((2, 5, 15, 40, 100))}"
+        member.kills += 1
+        await asyncio.to_thread(member.process.kill)
+        member.process.environment["HOPPER_FAILPOINTS"] = failpoint
+        try:
+            died = await asyncio.to_thread(_starts_and_dies, member.process)
+        finally:
+            del member.process.environment["HOPPER_FAILPOINTS"]
+        member.kills += 1
+        await asyncio.to_thread(member.process.start)
+        return f"killed at {place} of {service}" if died else "Hopper killed with -9, twice"
 
     async def _freeze(self, member: Member) -> str:
         member.process.signal(signal.SIGSTOP)
@@ -223,6 +245,23 @@ class Nemesis:
 
     def _one_of(self, link: Link) -> ChaosProxy:
         return self._chance.choice([link.ways[name] for name in sorted(link.ways)])
+
+
+def _starts_and_dies(process: HopperProcess) -> bool:
+    """Whether a failpoint has killed it, in some seconds; it is dead then in any case."""
+    try:
+        process.start()
+        code = process.wait(_DIES_WITHIN)
+    except NotStarted as error:
+        if error.exit_code != -signal.SIGKILL:
+            raise
+        return True
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return False
+    if code != -signal.SIGKILL:
+        raise AssertionError(f"a Hopper has ended by itself: {process.complaint()[-500:]}")
+    return True
 
 
 def _fill(ballast: object) -> None:

@@ -356,6 +356,41 @@ def test_the_router_does_not_take_it(state: State, reason: str, after: State, ac
     assert done(step) == actions
 
 
+@pytest.mark.parametrize("exclusive", BOTH)
+def test_what_nobody_there_can_do_goes_back_once_it_is_called_off_there(exclusive: bool) -> None:
+    """Found in review: the call-off was heard of first, and what must not run twice had failed by it."""
+    a, b = two()
+    offer(a, exclusive=exclusive)
+    exchanged(a, b)
+    b.desk().submitted("d1", "made")
+    b.tables.errands.clear()
+
+    b.desk().unplaced("d1")
+    assert b.errands() == [Task.STOP]
+    assert b.outbox() == []
+    b.desk().news("d1", TaskNews(outcome=Outcome.CANCELLED, sealed=b"x"))
+    exchanged(a, b)
+
+    assert a.the(Role.OUT).state is b.the(Role.IN).state is State.REJECTED
+    assert a.the(Role.OUT).reason == "NO_ELIGIBLE_EXECUTOR"
+    assert a.errands() == [Task.RETURN]
+
+
+def test_what_somebody_there_has_begun_after_all_does_not_go_back_unseen() -> None:
+    a, b = two()
+    offer(a, exclusive=True)
+    exchanged(a, b)
+    b.desk().submitted("d1", "made")
+
+    b.desk().unplaced("d1")
+    b.desk().news("d1", TaskNews(running=True))
+    b.desk().news("d1", TaskNews(outcome=Outcome.CANCELLED, sealed=b"x"))
+    exchanged(a, b)
+
+    assert a.the(Role.OUT).state is State.CANCELLED
+    assert a.errands() == [Task.FAIL]
+
+
 @pytest.mark.parametrize("state", sorted(OPEN | {State.ORPHANED, State.RECLAIMED}))
 def test_a_task_that_nobody_wants_any_more_is_stopped_once_it_is_made(state: State) -> None:
     step = delegatee.submitted(taken(state, task=""), "made", NOW)
@@ -895,8 +930,10 @@ def test_an_id_that_is_taken_is_not_taken_again() -> None:
     assert _answer(b, facts_of("a/t2"), delegation="d1").state is State.RUNNING
     assert _answer(b, facts_of("c/t2", path=("c",)), peer="c", delegation="d1").state is None
     assert b.the(Role.IN) == before
-    assert _answer(a, facts_of("b/t1", path=("b",)), peer="b", delegation="d1").state is State.ACCEPTED
-    assert a.the(Role.OUT).state is State.RUNNING  # theirs is another, on the other side
+    for peer in ("b", "c"):  # nor what this Hopper calls one of its own
+        answer = _answer(a, facts_of(f"{peer}/t1", path=(peer,)), peer=peer, delegation="d1")
+        assert (answer.state, answer.reason) == (None, "INVALID_REQUEST")
+    assert [*a.tables.delegations.values()] == [a.the(Role.OUT)]
 
 
 # ---------------------------------------------------------------- F23, F24: revoked

@@ -112,6 +112,10 @@ class Desk:
         """The router does not take it."""
         return self._put(delegatee.refused(self._of(Role.IN, delegation), reason, detail, self._now))
 
+    def unplaced(self, delegation: str) -> Delegation:
+        """Nobody here can do it: it goes back once it is called off here."""
+        return self._put(delegatee.unplaced(self._of(Role.IN, delegation), self._now))
+
     def decide(self, delegation: str, accepted: bool, reason: str = "") -> Delegation:
         """
         A person takes a quarantined offer, or does not.
@@ -170,6 +174,8 @@ class Desk:
     def _take_offer(self, peer: str, message: Message, offer: Offer, was: Delegation | None) -> Receipt:
         if was is not None:
             return Receipt("", was.state)
+        if self._store.delegation(Role.OUT, message.delegation) is not None:
+            return Receipt("", None, "INVALID_REQUEST", "a hand-over of this Hopper's own has this id")
         facts = offer.facts
         if facts is None or self._border is None:
             raise RuntimeError("an offer was not verified before it came to the desk")

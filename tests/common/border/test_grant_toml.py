@@ -213,4 +213,4 @@ def test_the_policies_of_the_readme_load() -> None:
     readme = Path(__file__).parents[3] / "services" / "federation" / "README.md"
     found = re.findall(r"```toml\n(.*?)```", readme.read_text(), re.DOTALL)
     names = {rule.name for text in found for rule in read_grant(text).rules}
-    assert {"reviews for work", "customers stay"} <= names
+    assert {"documents to work", "customers stay"} <= names

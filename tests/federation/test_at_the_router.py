@@ -37,7 +37,7 @@ from hopper_federation.delegation.credits import Credits
 from hopper_federation.delegation.desks import Desks, Sitting
 from hopper_federation.delegation.errands import Errands, Router
 from hopper_federation.delegation.files_wanted import FilesWanted
-from hopper_federation.delegation.model import Delegation, Errand, Outcome, Role, State, Task
+from hopper_federation.delegation.model import Delegation, Errand, Outcome, Role, State, Task, TaskNews
 from hopper_federation.delegation.sealing import Ended, HandOver, seal_offer, seal_result
 from hopper_federation.delegation.steady import SteadyClock
 from hopper_federation.delegation.unplaced import Unplaced
@@ -72,7 +72,7 @@ class Bench:
         self.wanted = FilesWanted(self.desks, lambda: None)
         router = Router(channel, self.claims, TrustSnapshots(), appraiser, self.wanted)
         self.errands = Errands(self.desks, router, self.credit)
-        self.unplaced = Unplaced(channel, self.desks, self.claims, patience=0.0)
+        self.unplaced = Unplaced(self.desks, self.claims, patience=0.0)
         self._made = 0
 
     def offer(self, **fields: Any) -> tuple[str, dpb.Offer]:
@@ -353,9 +353,12 @@ async def test_what_nobody_here_can_do_goes_back(bench: Bench) -> None:
     can = await bench.came(Errand(Task.SUBMIT), required_capabilities=["near"])
     await bench.until(can, lambda each: each.task)
     await bench.unplaced.look()
-    back = await bench.known(about)
-    assert (back.state, back.reason) == (State.REJECTED, "NO_ELIGIBLE_EXECUTOR")
+    await nothing_left(bench)
+    assert (await bench.known(about)).state is State.CANCELLING
     assert (await bench.task(known.task)).state == RouterTask.STATE_CANCELLED
+    stopped = TaskNews(outcome=Outcome.CANCELLED, sealed=b"x")  # as the watch tells it
+    back = await bench.desks.write(lambda sitting: sitting.desk.news(about.id, stopped))
+    assert (back.state, back.reason) == (State.REJECTED, "NO_ELIGIBLE_EXECUTOR")
     assert (await bench.known(can)).state is State.ACCEPTED
 
 

@@ -173,10 +173,6 @@ def _waits_for_the_dead(original: Any) -> Any:
     return cancel
 
 
-def _hasty(original: Any) -> Any:
-    return lambda was, note, now, *, offer_unanswered: original(was, note, now, offer_unanswered=False)
-
-
 def _answered_first(original: Any) -> Any:
     """The first answer is durable before what it is about."""
 
@@ -271,12 +267,6 @@ MUTANTS: Mapping[str, Mutant] = {
         ((Desk, "_refusal", _overlooked("DUPLICATE_TASK")),),
         {"partitions": 12},
         first=10,
-    ),
-    "hasty-sync": Mutant(
-        "an offer under way is given up by a comparison",
-        ((delegator, "noted", _hasty),),
-        {"loss": 0.2},
-        first=15,
     ),
     "waits-for-the-dead": Mutant(
         "a call-off waits for who is gone",

@@ -590,7 +590,15 @@ class SimHopper:
         name = self._submit(about, kept)
         self.step()
         self.router.news[name] = None
+        if not kept:
+            self.world.after(self.world.rng.uniform(60, 300), lambda: self._unplaced(about.id, name))
         return self._done(chore, None if kept else lambda desk: desk.submitted(about.id, name))
+
+    def _unplaced(self, delegation: str, name: str) -> None:
+        """What nobody here can do goes back."""
+        if self.up and self.router.tasks[name].state is TaskState.WAITING:
+            self._safely(lambda: self.txn(lambda desk, store: desk.unplaced(delegation)))
+            self.wake()
 
     def _does_not_answer(self, about: Delegation) -> bool:
         """The router is out of reach for a moment: what should be stopped goes on."""

@@ -162,6 +162,8 @@ class SimRouter:
         elif task.at:
             self.abroad[task.name] = task
             self._wake()
+        elif self._world.now >= task.start_by:
+            self._end(task, TaskState.REJECTED)
 
     def cancel(self, name: str) -> None:
         """Call it off, whoever has it."""
@@ -240,9 +242,13 @@ class SimRouter:
         self.peers.discard(peer)
         for task in list(self.abroad.values()):
             self._lapse(task)
-            if task.at == peer and task.state is TaskState.QUEUED and not with_peer(task.child):
-                task.sent_back.add(peer)
-                self.route(task)
+            if task.at != peer or task.state is not TaskState.QUEUED or with_peer(task.child):
+                continue
+            if task.what.exclusive and task.claims:
+                self._end(task, TaskState.FAILED)  # it may have been begun
+                continue
+            task.sent_back.add(peer)
+            self.route(task)
 
     # Time, and workers.
 

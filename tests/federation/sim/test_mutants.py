@@ -47,6 +47,10 @@ def _from_the_answer(original: Any) -> Any:
     return answered
 
 
+def _hasty(original: Any) -> Any:
+    return lambda was, note, now, *, offer_unanswered: original(was, note, now, offer_unanswered=False)
+
+
 def _unheard() -> None:
     core.test_whoever_hears_that_it_is_over_there_stops(Receipt("", State.RECLAIMED))
 
@@ -80,6 +84,10 @@ UNIT: Mapping[str, tuple[Mutant, Callable[[], None]]] = {
     "from-the-answer": (
         Mutant("a lease counts from the answer", ((Desk, "answered", _from_the_answer),)),
         core.test_an_answer_that_comes_late_makes_no_lease_longer,
+    ),
+    "hasty-sync": (
+        Mutant("an offer under way is given up by a comparison", ((delegator, "noted", _hasty),)),
+        core.test_an_offer_that_is_under_way_need_not_be_known,
     ),
     "not-overtaken": (
         Mutant("an earlier hand-over stays", ((Desk, "_overtake", always(None)),)),

@@ -46,6 +46,10 @@ from hopper_federation.delegation.model import (
 )
 
 _LOST = "LEASE_LOST"
+_UNPLACED = "NO_ELIGIBLE_EXECUTOR"
+_LET_GO = {_LOST: State.RECLAIMED, _UNPLACED: State.REJECTED}
+"""Why this side stops it by itself, and what it is once it is at rest."""
+
 _WORKED_ON = frozenset({State.ACCEPTED, State.RUNNING})
 _OVER_THERE = frozenset(
     {State.RECLAIMED, State.EXPIRED, State.CANCELLED, State.REJECTED, State.COMPLETED, State.FAILED}
@@ -213,20 +217,31 @@ def refused(was: Delegation, reason: str, detail: str, now: float) -> Step:
     if was.state in _WORKED_ON:
         return _declined(was, State.REJECTED, reason, detail)
     if was.state is State.CANCELLING:
-        return (
-            _let_go(was) if was.reason == _LOST else _declined(was, State.CANCELLED, "CANCELLED", was.detail)
-        )
+        if was.reason in _LET_GO:
+            return _let_go(was)
+        return _declined(was, State.CANCELLED, "CANCELLED", was.detail)
     return Step(was)
 
 
 def _let_go(was: Delegation) -> Step:
-    return _declined(was, State.RECLAIMED, _LOST, was.detail)
+    return _declined(was, _LET_GO[was.reason], was.reason, was.detail)
+
+
+def unplaced(was: Delegation, now: float) -> Step:
+    """Nobody here can do it. It is called off first: what goes back must not begin here any more."""
+    if was.state is not State.ACCEPTED:
+        return Step(was)
+    detail = "nobody there could take it"
+    going = replace(was, state=State.CANCELLING, reason=_UNPLACED, detail=detail, updated=now)
+    return Step(_at_rest(going), (Errand(Task.STOP, _UNPLACED, detail),))
 
 
 def news(was: Delegation, news: TaskNews, now: float) -> Step:
     """What became of the task that was made of it."""
     was = replace(was, updated=now)
     if news.outcome is None:
+        if news.running and was.reason == _UNPLACED and was.state is State.CANCELLING:
+            return Step(replace(was, reason=""))  # somebody has begun after all: how it ends counts
         return _progressed(was, news) if was.state in _WORKED_ON else Step(was)
     if was.state in _WORKED_ON | {State.CANCELLING}:
         return _ended(was, news, news.outcome)
@@ -249,10 +264,10 @@ def _progressed(was: Delegation, news: TaskNews) -> Step:
 
 
 def _ended(was: Delegation, news: TaskNews, outcome: Outcome) -> Step:
-    if was.reason == _LOST and (news.unplaced or outcome is Outcome.CANCELLED):
+    if was.reason in _LET_GO and (news.unplaced or outcome is Outcome.CANCELLED):
         return _let_go(was)
     if news.unplaced and was.state is not State.CANCELLING:
-        return _declined(was, State.REJECTED, "NO_ELIGIBLE_EXECUTOR", "nobody there could take it")
+        return _declined(was, State.REJECTED, _UNPLACED, "nobody there could take it")
     done = _at_rest(replace(was, state=ENDED_AS[outcome], outcome=outcome, result=news.sealed))
     return Step(done, (Result(outcome, news.sealed),))
 

@@ -113,7 +113,7 @@ class Delegations:
             *self._at_the_router(credit, places, claims, journal, lease),
             self._errands(credit, claims, puller).run,
             self._watcher(places, claims, artifacts).run,
-            Unplaced(self._channels.router, self.desks, claims).run,
+            Unplaced(self.desks, claims).run,
             Ticker(self.desks, self._federation.committed).run,
             Parting(self.desks, self._snapshots, peering.statuses, clock, journal).run,
         ]

@@ -3,28 +3,20 @@ Sends back what was taken over and nobody here can do: after a while, because wh
 """
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-import grpc.aio
 import structlog
 
 from hopper.router.v1.task_pb2 import Task, Wait
-from hopper.router.v1.task_service_pb2 import CancelTaskRequest
-from hopper.router.v1.task_service_pb2_grpc import TaskServiceStub
 from hopper_common.errors import HopperError
-from hopper_federation.delegation.calls import CALL_SECONDS, made
 from hopper_federation.delegation.claims import Claims
 from hopper_federation.delegation.desks import Desks
-from hopper_federation.delegation.model import Delegation, Outcome, Role, State, TaskNews
-
-if TYPE_CHECKING:  # it is in the type stubs only
-    from hopper.router.v1.task_service_pb2_grpc import TaskServiceAsyncStub
+from hopper_federation.delegation.model import Delegation, Role, State
 
 log = structlog.get_logger(__name__)
 
 PATIENCE: Final = 60.0
 LOOK_EVERY: Final = 15.0
-_UNPLACED: Final = TaskNews(outcome=Outcome.FAILED, unplaced=True)
 
 
 class Unplaced:
@@ -35,10 +27,7 @@ class Unplaced:
         patience: How long somebody may be away, in seconds.
     """
 
-    def __init__(
-        self, channel: grpc.aio.Channel, desks: Desks, claims: Claims, *, patience: float = PATIENCE
-    ) -> None:
-        self._tasks: TaskServiceAsyncStub = TaskServiceStub(channel)
+    def __init__(self, desks: Desks, claims: Claims, *, patience: float = PATIENCE) -> None:
         self._desks = desks
         self._claims = claims
         self._patience = patience
@@ -75,7 +64,4 @@ class Unplaced:
         if task.wait.reason != Wait.REASON_NO_ELIGIBLE_EXECUTOR:
             return
         log.info("nobody here can do what a peer has handed over", delegation=waiting.id)
-        # First it is called off: what went back must not begin here any more.
-        request = CancelTaskRequest(name=waiting.task, reason="nobody here can do it: it went back")
-        await made(self._tasks.CancelTask(request, timeout=CALL_SECONDS))
-        await self._desks.write(lambda sitting: sitting.desk.news(waiting.id, _UNPLACED))
+        await self._desks.write(lambda sitting: sitting.desk.unplaced(waiting.id))

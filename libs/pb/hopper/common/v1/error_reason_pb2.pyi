@@ -109,8 +109,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_DELEGATION_TARGET_INVALID: _ErrorReason.ValueType  # 69
     """FAILED_PRECONDITION. That kind of delegation cannot go there. Metadata: `kind`, `from`, `to`."""
     ERROR_REASON_FEDERATION_UNAVAILABLE: _ErrorReason.ValueType  # 70
-    """FAILED_PRECONDITION. The instance stands for a peer, and this Hopper has no federation service.
-    Metadata: `instance`.
+    """FAILED_PRECONDITION. The instance stands for a peer of which nothing may be asked now: it is half a peer, or the
+    service that hands work over is off. Metadata: `instance`.
     """
     ERROR_REASON_NOT_A_MEMBER: _ErrorReason.ValueType  # 71
     """PERMISSION_DENIED. Only the instance's members may claim its tasks. Metadata: `instance`, `worker`."""
@@ -359,8 +359,8 @@ ERROR_REASON_DELEGATION_WRONG_STATE: ErrorReason.ValueType  # 68
 ERROR_REASON_DELEGATION_TARGET_INVALID: ErrorReason.ValueType  # 69
 """FAILED_PRECONDITION. That kind of delegation cannot go there. Metadata: `kind`, `from`, `to`."""
 ERROR_REASON_FEDERATION_UNAVAILABLE: ErrorReason.ValueType  # 70
-"""FAILED_PRECONDITION. The instance stands for a peer, and this Hopper has no federation service.
-Metadata: `instance`.
+"""FAILED_PRECONDITION. The instance stands for a peer of which nothing may be asked now: it is half a peer, or the
+service that hands work over is off. Metadata: `instance`.
 """
 ERROR_REASON_NOT_A_MEMBER: ErrorReason.ValueType  # 71
 """PERMISSION_DENIED. Only the instance's members may claim its tasks. Metadata: `instance`, `worker`."""

@@ -421,6 +421,7 @@ class ResultEnvelope(_message.Message):
     FAILURE_MESSAGE_FIELD_NUMBER: _builtins.int
     EFFORT_FIELD_NUMBER: _builtins.int
     ATTEMPTS_FIELD_NUMBER: _builtins.int
+    PERMANENT_FIELD_NUMBER: _builtins.int
     task_uid: _builtins.str
     """As in the envelope."""
     delegation: _builtins.str
@@ -441,6 +442,8 @@ class ResultEnvelope(_message.Message):
     """Of FAILED: for people."""
     attempts: _builtins.int
     """How often it was begun."""
+    permanent: _builtins.bool
+    """Of FAILED: trying again anywhere cannot help."""
     @_builtins.property
     def artifacts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Artifact]:
         """What else it yielded."""
@@ -469,10 +472,11 @@ class ResultEnvelope(_message.Message):
         failure_message: _builtins.str = ...,
         effort: _duration_pb2.Duration | None = ...,
         attempts: _builtins.int = ...,
+        permanent: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["effort", b"effort", "finish_time", b"finish_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "attempts", b"attempts", "delegation", b"delegation", "effort", b"effort", "envelope_digest", b"envelope_digest", "epoch", b"epoch", "executor", b"executor", "failure_message", b"failure_message", "failure_reason", b"failure_reason", "finish_time", b"finish_time", "outcome", b"outcome", "output_digest", b"output_digest", "task_uid", b"task_uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "attempts", b"attempts", "delegation", b"delegation", "effort", b"effort", "envelope_digest", b"envelope_digest", "epoch", b"epoch", "executor", b"executor", "failure_message", b"failure_message", "failure_reason", b"failure_reason", "finish_time", b"finish_time", "outcome", b"outcome", "output_digest", b"output_digest", "permanent", b"permanent", "task_uid", b"task_uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -208,7 +208,7 @@ def _do_each(sitting: Sitting, peer: str, incarnation: int, arrived: Sequence[Ar
     receipts = []
     for each in arrived:
         try:
-            with sitting.store.conn.begin_nested():
+            with sitting.rows.apart():
                 receipts.append(_do(sitting, peer, each))
         except (HopperError, SQLAlchemyError):
             raise

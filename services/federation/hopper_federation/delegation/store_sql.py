@@ -6,7 +6,8 @@ has put there beside them stays as it is. A message is kept as it is sent, so th
 """
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -73,6 +74,13 @@ _IN_BODY: Final = tuple(
 )
 
 
+_FIELDS: Final = {kind: frozenset(each.name for each in fields(kind)) for kind in (Delegation, Errand)}
+
+_NEVER_CHANGES: Final = ("role", "id", "peer", "task_uid", "created")
+"""Columns that are not written again: each has an index, which would be written with it."""
+
+_TO_JSON: Final = json.JSONEncoder(separators=(",", ":")).encode
+
 # What every message asks for is made once: building a statement takes as long as running it.
 _NEWEST: Final = (DELEGATIONS.c.created.desc(), DELEGATIONS.c.epoch.desc(), DELEGATIONS.c.id.desc())
 _OLDEST: Final = (DELEGATIONS.c.created, DELEGATIONS.c.epoch, DELEGATIONS.c.id, DELEGATIONS.c.role)
@@ -82,6 +90,10 @@ _THIS_ONE: Final = and_(
 _FIND: Final = select(DELEGATIONS).where(_THIS_ONE)
 _FIND_BODY: Final = select(DELEGATIONS.c.body).where(_THIS_ONE)
 _REPLACE: Final = update(DELEGATIONS).where(_THIS_ONE)
+_ADD: Final = insert(DELEGATIONS)
+_ADD_MESSAGE: Final = insert(OUTBOX)
+_ADD_ANSWER: Final = insert(INBOX)
+_ADD_ERRAND: Final = insert(ERRANDS)
 _FIND_NEWEST: Final = (
     select(DELEGATIONS).where(DELEGATIONS.c.task == bindparam("task")).order_by(*_NEWEST).limit(1)
 )
@@ -91,11 +103,26 @@ _FIND_COPIES: Final = (
 _FIND_ANSWER: Final = select(INBOX.c.digest, INBOX.c.receipt).where(
     INBOX.c.peer == bindparam("peer"), INBOX.c.message == bindparam("message")
 )
+_FIND_INCARNATION: Final = select(SENDERS.c.incarnation).where(SENDERS.c.peer == bindparam("peer"))
 _TAKE_OUT: Final = (
     delete(OUTBOX)
     .where(OUTBOX.c.id == bindparam("message"))
     .returning(OUTBOX.c.role, OUTBOX.c.delegation, OUTBOX.c.body)
 )
+_EARLIER: Final = OUTBOX.alias("earlier")
+_HELD_BACK: Final = exists().where(
+    _EARLIER.c.delegation == OUTBOX.c.delegation,
+    _EARLIER.c.role == OUTBOX.c.role,
+    _EARLIER.c.position < OUTBOX.c.position,
+    _EARLIER.c.not_before > bindparam("now"),
+)
+_READY: Final = (
+    select(OUTBOX.c.id, OUTBOX.c.body, OUTBOX.c.create_time, OUTBOX.c.attempts)
+    .where(OUTBOX.c.peer == bindparam("peer"), OUTBOX.c.not_before <= bindparam("now"), ~_HELD_BACK)
+    .order_by(OUTBOX.c.position)
+    .limit(bindparam("most"))
+)
+_WAITS_UNTIL: Final = select(func.min(OUTBOX.c.not_before)).where(OUTBOX.c.peer == bindparam("peer"))
 _COUNT_OPEN: Final = (
     select(DELEGATIONS.c.role, DELEGATIONS.c.state, DELEGATIONS.c.rule, func.count())
     .where(DELEGATIONS.c.peer == bindparam("peer"), DELEGATIONS.c.open)
@@ -188,23 +215,42 @@ class SqlDelegations:
     def __init__(self, conn: Connection, sending: Collection[str] = frozenset()) -> None:
         self._conn = conn
         self._sending = sending
-        self._bodies: dict[tuple[Role, str], dict[str, Any]] = {}  # of what was read, as it stands there
-        self._as_read: dict[tuple[Role, str], Delegation] = {}
+        # What was read or written in this transaction stands as it is: nobody else writes meanwhile.
+        self._bodies: dict[tuple[Role, str], dict[str, Any]] = {}
+        self._known: dict[tuple[Role, str], Delegation] = {}
         self._absent: set[tuple[Role, str]] = set()
+        self._copies: dict[str, Sequence[Delegation]] = {}  # by task uid
+        self._open: dict[str, list[tuple[str, str, str, int]]] = {}  # role, state, rule and how many, by peer
         self.told: set[str] = set()
         self.asked = False
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """What fails within is undone by itself."""
+        try:
+            with self._conn.begin_nested():
+                yield
+        except BaseException:
+            self._ask_again()
+            raise
+
+    def _ask_again(self) -> None:
+        """What was read and written may not be what is there any more."""
+        for known in (self._bodies, self._known, self._absent, self._copies, self._open):
+            known.clear()
 
     # ---------------------------------------------------------------- hand-overs
 
     def delegation(self, role: Role, delegation: str) -> Delegation | None:
-        found = self._read(_FIND, this_role=role, this_id=delegation)
-        if not found:
-            self._absent.add((role, delegation))
-        return found[0] if found else None
+        key = role, delegation
+        unasked = key not in self._known and key not in self._absent
+        if unasked and not self._read(_FIND, this_role=role, this_id=delegation):
+            self._absent.add(key)
+        return self._known.get(key)
 
     def save(self, delegation: Delegation) -> None:
         key = delegation.role, delegation.id
-        if self._as_read.pop(key, None) == delegation:
+        if self._known.get(key) == delegation:
             return
         this = {"this_role": delegation.role, "this_id": delegation.id}
         body = self._bodies.get(key)
@@ -213,13 +259,20 @@ class SqlDelegations:
             body = None if text is None else json.loads(text)
         after = {**(body or {}), "v": 1, **{name: getattr(delegation, name) for name in _IN_BODY}}
         row = _row(delegation, after)
-        self._bodies[key] = after
-        # It may be one that was taken back to a savepoint, and then it is not there.
-        if body is None or self._conn.execute(_REPLACE, {**row, **this}).rowcount == 0:
-            self._conn.execute(insert(DELEGATIONS), row)
+        if body is None:
+            self._conn.execute(_ADD, row)
+        else:
+            changing = {name: value for name, value in row.items() if name not in _NEVER_CHANGES}
+            self._conn.execute(_REPLACE, {**changing, **this})
+        self._bodies[key], self._known[key] = after, delegation
+        self._absent.discard(key)
+        self._copies.pop(delegation.task_uid, None)
+        self._open.pop(delegation.peer, None)
 
     def of_task_uid(self, task_uid: str) -> Sequence[Delegation]:
-        return self._read(_FIND_COPIES, task_uid=task_uid)
+        if task_uid not in self._copies:
+            self._copies[task_uid] = self._read(_FIND_COPIES, task_uid=task_uid)
+        return self._copies[task_uid]
 
     def of_task(self, task: str) -> Delegation | None:
         found = self._read(_FIND_NEWEST, task=task)
@@ -295,7 +348,7 @@ class SqlDelegations:
         body = json.loads(row.body)
         found = _delegation(row, body)
         self._bodies[found.role, found.id] = body
-        self._as_read[found.role, found.id] = found
+        self._known[found.role, found.id] = found
         return found
 
     # ---------------------------------------------------------------- inbox
@@ -314,7 +367,7 @@ class SqlDelegations:
             "receipt": wire.receipt_to_proto(receipt).SerializeToString(),
             "take_time": now,
         }
-        self._conn.execute(insert(INBOX), row)
+        self._conn.execute(_ADD_ANSWER, row)
 
     # ---------------------------------------------------------------- outbox
 
@@ -334,7 +387,7 @@ class SqlDelegations:
             "not_before": now,
             "attempts": 0,
         }
-        self._conn.execute(insert(OUTBOX), row)
+        self._conn.execute(_ADD_MESSAGE, row)
         self.told.add(delegation.peer)
 
     def _take_back(self, delegation: Delegation, kind: str) -> None:
@@ -364,18 +417,9 @@ class SqlDelegations:
 
         What is postponed holds back what was said later of the same hand-over, and nothing else.
         """
-        earlier = OUTBOX.alias("earlier")
-        held = exists().where(
-            earlier.c.delegation == OUTBOX.c.delegation,
-            earlier.c.role == OUTBOX.c.role,
-            earlier.c.position < OUTBOX.c.position,
-            earlier.c.not_before > now,
-        )
-        query = select(OUTBOX.c.id, OUTBOX.c.body, OUTBOX.c.create_time, OUTBOX.c.attempts)
-        ready = query.where(OUTBOX.c.peer == peer, OUTBOX.c.not_before <= now, ~held)
         found: list[Outgoing] = []
         size = 0
-        for row in self._conn.execute(ready.order_by(OUTBOX.c.position).limit(limit)):
+        for row in self._conn.execute(_READY, {"peer": peer, "now": now, "most": limit}):
             size += len(row.body)
             if found and size > most_bytes:
                 break
@@ -384,7 +428,8 @@ class SqlDelegations:
 
     def waiting_until(self, peer: str) -> float | None:
         """When the first message for a peer may be sent; None: there is none."""
-        return self._least(select(func.min(OUTBOX.c.not_before)).where(OUTBOX.c.peer == peer))
+        time: float | None = self._conn.scalar(_WAITS_UNTIL, {"peer": peer})
+        return time
 
     def outbox_peers(self) -> list[str]:
         """Install ids of everybody for whom there are messages."""
@@ -420,7 +465,7 @@ class SqlDelegations:
             "not_before": 0.0,
             "attempts": 0,
         }
-        self._conn.execute(insert(ERRANDS), row)
+        self._conn.execute(_ADD_ERRAND, row)
         self.asked = True
 
     def errands(self, now: float, limit: int) -> list[Chore]:
@@ -491,12 +536,19 @@ class SqlDelegations:
         """
         in_flight: dict[str, int] = {}
         pending = open_here = 0
-        for role, state, rule, count in self._conn.execute(_COUNT_OPEN, {"peer": peer}):
+        for role, state, rule, count in self._open_of(peer):
             in_flight[rule] = in_flight.get(rule, 0) + count
             open_here += count if role == Role.IN else 0
             pending += count if (role, state) == (Role.IN, State.QUARANTINED) else 0
         recent = {rule: self._crossed(peer, rule, now - window) for rule, window in windows.items()}
         return Used(pending, open_here, in_flight, recent)
+
+    def _open_of(self, peer: str) -> list[tuple[str, str, str, int]]:
+        """By role, state and rule, how many are open with a peer."""
+        if peer not in self._open:
+            counted = self._conn.execute(_COUNT_OPEN, {"peer": peer})
+            self._open[peer] = [(role, state, rule, count) for role, state, rule, count in counted]
+        return self._open[peer]
 
     def _crossed(self, peer: str, rule: str, since: float) -> list[datetime]:
         query = select(DELEGATIONS.c.created).where(
@@ -512,7 +564,7 @@ class SqlDelegations:
         sent = select(func.count(), func.min(OUTBOX.c.create_time)).where(OUTBOX.c.peer == peer)
         outbox, oldest = self._conn.execute(sent).one()
         open_now: dict[tuple[str, str], int] = {}
-        for role, state, _, count in self._conn.execute(_COUNT_OPEN, {"peer": peer}):
+        for role, state, _, count in self._open_of(peer):
             open_now[role, state] = open_now.get((role, state), 0) + count
         return Counts(
             outbox=outbox,
@@ -542,7 +594,7 @@ class SqlDelegations:
 
     def incarnation_of(self, peer: str) -> int:
         """With which incarnation of a peer notes have been compared; 0: with none."""
-        return self._conn.scalar(select(SENDERS.c.incarnation).where(SENDERS.c.peer == peer)) or 0
+        return self._conn.scalar(_FIND_INCARNATION, {"peer": peer}) or 0
 
     def save_incarnation_of(self, peer: str, incarnation: int) -> None:
         """Note that they have been."""
@@ -575,6 +627,7 @@ class SqlDelegations:
             self._conn.execute(
                 delete(DELEGATIONS).where(tuple_(DELEGATIONS.c.role, DELEGATIONS.c.id).in_(keys))
             )
+            self._ask_again()
         self._conn.execute(delete(INBOX).where(INBOX.c.take_time < before))
         self._conn.execute(delete(EPOCHS).where(EPOCHS.c.use_time < now - EPOCHS_KEPT_FOR))
         return len(keys)
@@ -597,7 +650,7 @@ def _row(delegation: Delegation, body: Mapping[str, Any]) -> dict[str, Any]:
         "state": delegation.state,
         "open": delegation.state.open,
         "due": due_of(delegation),
-        "body": json.dumps(body, separators=(",", ":")),
+        "body": _TO_JSON(body),
         **{name: getattr(delegation, name) for name in (*_PLAIN, *_BYTES)},
     }
 
@@ -617,5 +670,5 @@ def _delegation(row: Row[Any], body: Mapping[str, Any]) -> Delegation:
 
 def _known(kind: type[Delegation | Errand], body: Mapping[str, Any]) -> dict[str, Any]:
     """What this version knows of it."""
-    names = {each.name for each in fields(kind)}
+    names = _FIELDS[kind]
     return {name: value for name, value in body.items() if name in names}

@@ -311,9 +311,11 @@ DECISIONS: Final = {
 async def test_what_waits_for_a_person_is_decided_by_one(alice: Alice, decision: str) -> None:
     role, state, verdict, after, errands, told = DECISIONS[decision]
     await alice.keep(alice.kept(role=role, state=state))
+    asked = alice.desks.asked.count
     decided = await alice.decide(FIRST, verdict)
     assert decided.state == dpb.DelegationState.Value(f"DELEGATION_STATE_{after}")
     assert await alice.errands() == errands
+    assert (alice.desks.asked.count > asked) == bool(errands)  # whoever carries them out is woken
     assert await alice.outbox() == told
 
 

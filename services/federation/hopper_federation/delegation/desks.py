@@ -3,7 +3,7 @@ Transactions at the desk: each has a `Desk`, the rows under it and the service's
 What has to be told afterwards is told once it is durable.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -83,9 +83,7 @@ class Desks:
             return work(sitting), sitting
 
         result, sitting = await self._federation.write(sit)
-        self._tell(sitting.rows.told, sitting.desk.alarms)
-        if sitting.rows.asked:
-            self.asked.fire()
+        self._tell(sitting)
         return result
 
     async def answer(self, request: Message, response: type[M], effect: Callable[[Sitting], M]) -> M:
@@ -103,7 +101,7 @@ class Desks:
 
         answered = await self._federation.answer(request, response, sit)
         for sitting in sittings:
-            self._tell(sitting.rows.told, sitting.desk.alarms)
+            self._tell(sitting)
         return answered
 
     async def read(self, work: Callable[[SqlDelegations], T]) -> T:
@@ -121,9 +119,11 @@ class Desks:
         for raise_ in self._on_alarm:
             raise_(alarm)
 
-    def _tell(self, told: Iterable[str], alarms: Iterable[Raised]) -> None:
-        for peer in told:
+    def _tell(self, sitting: Sitting) -> None:
+        for peer in sitting.rows.told:
             for wake in self._on_told:
                 wake(peer)
-        for alarm in alarms:
+        for alarm in sitting.desk.alarms:
             self.raise_alarm(alarm)
+        if sitting.rows.asked:
+            self.asked.fire()

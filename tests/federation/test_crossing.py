@@ -84,7 +84,7 @@ class Reviewer:
     async def __call__(self, context: TaskContext) -> bytes:
         title = context.task.spec.title
         if title.startswith("fail"):
-            raise TaskFailed("ILLEGIBLE", "nobody can read that", permanent=True)
+            raise TaskFailed("ILLEGIBLE", "nobody can read that", permanent="for good" in title)
         if title.startswith("draw"):
             await context.put_artifact(PLOT, name="plot.png")
             await context.put_artifact(b"see the plot", name="note.txt")
@@ -206,7 +206,16 @@ async def test_a_failure_there_is_one_here_with_its_reason(both: Two) -> None:
     name = await both.home.submit("fail at it", "docs.review", retry={"max_attempts": 1})
     failed = await both.home.reached(name, Task.STATE_FAILED)
     assert "ILLEGIBLE" in failed.failure.message
+    assert not failed.failure.permanent
     assert (await both.home.hand_over(DELEGATION_STATE_FAILED)).title == "fail at it"
+
+
+async def test_what_cannot_be_done_anywhere_is_not_tried_again(both: Two) -> None:
+    title = "fail for good"
+    name = await both.home.submit(title, "docs.review", retry={"max_attempts": 3})
+    failed = await both.home.reached(name, Task.STATE_FAILED)
+    assert "ILLEGIBLE" in failed.failure.message
+    assert [task.spec.title for task in await both.work.tasks()].count(title) == 1
 
 
 async def test_a_label_that_never_leaves_stays_and_so_does_the_task(both: Two) -> None:

@@ -510,7 +510,14 @@ def opened_by_alice(
 @pytest.mark.parametrize("outcome", list(Outcome))
 def test_a_result_says_how_it_ended(hoppers: Hoppers, outcome: Outcome) -> None:
     offer = offer_to_bob(hoppers)
-    ended = Ended(outcome, NOW, output=b"x", failure_reason="HANDLER_ERROR", failure_message="no such file")
+    ended = Ended(
+        outcome,
+        NOW,
+        output=b"x",
+        failure_reason="HANDLER_ERROR",
+        failure_message="no such file",
+        permanent=outcome is Outcome.FAILED,
+    )
     result = seal_result(hoppers.bob, offer, ended)
     facts = opened_by_alice(hoppers, result, offer, known=("bob",))
     assert facts == ResultFacts(ended, hoppers.bob.install_id, verified=True)

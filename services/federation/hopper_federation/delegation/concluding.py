@@ -83,6 +83,7 @@ class Concluder:
             artifacts=tuple(artifacts),
             failure_reason=task.failure.reason,
             failure_message=task.failure.message,
+            permanent=task.failure.permanent,
             effort=None if begun is None else max(timedelta(), finished - begun),
             attempts=max(1, task.attempt),
         )

@@ -204,6 +204,7 @@ class Router:
             envelope = dpb.ResultEnvelope.FromString(dpb.Result.FromString(about.result).envelope.payload)
             failure.reason = _word(envelope.failure_reason) or "FAILED"
             failure.message = envelope.failure_message[:_MOST_MESSAGE]
+            failure.permanent = envelope.permanent
         request = wsvc.FailTaskRequest(
             claim=_claim(about), failure=failure, request_id=_request_id(about, Task.FAIL)
         )

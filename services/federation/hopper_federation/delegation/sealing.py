@@ -64,6 +64,7 @@ class Ended:
     Attributes:
         failure_reason: Of FAILED: a word.
         failure_message: Of FAILED: for people.
+        permanent: Of FAILED: trying again anywhere cannot help.
     """
 
     outcome: Outcome
@@ -72,6 +73,7 @@ class Ended:
     artifacts: tuple[dpb.Artifact, ...] = ()
     failure_reason: str = ""
     failure_message: str = ""
+    permanent: bool = False
     effort: timedelta | None = None
     attempts: int = 1
 
@@ -298,6 +300,7 @@ def seal_result(identity: Signer, offer: dpb.Offer, ended: Ended) -> dpb.Result:
         finish_time=to_proto(ended.finish_time),
         failure_reason=ended.failure_reason,
         failure_message=ended.failure_message,
+        permanent=ended.permanent,
         effort=to_proto(ended.effort),
         attempts=ended.attempts,
     )
@@ -365,6 +368,7 @@ def open_result(
         artifacts=tuple(envelope.artifacts),
         failure_reason=envelope.failure_reason,
         failure_message=envelope.failure_message,
+        permanent=envelope.permanent,
         effort=duration_field(envelope, "effort"),
         attempts=envelope.attempts,
     )

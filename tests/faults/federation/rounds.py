@@ -21,7 +21,8 @@ from google.protobuf.duration_pb2 import Duration
 
 from hopper.federation.v1 import peer_admin_service_pb2 as peers
 from hopper.federation.v1.peer_pb2 import Peer
-from hopper_common.errors import HopperError
+from hopper_common.errors import HopperError, Unavailable
+from hopper_common.rpc.errors import DeadlineExceeded
 from tests.faults.federation.asking import Asker
 from tests.faults.federation.checking import DRAIN_SECONDS, ENDED, Seen, late, look, unfinished, violations
 from tests.faults.federation.stage import Stage, directory_kept_if, set_up
@@ -130,14 +131,15 @@ async def _revoke(stage: Stage, chance: random.Random, seconds: float, nemesis: 
     link = chance.choice(stage.links)
     one, other = chance.sample((link.one, link.other), 2)
     mode = chance.choice(_MODES)
-    request = peers.RevokePeerRequest(name=f"peers/{other.name}", mode=mode, drain=Duration(seconds=20))
+    drain = Duration(seconds=20) if mode == Peer.REVOCATION_DRAIN else None
+    request = peers.RevokePeerRequest(name=f"peers/{other.name}", mode=mode, drain=drain)
     one.revoked.add(other.name)
     other.revoked.add(one.name)
     while True:
         try:
             await one.client.peers.RevokePeer(request)
             break
-        except HopperError:  # it is down, or stopped
+        except (Unavailable, DeadlineExceeded):  # it is down, or stopped
             await asyncio.sleep(0.5)
     nemesis.struck[f"peer revoked: {Peer.Revocation.Name(mode).removeprefix('REVOCATION_')}"] += 1
 

@@ -3,7 +3,7 @@ The side that takes over, as a state machine: (hand-over, event, now) -> what be
 
     QUARANTINED ─ a person ─► ACCEPTED ─► RUNNING ── the task ends ──► COMPLETED, FAILED, CANCELLED  (Result)
          └─ no, too late ─► REJECTED, EXPIRED  └── nobody here can ──► REJECTED                      (Decision)
-    QUARANTINED, or not even that ─ Cancel ─► REJECTED: it was never worked on, and whoever hands over may rely on that
+    QUARANTINED ─ Cancel ─► REJECTED: it was never worked on, and whoever hands over may rely on that
     ACCEPTED, RUNNING ─ no answer for 0.9 of the lease ─► CANCELLING ─ the task is stopped ─► RECLAIMED (Decision)
     any open ─ overtaken by a later one, or over there ─► RECLAIMED: the task is stopped
     any open ─ Cancel ─► CANCELLING ─ the task ends ─► however it ended
@@ -93,22 +93,25 @@ def offered(
 
 
 def cancelled_before(peer: str, message: Message, now: float) -> Step:
-    """What is no longer wanted before it came: it must not be taken when it comes."""
+    """
+    What is no longer wanted before it came: it must not be taken when it comes. That it was never worked on is not
+    said: who was restored from a copy does not know.
+    """
     tombstone = Delegation(
         id=message.delegation,
         role=Role.IN,
         peer=peer,
         task_uid="",
         epoch=message.epoch,
-        state=State.REJECTED,
+        state=State.CANCELLED,
         lease=0,
         heard=message.sequence,
-        reason="CANCELLED",
+        reason="DELEGATION_NOT_FOUND",
         settled=True,
         created=now,
         updated=now,
     )
-    return Step(tombstone, receipt=Receipt("", State.REJECTED))
+    return Step(tombstone, receipt=Receipt("", State.CANCELLED))
 
 
 def _accepted(was: Delegation, now: float) -> Delegation:

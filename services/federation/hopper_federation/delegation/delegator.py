@@ -273,7 +273,7 @@ def _stopped_there(was: Delegation, there: State | None) -> Step:
 
 def _unsure(was: Delegation, reason: str, detail: str) -> Step:
     unsure = replace(was, state=State.SUSPECT, lease_end=None, reason=reason, detail=detail)
-    return Step(unsure, (Alarm("suspect", detail),))
+    return Step(unsure, () if was.state is State.SUSPECT else (Alarm("suspect", detail),))
 
 
 def gone(was: Delegation, why: Gone, now: float) -> Step:

@@ -170,15 +170,13 @@ def sign_anew(store: SqlStore, identity: Identity) -> list[str]:
     return spoilt
 
 
-def in_force(signed: SignedGrant | None, owner: str, keys: Iterable[SigningKey]) -> Grant | None:
+def in_force(signed: SignedGrant, owner: str, keys: Iterable[SigningKey]) -> Grant:
     """
-    The policy that counts; None: there is none.
+    The policy, if it is what its owner signed.
 
     Raises:
         SignatureInvalid: It is not: nothing may cross by it.
         PolicyInvalid: See `SignedGrant.read`.
     """
-    if signed is None:
-        return None
     signed.verify(owner, keys)
     return signed.read()

@@ -9,6 +9,7 @@ from typing import Final
 
 import structlog
 
+from hopper.common.v1.identity_pb2 import TrustBundle
 from hopper_common.border.grant_toml import read_grant
 from hopper_common.border.grants import Crossing, Grant, Ruling, Usage, decide, differences
 from hopper_common.errors import FieldViolation, InvalidArgument, PolicyInvalid
@@ -56,6 +57,8 @@ class TrustAdmin:
 
     def __init__(self, identity: Identity) -> None:
         self._identity = identity
+        # What held once holds for as long as neither its text nor this Hopper's keys change.
+        self._held: dict[str, tuple[SignedGrant, TrustBundle, Grant]] = {}
 
     def grant(self, store: SqlStore, peer: Peer, wish: Wish, *, dry_run: bool = False) -> Granted:
         """
@@ -131,8 +134,15 @@ class TrustAdmin:
             PolicyInvalid: It was written by a newer Hopper, which knew more keys.
         """
         signed = grant_store.latest(store, peer.install_id)
-        keys = self._identity.trust_bundle().signing_keys
-        return grant_store.in_force(signed, self._identity.install_id, keys)
+        if signed is None:
+            return None
+        bundle = self._identity.trust_bundle()
+        held = self._held.get(peer.install_id)
+        if held is not None and held[0] == signed and held[1] is bundle:
+            return held[2]
+        grant = grant_store.in_force(signed, self._identity.install_id, bundle.signing_keys)
+        self._held[peer.install_id] = signed, bundle, grant
+        return grant
 
     def policy_text(self, store: SqlStore, install_id: str) -> str:
         """The policy in force, as its owner wrote it; empty: there is none that holds."""

@@ -38,7 +38,7 @@ from hopper_federation.delegation import wire
 from hopper_federation.delegation.breaker import LONGEST, Hold
 from hopper_federation.delegation.desks import Desks, Sitting
 from hopper_federation.delegation.model import Gone, Receipt
-from hopper_federation.delegation.store_sql import Outgoing
+from hopper_federation.delegation.store_sql import Outgoing, SqlDelegations
 from hopper_federation.delegation.syncing import Syncer, Unanswered, asked
 from hopper_federation.model import Revocation
 from hopper_federation.peer_links import PeerLinks
@@ -246,9 +246,9 @@ class Post:
         batch: Sequence[Outgoing] = ()
         try:
             await self._all.syncer.if_due(self._peer)
-            batch = await self._batch()
+            batch, until = await self._batch()
             if not batch:
-                return await self._next()
+                return self._pause(until)
             await self._send(batch)
         except Unanswered as error:
             await self._failed(error.problem, batch)
@@ -256,19 +256,22 @@ class Post:
             self._all.sending.difference_update(message.id for message in batch)
         return 0.0
 
-    async def _batch(self) -> Sequence[Outgoing]:
+    async def _batch(self) -> tuple[Sequence[Outgoing], float | None]:
+        """What is to be sent now; and if that is nothing, when the first message may be."""
         limit = 1 if self._one_by_one or self.hold.open else MOST_MESSAGES
         now = self._now()
-        batch = await self._desks.read(
-            lambda rows: rows.batch(self._peer, now, limit=limit, most_bytes=MOST_BYTES)
-        )
+
+        def work(rows: SqlDelegations) -> tuple[Sequence[Outgoing], float | None]:
+            batch = rows.batch(self._peer, now, limit=limit, most_bytes=MOST_BYTES)
+            return batch, None if batch else rows.waiting_until(self._peer)
+
+        batch, until = await self._desks.read(work)
         self._one_by_one = max(0, self._one_by_one - len(batch))
         self._all.sending.update(message.id for message in batch)
-        return batch
+        return batch, until
 
-    async def _next(self) -> float | None:
+    def _pause(self, until: float | None) -> float | None:
         """How long nothing can be sent."""
-        until = await self._desks.read(lambda rows: rows.waiting_until(self._peer))
         # What could be sent now is held back by what was said of the same hand-over before it.
         waits = [] if until is None else [max(SOONEST_AGAIN, until - self._now())]
         return min([*waits, self._all.syncer.due_in(self._peer)])

@@ -611,7 +611,8 @@ class SimHopper:
 
     def _settled(self, desk: Desk, about: Delegation) -> None:
         done = desk.settled(Role.OUT, about.id)
-        if done.state is State.COMPLETED and self.world.rng.random() < 0.3:
+        there = done.peer in self._lines  # what is said to who is gone stays for when it is back
+        if there and done.state is State.COMPLETED and self.world.rng.random() < 0.3:
             desk.appraise(Role.OUT, about.id, Appraisal(b"good"))
 
     def _submit(self, about: Delegation, kept: bool) -> str:

@@ -41,18 +41,24 @@ async def trusts(one: Neighbour, other: Neighbour, *, address: str = "", policy:
 
 def sealed_for(one: Neighbour, other: Neighbour, delegation: str, *, epoch: int = 1) -> bytes:
     """An offer of a task, as it crosses."""
-    now = datetime.now(UTC)
     body = pb.TaskBody(title="review", required_capabilities=["docs.review"], priority=50)
-    offer = sealing.seal_offer(
+    return sealed_to(one, other.install_id, delegation, body, epoch=epoch).SerializeToString()
+
+
+def sealed_to(
+    one: Neighbour, install_id: str, delegation: str, body: pb.TaskBody, *, epoch: int = 1
+) -> pb.Offer:
+    """An offer of any task to any Hopper."""
+    now = datetime.now(UTC)
+    return sealing.seal_offer(
         one.identity,
         body,
-        HandOver(other.install_id, delegation, epoch, LEASE),
+        HandOver(install_id, delegation, epoch, LEASE),
         task=f"instances/global/tasks/{delegation}",
         redelegation=NOBODY,
         not_after=now + timedelta(days=1),
         now=now,
     )
-    return offer.SerializeToString()
 
 
 async def offer(one: Neighbour, other: Neighbour, count: int = 1) -> list[str]:

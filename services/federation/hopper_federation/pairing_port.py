@@ -32,6 +32,7 @@ from hopper_federation.store_sql import Federation
 log = structlog.get_logger(__name__)
 
 LOOK_EVERY: Final = 1.0
+SOONEST_AGAIN: Final = 0.1
 CLOSE_GRACE: Final = 1.0
 _BIND_ATTEMPTS: Final = 20
 _BIND_PAUSE: Final = 0.1
@@ -197,7 +198,8 @@ class PairingPort:
                 await self._close()
 
     async def _until_changed(self, commits: int) -> None:
-        # A commit may open it; time, which nobody tells, closes it.
+        # A commit may open it; time, which nobody tells, closes it. Where much crosses, most commits are about that.
+        await asyncio.sleep(SOONEST_AGAIN)
         try:
             async with asyncio.timeout(LOOK_EVERY):
                 await self._federation.committed.wait(after=commits)

@@ -52,7 +52,7 @@ from hopper_federation.delegation.credits import Credits
 from hopper_federation.delegation.desks import Desks, Sitting
 from hopper_federation.delegation.files_wanted import FilesWanted
 from hopper_federation.delegation.model import Delegation, Errand, Role, Task
-from hopper_federation.delegation.store_sql import Chore
+from hopper_federation.delegation.store_sql import Chore, SqlDelegations
 from hopper_federation.trust_snapshot import TrustSnapshots
 
 if TYPE_CHECKING:  # they are in the type stubs only
@@ -281,7 +281,7 @@ class Errands:
     async def _begin(self, group: asyncio.TaskGroup) -> float:
         """Begin whatever is to be done. Returns in how many seconds there is more, if nothing happens before."""
         now = self._desks.steady()
-        chores = await self._desks.read(lambda rows: rows.errands(now, 2 * AT_ONCE))
+        chores, due = await self._desks.read(lambda rows: _to_do(rows, now))
         self.waiting = len(chores)
         for chore in chores:
             if chore.position in self._under_way or len(self._under_way) >= AT_ONCE:
@@ -290,7 +290,6 @@ class Errands:
             group.create_task(self._do(chore))
         if chores:
             return LOOK_EVERY
-        due = await self._desks.read(lambda rows: rows.next_errand())
         return LOOK_EVERY if due is None else min(LOOK_EVERY, max(SHORTEST_PAUSE, due - now))
 
     async def _until_something(self, asked: int, ends: int, seconds: float) -> None:
@@ -348,6 +347,12 @@ class Errands:
     async def _repeat(self, chore: Chore, pause: float) -> None:
         again_at = self._desks.steady() + pause
         await self._desks.write(lambda sitting: sitting.rows.errand_failed(chore.position, again_at))
+
+
+def _to_do(rows: SqlDelegations, now: float) -> tuple[list[Chore], float | None]:
+    """What is to be done now; and if that is nothing, when there is something."""
+    chores = rows.errands(now, 2 * AT_ONCE)
+    return chores, None if chores else rows.next_errand()
 
 
 _LAST: Final = frozenset({Task.COMPLETE, Task.FAIL, Task.RETURN})

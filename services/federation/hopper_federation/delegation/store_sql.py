@@ -122,6 +122,20 @@ _READY: Final = (
     .order_by(OUTBOX.c.position)
     .limit(bindparam("most"))
 )
+_BEFORE_IT: Final = ERRANDS.alias("earlier")
+_FOLLOWS: Final = exists().where(
+    _BEFORE_IT.c.delegation == ERRANDS.c.delegation,
+    _BEFORE_IT.c.role == ERRANDS.c.role,
+    _BEFORE_IT.c.position < ERRANDS.c.position,
+)
+_TO_DO: Final = (
+    select(ERRANDS)
+    .where(ERRANDS.c.not_before <= bindparam("now"), ~_FOLLOWS)
+    .order_by(ERRANDS.c.position)
+    .limit(bindparam("most"))
+)
+_NEXT_ERRAND: Final = select(func.min(ERRANDS.c.not_before))
+_NEXT_DUE: Final = select(func.min(DELEGATIONS.c.due))
 _WAITS_UNTIL: Final = select(func.min(OUTBOX.c.not_before)).where(OUTBOX.c.peer == bindparam("peer"))
 _COUNT_OPEN: Final = (
     select(DELEGATIONS.c.role, DELEGATIONS.c.state, DELEGATIONS.c.rule, func.count())
@@ -336,7 +350,7 @@ class SqlDelegations:
 
     def next_due(self) -> float | None:
         """When the next clock runs out; None: none runs."""
-        return self._least(select(func.min(DELEGATIONS.c.due)))
+        return self._least(_NEXT_DUE)
 
     def _all(self, *where: ColumnElement[bool]) -> list[Delegation]:
         return self._read(select(DELEGATIONS).where(*where).order_by(*_OLDEST))
@@ -428,8 +442,7 @@ class SqlDelegations:
 
     def waiting_until(self, peer: str) -> float | None:
         """When the first message for a peer may be sent; None: there is none."""
-        time: float | None = self._conn.scalar(_WAITS_UNTIL, {"peer": peer})
-        return time
+        return self._least(_WAITS_UNTIL, peer=peer)
 
     def outbox_peers(self) -> list[str]:
         """Install ids of everybody for whom there are messages."""
@@ -470,19 +483,7 @@ class SqlDelegations:
 
     def errands(self, now: float, limit: int) -> list[Chore]:
         """What is to be done now, the oldest first; of each hand-over, only what comes first."""
-        earlier = ERRANDS.alias("earlier")
-        follows = exists().where(
-            earlier.c.delegation == ERRANDS.c.delegation,
-            earlier.c.role == ERRANDS.c.role,
-            earlier.c.position < ERRANDS.c.position,
-        )
-        query = (
-            select(ERRANDS)
-            .where(ERRANDS.c.not_before <= now, ~follows)
-            .order_by(ERRANDS.c.position)
-            .limit(limit)
-        )
-        rows = list(self._conn.execute(query))
+        rows = list(self._conn.execute(_TO_DO, {"now": now, "most": limit}))
         about = self._many({(row.role, row.delegation) for row in rows})
         return [
             Chore(
@@ -505,7 +506,7 @@ class SqlDelegations:
 
     def next_errand(self) -> float | None:
         """When the next errand may be done; None: there is none."""
-        return self._least(select(func.min(ERRANDS.c.not_before)))
+        return self._least(_NEXT_ERRAND)
 
     def _many(self, keys: Collection[tuple[str, str]]) -> dict[tuple[Role, str], Delegation]:
         if not keys:
@@ -632,8 +633,8 @@ class SqlDelegations:
         self._conn.execute(delete(EPOCHS).where(EPOCHS.c.use_time < now - EPOCHS_KEPT_FOR))
         return len(keys)
 
-    def _least(self, query: Any) -> float | None:
-        time: float | None = self._conn.scalar(query)
+    def _least(self, query: Any, **parameters: Any) -> float | None:
+        time: float | None = self._conn.scalar(query, parameters)
         return time
 
     def _count(self, table: Table, *where: ColumnElement[bool]) -> int:

@@ -14,7 +14,7 @@ from hopper.registry.v1 import project_service_pb2 as psvc
 from hopper.registry.v1.project_pb2 import Executor, Project
 from hopper.router.v1 import task_service_pb2 as tsvc
 from hopper.router.v1.task_pb2 import TASK_VIEW_FULL, Task
-from hopper_client import AsyncHopper, TaskContext, Worker
+from hopper_client import AsyncHopper, TaskContext, Unreachable, Worker
 from hopper_common.errors import NotFound
 from hopper_common.host import Ready, installed_services, serve
 from hopper_common.settings import HostSettings
@@ -62,6 +62,20 @@ class WholeHopper:
             await self._server.enter_async_context(_served(settings))
         self.client = AsyncHopper(f"unix:{settings.socket_path}", timeout=PATIENCE)
         self._server.push_async_callback(self.client.close)
+        await found(self._answers)
+
+    async def _answers(self) -> bool | None:
+        """
+        Whether it does.
+
+        Channels of one process share their connections by address: what was called while nobody served there makes
+        others wait too before it is tried again.
+        """
+        try:
+            await self.client.projects.ListProjects(psvc.ListProjectsRequest())
+        except Unreachable:
+            return None
+        return True
 
     async def stop(self) -> None:
         """Workers first, then the rest."""

@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
 from typing import Final, NamedTuple
 
 import pytest
@@ -27,11 +28,15 @@ from hopper.federation.v1.peer_pb2 import Peer
 from hopper.memory.v1.feedback_service_pb2 import GetStatsRequest
 from hopper.registry.v1.instance_pb2 import Instance
 from hopper.registry.v1.instance_service_pb2 import GetInstanceRequest
+from hopper.registry.v1.project_pb2 import Worker
+from hopper.registry.v1.project_service_pb2 import HeartbeatRequest
 from hopper.router.v1 import delegation_service_pb2 as dsvc
 from hopper.router.v1.delegation_pb2 import Delegation
 from hopper.router.v1.task_pb2 import Task, Wait
 from hopper.router.v1.task_service_pb2 import CancelTaskRequest
+from hopper.router.v1.work_service_pb2 import ClaimTasksRequest
 from hopper_client import InvalidArgument, TaskContext, TaskFailed
+from hopper_common.timestamps import to_proto
 from hopper_federation.delegation.crossings_journal import ALARM
 from hopper_testing.processes import temporary_directory
 from tests.federation.hoppers import WholeHopper, found, pair
@@ -44,6 +49,7 @@ name = "papers for work"
 effect = "allow"
 direction = "out"
 capabilities = ["docs.*"]
+exclusive = true
 
 [[rule]]
 name = "nothing about health"
@@ -64,7 +70,8 @@ ask = true
 name = "papers from home"
 effect = "allow"
 direction = "in"
-capabilities = ["docs.review"]
+capabilities = ["docs.review", "docs.once"]
+exclusive = true
 """
 
 SPOILT: Final = b"what it was"
@@ -125,6 +132,7 @@ async def both() -> AsyncIterator[Two]:
             await pair(home, work)
             reviewer = Reviewer()
             await work.project("reviews", "docs.review", "docs.sign")
+            await work.project("once", "docs.once")
             await at_work(work, reviewer)
             await work.trust("home", AT_WORK)
             await home.trust("work", FROM_HOME)
@@ -290,6 +298,44 @@ async def test_who_hands_over_may_be_started_anew_meanwhile(both: Two) -> None:
     await both.work.hand_over(DELEGATION_STATE_COMPLETED)
     await both.home.start()
     assert (await both.home.reached(name, Task.STATE_SUCCEEDED)).result == b"read: wait, here"
+
+
+async def begun_by_who_dies(work: WholeHopper) -> str:
+    """Wait for a task and begin it, as a worker that is not heard of again; its name."""
+    claim = ClaimTasksRequest(
+        queue="projects/once",
+        worker="mayfly",
+        lease_duration=to_proto(timedelta(seconds=1)),
+        wait=to_proto(timedelta(seconds=5)),
+    )
+
+    async def look() -> str | None:
+        tasks = (await work.client.work.ClaimTasks(claim)).tasks
+        return tasks[0].name if tasks else None
+
+    return await found(look)
+
+
+async def test_what_must_not_run_twice_has_failed_when_its_worker_died_and_is_tried_nowhere_else(
+    both: Two,
+) -> None:
+    """Whoever handed it over is away while that happens."""
+    home, work = both.home, both.work
+    there = Worker(name="projects/once/workers/mayfly", slots=1, time_to_live=to_proto(timedelta(minutes=10)))
+    await work.client.projects.Heartbeat(HeartbeatRequest(worker=there))
+    await home.offers("docs.once")
+    name = await home.submit("once", "docs.once", exclusive=True)
+    begun = await begun_by_who_dies(work)
+    await home.stop()
+    assert (await work.hand_over(DELEGATION_STATE_FAILED)).task == begun
+    await home.start()
+    await home.reached(name, Task.STATE_FAILED)
+    (hand_over, *_) = await home.hand_overs()
+    assert (hand_over.title, hand_over.state) == ("once", DELEGATION_STATE_FAILED)
+    for hopper in (home, work):
+        assert [each.title for each in await hopper.hand_overs()].count("once") == 1
+    ended = await work.task(begun)
+    assert (ended.state, ended.attempt) == (Task.STATE_FAILED, 1)
 
 
 async def test_who_is_revoked_ends_what_is_under_way_on_both_sides(both: Two) -> None:

@@ -985,6 +985,19 @@ def test_f24_revoked_while_apart_both_come_to_an_end_alone(exclusive: bool) -> N
 
 
 @pytest.mark.parametrize("exclusive", BOTH)
+def test_f24_that_a_peer_is_gone_is_news_once(exclusive: bool) -> None:
+    """Found by the nemesis: of what was suspect it was written into the audit log every five seconds, for ever."""
+    a, b = handed_over(exclusive=exclusive)
+    assert [a.desk().peer_gone("b", Gone.REVOKED), b.desk().peer_gone("a", Gone.REVOKED_BY_PEER)] == [1, 1]
+    suspect = a.the(Role.OUT)
+
+    a.now += 10
+
+    assert [a.desk().peer_gone("b", Gone.REVOKED), b.desk().peer_gone("a", Gone.REVOKED_BY_PEER)] == [0, 0]
+    assert a.the(Role.OUT) == suspect
+
+
+@pytest.mark.parametrize("exclusive", BOTH)
 def test_f24_a_person_cannot_call_off_what_may_have_run_at_who_is_gone(exclusive: bool) -> None:
     """Found in review: it went back to the router, and could have run again."""
     a, _ = handed_over(exclusive=exclusive)

@@ -278,7 +278,7 @@ def _unsure(was: Delegation, reason: str, detail: str) -> Step:
 
 def gone(was: Delegation, why: Gone, now: float) -> Step:
     """Who took it over is no peer any more."""
-    if not was.state.open:
+    if not was.state.open or (was.state is State.SUSPECT and was.reason == _GONE):
         return Step(was)
     was = replace(was, updated=now)
     detail = "it has revoked this Hopper" if why is Gone.REVOKED_BY_PEER else "the peer is revoked"

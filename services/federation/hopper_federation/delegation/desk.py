@@ -267,7 +267,7 @@ class Desk:
         return len(due)
 
     def peer_gone(self, peer: str, why: Gone) -> int:
-        """A peer is none any more. Returns how many hand-overs that ended."""
+        """A peer is none any more. Returns of how many hand-overs that is news: it is said again and again."""
         return self._each_open(
             peer,
             lambda was: (delegator.gone if was.role is Role.OUT else delegatee.gone)(was, why, self._now),
@@ -284,10 +284,12 @@ class Desk:
             )
 
     def _each_open(self, peer: str, what: Callable[[Delegation], Step]) -> int:
-        found = self._store.open_of(peer)
-        for was in found:
-            self._put(what(was))
-        return len(found)
+        """Returns how many that has changed."""
+        steps = [(was, what(was)) for was in self._store.open_of(peer)]
+        changed = [step for was, step in steps if step != Step(was)]
+        for step in changed:
+            self._put(step)
+        return len(changed)
 
     # ---------------------------------------------------------------- comparing notes
 

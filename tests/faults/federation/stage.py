@@ -257,8 +257,13 @@ def _member(directory: Path, name: str, server: OwnServer | None, stack: AsyncEx
 
 async def _pair(one: Member, other: Member, stack: AsyncExitStack) -> Link:
     """Each finds the other through a proxy of its own, and listens where it does from now on."""
-    invited = await one.client.peers.CreateInvitation(peers.CreateInvitationRequest(peer_id=other.name))
-    await other.client.peers.Join(peers.JoinRequest(token=invited.token, peer_id=one.name))
+
+    async def joined() -> bool:  # its pairing port may just be closing, and opens as another
+        invited = await one.client.peers.CreateInvitation(peers.CreateInvitationRequest(peer_id=other.name))
+        await other.client.peers.Join(peers.JoinRequest(token=invited.token, peer_id=one.name))
+        return True
+
+    await until(joined, f"{one.name} and {other.name} are not paired")
     ways = {}
     for here, there in ((one, other), (other, one)):
         peer = (await there.client.peers.GetPeer(peers.GetPeerRequest(name=f"peers/{here.name}"))).peer

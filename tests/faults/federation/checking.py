@@ -98,7 +98,19 @@ async def look(stage: Stage, asked: Sequence[Asked]) -> Seen:
         ]
         hand_overs = [row | json.loads(row["body"]) for row in hand_overs]
         there[member.name] = There(member, tasks, hand_overs, outbox, errands)
+    _without_what_is_kept(stage, there)
     return Seen(stage, asked, there, list(read_ledgers(member.ledger for member in stage.members)))
+
+
+def _without_what_is_kept(stage: Stage, there: dict[str, There]) -> None:
+    """How it ended is kept for a peer that is revoked, for when it is one again."""
+    for each in there.values():
+        gone = {stage.member(name).install_id for name in each.member.revoked}
+        each.outbox = [
+            row
+            for row in each.outbox
+            if row["peer"] not in gone or row["kind"] not in ("result", "appraisal")
+        ]
 
 
 async def _tasks(member: Member) -> list[Task]:

@@ -351,9 +351,11 @@ async def test_who_is_revoked_ends_what_is_under_way_on_both_sides(both: Two) ->
     assert back.wait.reason == Wait.REASON_NO_ELIGIBLE_EXECUTOR
     assert (await both.work.hand_over(DELEGATION_STATE_ORPHANED)).title == "wait for ever"
 
-    async def stopped() -> bool | None:
-        request = GetInstanceRequest(name="instances/peer-work")
-        state = (await both.home.client.instances.GetInstance(request)).instance.state
+    async def stopped(hopper: WholeHopper, peer: str) -> bool | None:
+        request = GetInstanceRequest(name=f"instances/peer-{peer}")
+        state = (await hopper.client.instances.GetInstance(request)).instance.state
         return state == Instance.STATE_STOPPED or None
 
-    await found(stopped)
+    await found(lambda: stopped(both.home, "work"))
+    # What waits there for who has revoked it would wait for ever, too.
+    await found(lambda: stopped(both.work, "home"))

@@ -44,6 +44,7 @@ def test_nothing_is_handed_to_who_is_trusted_less_and_its_policy_is_gone() -> No
     for level in (Level.BLOCKED, Level.UNTRUSTED, Level.KNOWN):
         assert not place_of(bob(level), "[[rule]]", None).open
     assert not place_of(bob(Level.TRUSTED), "", None).open
+    assert not place_of(bob(Level.TRUSTED), "[[rule]]", None, refuses=True).open
     border = place_of(bob(Level.BLOCKED), "[[rule]]", None).project.border
     assert (border.policy, border.level) == ("", TRUST_LEVEL_BLOCKED)
 

@@ -3,6 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import Final
+
+REFUSALS: Final = frozenset({"PEER_REVOKED", "PEER_UNKNOWN"})
+"""What a peer answers that wants nothing more of this Hopper."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,11 @@ class Status:
     leaf_end: datetime | None = None
     capabilities: tuple[str, ...] = ()
     free_slots: int = 0
+
+    @property
+    def refuses(self) -> bool:
+        """It wants nothing more of this Hopper, as far as it has said."""
+        return self.failure in REFUSALS
 
 
 _NOTHING = Status()

@@ -123,7 +123,13 @@ class Delegations:
     ) -> Sequence[Task]:
         channel = self._channels.registry
         keeper = PlaceKeeper(
-            channel, self._registry, self._federation, self._trust, self._snapshots, inquirer
+            channel,
+            self._registry,
+            self._federation,
+            self._trust,
+            self._snapshots,
+            peering.statuses,
+            inquirer,
         )
         pulse = Pulse(channel, places, self._snapshots, peering.statuses, credit, open_with=claims.open_with)
         return [keeper.run, pulse.run]

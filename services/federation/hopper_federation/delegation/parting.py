@@ -25,14 +25,13 @@ from hopper_federation.delegation.crossings_journal import CrossingsJournal
 from hopper_federation.delegation.desks import Desks, Sitting
 from hopper_federation.delegation.model import Gone
 from hopper_federation.model import Revocation
-from hopper_federation.statuses import Statuses
+from hopper_federation.statuses import REFUSALS, Statuses
 from hopper_federation.trust import Level
 from hopper_federation.trust_snapshot import TrustSnapshot, TrustSnapshots
 
 log = structlog.get_logger(__name__)
 
 LOOK_EVERY: Final = 5.0
-_REFUSALS: Final = frozenset({"PEER_REVOKED", "PEER_UNKNOWN"})
 _PUT_OFF: Final = (StorageFull, StorageUnavailable, Overloaded)
 
 
@@ -94,7 +93,7 @@ class Parting:
             self._journal.gone(install_id, why, ended)
 
     def _on_failed(self, install_id: str, reason: str) -> None:
-        if reason in _REFUSALS and install_id not in self._refusing:
+        if reason in REFUSALS and install_id not in self._refusing:
             self._refusing.add(install_id)
             self._changed.fire()
 

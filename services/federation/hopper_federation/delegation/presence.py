@@ -9,8 +9,8 @@ that what is routed to it is handed to.
 
 The policy goes along as the project's border, so that the router sees at once what could never leave. What the owner
 sets on the project besides, its price, tags or boosts, stays; pausing it is the owner's way to send nothing there. A
-peer that is no longer trusted so far keeps its project, and its instance is stopped: what is under way there goes on,
-what waits goes back.
+peer that is no longer trusted so far, or wants nothing more of this Hopper, keeps its project, and its instance is
+stopped: what is under way there goes on, what waits goes back.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ from hopper_federation.delegation.calls import CALL_SECONDS, made
 from hopper_federation.delegation.credits import Credits
 from hopper_federation.delegation.inquiring import Advertised, Inquirer
 from hopper_federation.delegation.own_registry import OwnRegistry
-from hopper_federation.statuses import Statuses
+from hopper_federation.statuses import REFUSALS, Statuses
 from hopper_federation.store_sql import Federation, SqlStore
 from hopper_federation.trust import Level
 from hopper_federation.trust_admin import TrustAdmin
@@ -85,15 +85,16 @@ class Place:
     paths: tuple[str, ...]
 
 
-def place_of(peer: TrustedPeer, policy: str, said: Advertised | None) -> Place:
+def place_of(peer: TrustedPeer, policy: str, said: Advertised | None, *, refuses: bool = False) -> Place:
     """
     What the registry should have.
 
     Args:
         policy: The one in force; empty: there is none.
         said: What the peer says of itself; None: nothing yet, and then what it said earlier stays.
+        refuses: It wants nothing more of this Hopper, so that nothing is to wait for it.
     """
-    takes_work = bool(policy) and peer.may(Level.TRUSTED)
+    takes_work = bool(policy) and peer.may(Level.TRUSTED) and not refuses
     border = Border(
         policy=policy if takes_work else "", level=level_to_proto(peer.level), peer=peer.install_id
     )
@@ -155,6 +156,7 @@ class PlaceKeeper:
         federation: Federation,
         trust: TrustAdmin,
         snapshots: TrustSnapshots,
+        statuses: Statuses,
         inquirer: Inquirer,
     ) -> None:
         self._projects: ProjectServiceAsyncStub = ProjectServiceStub(channel)
@@ -164,9 +166,12 @@ class PlaceKeeper:
         self._federation = federation
         self._trust = trust
         self._snapshots = snapshots
+        self._statuses = statuses
         self._inquirer = inquirer
         self._changed = Signal()
         snapshots.on_change(self._on_trust)
+        statuses.on_failed(self._on_failed)
+        statuses.on_back(lambda _: self._changed.fire())
 
     async def run(self) -> None:
         """Keep each peer's place right, for ever."""
@@ -202,7 +207,12 @@ class PlaceKeeper:
         policies = await self._federation.read(lambda store: self._policies(store, peers))
         whole = True
         for install_id, peer in peers.items():
-            place = place_of(peer, policies[install_id], self._inquirer.known.get(install_id))
+            place = place_of(
+                peer,
+                policies[install_id],
+                self._inquirer.known.get(install_id),
+                refuses=self._statuses.of(install_id).refuses,
+            )
             try:
                 await self._step(peer, place)
             except HopperError as error:
@@ -276,6 +286,10 @@ class PlaceKeeper:
 
     def _on_trust(self, _: TrustSnapshot) -> None:
         self._changed.fire()
+
+    def _on_failed(self, _: str, reason: str) -> None:
+        if reason in REFUSALS:
+            self._changed.fire()
 
 
 class Pulse:

@@ -110,6 +110,9 @@ def crowd(process: HopperProcess) -> Iterator[Crowd]:
 
 # Every method, everybody.
 
+WRITE_FAILED = "Internal error from Core"
+"""What gRPC says instead of the answer, where a stream was refused before its first message was written."""
+
 
 @dataclass
 class Caller:
@@ -128,6 +131,13 @@ class Caller:
 
 async def _refusal(caller: Caller, method: MethodDescriptor) -> grpc.aio.AioRpcError:
     """Send something that is no message, in the method's shape; it is always refused."""
+    while True:
+        refusal = await _refused(caller, method)
+        if refusal.details() != WRITE_FAILED:
+            return refusal
+
+
+async def _refused(caller: Caller, method: MethodDescriptor) -> grpc.aio.AioRpcError:
     raw = b"\xff\xff\xff"
     shape = f"{'stream' if method.client_streaming else 'unary'}_{'stream' if method.server_streaming else 'unary'}"
     call: Any = getattr(caller.channel, shape)(path(method))

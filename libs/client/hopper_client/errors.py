@@ -43,7 +43,7 @@ class ArtifactNotFound(NotFound):
     reason = "ARTIFACT_NOT_FOUND"
 
 
-class ArtifactDamaged(Internal):
+class ArtifactDamaged(InvalidArgument):
     """The file that came is not what it should be: its SHA-256 is another."""
 
     reason = "ARTIFACT_INVALID"

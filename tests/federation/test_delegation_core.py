@@ -641,6 +641,28 @@ def test_a_refusal_that_may_pass_is_asked_for_again() -> None:
     assert a.the(Role.OUT).state is State.ACCEPTED
 
 
+@pytest.mark.parametrize(
+    ("exclusive", "after", "done"), [(False, State.CANCELLED, [Task.RETURN]), (True, State.SUSPECT, [])]
+)
+def test_what_is_put_off_there_can_be_called_off(exclusive: bool, after: State, done: list[Task]) -> None:
+    a, b = two()
+    b.ruled = Ruled(False, reason="QUOTA", retry_after=2 * LEASE)
+    put_off = offer(a, exclusive=exclusive)
+    carry(a, b)
+    a.desk().cancel("d1", "no longer wanted", by_router=False)
+
+    (row,) = a.store().batch("b", a.now, 10)
+    assert isinstance(row.message.body, Cancel)
+    a.desk().answered(row.message.id, b.desk().take("a", row.message), a.now)
+
+    assert a.the(Role.OUT).state is after
+    assert a.the(Role.OUT).reason != "LEASE_LOST"
+    assert a.errands() == done
+    b.ruled = Ruled(True)
+    assert b.desk().take("a", put_off).state is State.CANCELLED
+    assert b.errands() == []
+
+
 def test_a_message_of_another_epoch_changes_nothing() -> None:
     a, b = handed_over()
     before = a.the(Role.OUT), b.the(Role.IN)

@@ -281,12 +281,20 @@ async def test_a_later_word_of_the_same_kind_replaces_one_that_was_not_sent(stor
 
 
 async def test_what_is_postponed_holds_back_only_what_is_about_the_same_hand_over(store: Any) -> None:
-    await say(store, Cancel("1"), Cancel("2"))
-    await say(store, Cancel("3"), about=delegation(2))
+    await say(store, Update(), Renewal())
+    await say(store, Renewal(), about=delegation(2))
     first, second, third = await ready(store)
     await store.write(lambda books: books.postpone(first, NOW + 60))
     assert await ready(store, NOW + 59) == [third]
     assert await ready(store, NOW + 60) == [first, second, third]
+
+
+async def test_a_call_off_does_not_wait_for_an_offer_that_is_put_off(store: Any) -> None:
+    await say(store, Offer(SEALED), Cancel(), Renewal())
+    offer, cancel, renewal = await ready(store)
+    await store.write(lambda books: books.postpone(offer, NOW + 60))
+    assert await ready(store, NOW + 59) == [cancel]
+    assert await ready(store, NOW + 60) == [offer, cancel, renewal]
 
 
 async def test_epochs_grow_task_by_task(database: OnDatabase) -> None:

@@ -13,6 +13,7 @@ from hopper_federation.delegation.desk import due_of
 from hopper_federation.delegation.model import (
     REPLACED,
     Body,
+    Cancel,
     Delegation,
     Errand,
     Message,
@@ -269,15 +270,19 @@ class MemoryDelegations:
         return epoch
 
     def batch(self, peer: str, now: float, limit: int) -> list[Row]:
-        """What is to be sent next, in order; what is postponed holds back what is about the same hand-over."""
+        """
+        What is to be sent next, in order.
+
+        What is postponed holds back what is about the same hand-over, but that it is called off.
+        """
         held: set[tuple[Role, str]] = set()
         found: list[Row] = []
         for row in self.tables.rows_for(peer):
             about = row.role, row.message.delegation
-            if row.not_before > now or about in held:
+            if row.not_before > now:
                 held.add(about)
-                continue
-            found.append(row)
+            elif about not in held or isinstance(row.message.body, Cancel):
+                found.append(row)
         return found[:limit]
 
     def failed_to_send(self, messages: Sequence[str]) -> None:

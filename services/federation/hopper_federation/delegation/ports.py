@@ -57,7 +57,7 @@ class DelegationStore(Protocol):
         """The kinds of what is in the outbox about a hand-over."""
 
     def postpone(self, message: str, until: float) -> None:
-        """Do not send it before then."""
+        """Do not send it before then, nor what was said later of the same hand-over, but for a `Cancel`."""
 
     def errand(self, delegation: Delegation, errand: Errand) -> None:
         """Have something done at the router. A PROGRESS takes the place of one that has not been done."""

@@ -39,6 +39,7 @@ from hopper_federation.delegation.model import (
     REPLACED,
     Appraisal,
     Body,
+    Cancel,
     Delegation,
     Errand,
     Outcome,
@@ -115,6 +116,7 @@ _HELD_BACK: Final = exists().where(
     _EARLIER.c.role == OUTBOX.c.role,
     _EARLIER.c.position < OUTBOX.c.position,
     _EARLIER.c.not_before > bindparam("now"),
+    OUTBOX.c.kind != wire.KINDS[Cancel],
 )
 _READY: Final = (
     select(OUTBOX.c.id, OUTBOX.c.body, OUTBOX.c.create_time, OUTBOX.c.attempts)
@@ -429,7 +431,8 @@ class SqlDelegations:
         """
         What is to be sent to a peer next, in order, at least one message if there is any.
 
-        What is postponed holds back what was said later of the same hand-over, and nothing else.
+        What is postponed holds back what was said later of the same hand-over, and nothing else. A call-off is not held
+        back: an offer that is put off again and again would keep it here until the lease has run out.
         """
         found: list[Outgoing] = []
         size = 0

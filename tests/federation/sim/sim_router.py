@@ -71,6 +71,8 @@ class Run:
     end: float | None = None
     unguarded: bool = False
     """Its Hopper's federation was down while it ran."""
+    at_start: bool = False
+    """It began while its Hopper came up, which had not looked at its leases yet."""
 
 
 @dataclass
@@ -294,11 +296,13 @@ class SimRouter:
                 task.state = TaskState.QUEUED
 
     def comes_up(self) -> None:
-        """What waited for a worker begins."""
+        """What waited for a worker begins, before anybody has looked whether its lease has run out meanwhile."""
         self.up = True
         for task in self.tasks.values():
             if task.at == LOCAL and task.state is TaskState.QUEUED:
                 self._begin(task)
+                if task.run is not None:
+                    task.run.at_start = True
 
     def unguarded(self) -> None:
         """Nobody here hears that somebody else wants a task stopped."""

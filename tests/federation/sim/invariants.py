@@ -121,7 +121,7 @@ def _paths(world: World) -> Iterator[str]:
         return  # a restored Hopper has forgotten copies, and holds on to what may be one until a person says
     for uid, most in sorted(world.most_open.items()):
         if uid in origins and uid not in world.exempted and most > origins[uid].fan_out:
-            yield f"I6 {uid} had {most} copies under way"
+            yield f"I6 {uid} had {most} copies under way, below one hand-over or the origin"
 
 
 # How one side ended, and what the other may know of it.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -216,13 +217,28 @@ class World:
         return name
 
     def copies(self, uid: str) -> None:
-        """Count how many copies of a task are under way."""
-        count = sum(
-            key[0] is Role.OUT and key in hopper.tables.open
+        """Count how many copies of a task are under way, below the origin and below each hand-over that is over."""
+        counts = Counter(
+            self._below(hopper, hopper.tables.delegations[key])
             for hopper in self.hoppers.values()
             for key in hopper.tables.by_uid.get(uid, ())
+            if key[0] is Role.OUT and key in hopper.tables.open
         )
-        self.most_open[uid] = max(count, self.most_open.get(uid, 0))
+        self.most_open[uid] = max(*counts.values(), 0, self.most_open.get(uid, 0))
+
+    def _below(self, hopper: SimHopper, each: Delegation) -> str:
+        """
+        Whose copy it is: the hand-over's above it which is over already, or the origin's, which has no name.
+
+        What is over by the clock is counted no more by whoever handed over, and what is below it ends when it is told,
+        or when its own leases run out.
+        """
+        task = hopper.router.tasks.get(each.task.partition("~")[0])
+        if task is None or not task.inbound:
+            return ""
+        above = self.hoppers[task.path[-1]]
+        came = above.tables.delegations.get((Role.OUT, task.inbound))
+        return self._below(above, came) if came is not None and came.state.open else task.inbound
 
     def exempt(self, uid: str) -> None:
         """Somebody has lied about it, or a person has had it made again: the core does not answer for it."""

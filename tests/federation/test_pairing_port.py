@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 from datetime import timedelta
-from typing import Final
+from pathlib import Path
+from typing import Final, cast
 
 import grpc
 import grpc.aio
@@ -15,12 +16,15 @@ from hopper.federation.v1 import pairing_service_pb2 as psvc
 from hopper.federation.v1 import peer_admin_service_pb2 as svc
 from hopper.federation.v1.peer_admin_service_pb2_grpc import PeerAdminServiceStub
 from hopper_common.identity.bundles import verify_bundle
+from hopper_common.identity.store import IdentityStore
+from hopper_common.rpc.guard import NoGuard
 from hopper_common.timestamps import to_proto
 from hopper_federation import addresses, dialling, tokens
 from hopper_federation.errors import PeerUnreachable
 from hopper_federation.model import REPEATABLE_FOR
 from hopper_federation.own_hosts import own_hosts
-from hopper_federation.pairing_port import OPTIONS
+from hopper_federation.pairing_port import OPTIONS, PairingPort, Window
+from hopper_federation.store_sql import Federation
 from hopper_testing.clock import ManualClock
 from tests.federation.harness import PATIENCE, RunningFederation, environment, refusal
 from tests.federation.test_joining import altered
@@ -64,6 +68,41 @@ async def test_it_closes_a_while_after_the_invitation_was_used(
     assert await reachable(address)  # who has used it may not have heard
     clock.advance(REPEATABLE_FOR)
     await until_closed(address)
+
+
+class _Slow:
+    """A database that answers when it is told to: nothing needs the port."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.answers = asyncio.Event()
+
+    async def read(self, work: object) -> None:
+        self.asked.set()
+        await self.answers.wait()
+
+
+async def test_what_is_written_while_it_looks_keeps_it_open(tmp_path: Path, clock: ManualClock) -> None:
+    """Whoever holds it open is done before the look is, which began earlier and has not seen what they wrote."""
+    database = _Slow()
+    port = PairingPort(
+        IdentityStore.open(tmp_path / "identity", clock),
+        cast("Federation", database),
+        clock,
+        listen="127.0.0.1:0",
+        hosts=(),
+        offered=(),
+        guard=NoGuard(),
+        window=Window(clock),
+    )
+    async with port.held():
+        looking = asyncio.create_task(port.adjust())
+        await database.asked.wait()
+    database.answers.set()
+    await looking
+    assert port.is_open
+    await port.adjust()
+    assert not port.is_open
 
 
 async def test_it_closes_when_its_owner_says_so(alice: RunningFederation) -> None:

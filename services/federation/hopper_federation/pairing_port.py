@@ -172,8 +172,9 @@ class PairingPort:
     async def adjust(self) -> None:
         """Open it if somebody may come, and close it if nobody may."""
         async with self._lock:
+            held = self._holders > 0  # what they write may come after what is read here
             needed_until = await self._federation.read(lambda store: store.port_needed_until())
-            if self._needed(needed_until):
+            if held or self._needed(needed_until):
                 if self._listen is not None:
                     await self._open()
             else:

@@ -117,8 +117,6 @@ def _paths(world: World) -> Iterator[str]:
             yield f"I6 {task.what.uid} went {' > '.join(path)}"
         if len(path) - 1 > max(origins[task.what.uid].hops, 1):
             yield f"I6 {task.what.uid} went through {len(path)}"
-    if world.plan.restores:
-        return  # a restored Hopper has forgotten copies, and holds on to what may be one until a person says
     for uid, most in sorted(world.most_open.items()):
         if uid in origins and uid not in world.exempted and most > origins[uid].fan_out:
             yield f"I6 {uid} had {most} copies under way, below one hand-over or the origin"

@@ -217,12 +217,16 @@ class World:
         return name
 
     def copies(self, uid: str) -> None:
-        """Count how many copies of a task are under way, below the origin and below each hand-over that is over."""
+        """
+        Count how many copies of a task are under way, below the origin and below each hand-over that is over.
+
+        What a restored Hopper only fears to have handed over has no offer, and is no copy.
+        """
         counts = Counter(
             self._below(hopper, hopper.tables.delegations[key])
             for hopper in self.hoppers.values()
             for key in hopper.tables.by_uid.get(uid, ())
-            if key[0] is Role.OUT and key in hopper.tables.open
+            if key[0] is Role.OUT and key in hopper.tables.open and hopper.tables.delegations[key].offer
         )
         self.most_open[uid] = max(*counts.values(), 0, self.most_open.get(uid, 0))
 

@@ -155,9 +155,6 @@ class Neighbour:
                     if isinstance(outcome, Exception):
                         raise outcome
 
-    def _owed(self, caller: str, request: psvc.GetBlobRequest) -> AsyncGenerator[bytes, None]:
-        return self.owed(caller, request)  # as it is then
-
     async def free_slots(self, install_id: str) -> int:
         """What peers are told."""
         return 7

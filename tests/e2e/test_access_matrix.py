@@ -110,6 +110,7 @@ def crowd(process: HopperProcess) -> Iterator[Crowd]:
 
 # Every method, everybody.
 
+ATTEMPTS = 20
 WRITE_FAILED = "Internal error from Core"
 """What gRPC says instead of the answer, where a stream was refused before its first message was written."""
 
@@ -131,10 +132,11 @@ class Caller:
 
 async def _refusal(caller: Caller, method: MethodDescriptor) -> grpc.aio.AioRpcError:
     """Send something that is no message, in the method's shape; it is always refused."""
-    while True:
+    for _ in range(ATTEMPTS):
         refusal = await _refused(caller, method)
         if refusal.details() != WRITE_FAILED:
             return refusal
+    raise AssertionError(f"{path(method)} never said why it refuses")
 
 
 async def _refused(caller: Caller, method: MethodDescriptor) -> grpc.aio.AioRpcError:

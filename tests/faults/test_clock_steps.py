@@ -4,7 +4,6 @@ nobody waits for one longer than that.
 """
 
 import asyncio
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,42 +20,22 @@ from hopper_testing.checker import Report, check
 from hopper_testing.dump import take_dump
 from hopper_testing.history import History, Ledger
 from hopper_testing.postgres import postgres_server
-from hopper_testing.processes import HopperProcess, temporary_directory
+from hopper_testing.processes import temporary_directory
 from hopper_testing.workload import ROOT, Habits, claim_request, drain, prepare, ref, run, task_spec
 from tests.e2e.calls import Stubs, connected
 from tests.faults.stage import ENGINES, Engine
+from tests.faults.stepping import SteppedProcess
 
 HOUR: Final = 3600.0
 _ROLES: Final = ("submitter", "submitter", "worker", "worker", "worker", "streamer", "canceller", "watcher")
-_LAUNCHER: Final = Path(__file__).with_name("stepped.py")
-
-
-class SteppedProcess(HopperProcess):
-    """A Hopper whose wall clock is wrong by what is in a file."""
-
-    def __init__(self, directory: Path, database: str) -> None:
-        super().__init__(
-            directory / "a", environment={"HOPPER_ROUTER_DATABASE": database} if database else {}
-        )
-        self._file = directory / "wrong_by"
-        self._directory = directory
-        self.step(0.0)
-
-    def step(self, seconds: float) -> None:
-        """Set the wall clock so far from the real one."""
-        new = self._directory / "new"
-        new.write_text(str(seconds))
-        new.rename(self._file)
-
-    def _command(self) -> list[str]:
-        return [sys.executable, str(_LAUNCHER), str(self._file)]
 
 
 @contextmanager
 def stepped(engine: Engine) -> Iterator[tuple[SteppedProcess, Path]]:
     with temporary_directory() as directory:
         database = postgres_server().create_database() if engine == "postgresql" else ""
-        with SteppedProcess(directory, database) as process:
+        environment = {"HOPPER_ROUTER_DATABASE": database} if database else {}
+        with SteppedProcess(directory / "a", directory / "wrong_by", environment=environment) as process:
             yield process, directory
 
 

@@ -202,6 +202,7 @@ async def serve(
 
     Args:
         ready: Called once, when calls are answered.
+        clock: What time it is. Default: this machine's, steadied.
         listen: Where to be reached. Default: where the settings say (`hopper_common.listening`).
 
     Raises:
@@ -369,6 +370,7 @@ def run(
     settings: HostSettings,
     *,
     ready: Callable[[Ready], None] | None = None,
+    clock: Clock | None = None,
     listen: Listen | None = None,
 ) -> int:
     """
@@ -376,7 +378,7 @@ def run(
 
     Args:
         ready: Called once, when calls are answered. Default: prints a line for people.
-        listen: As of `serve`.
+        clock, listen: As of `serve`.
 
     Returns:
         The exit code.
@@ -384,7 +386,7 @@ def run(
     logs.configure(level=settings.log_level, form=settings.log_format)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_until_signal(services, settings, ready or _print, listen))
+            runner.run(_until_signal(services, settings, ready or _print, clock, listen))
     except StartupError as error:
         return _complain(error)
     except asyncio.CancelledError:
@@ -396,11 +398,12 @@ async def _until_signal(
     services: Sequence[Service],
     settings: HostSettings,
     ready: Callable[[Ready], None],
+    clock: Clock | None,
     listen: Listen | None,
 ) -> None:
     stop = asyncio.Event()
     serving = asyncio.create_task(
-        serve(services, settings, ready=_then_freeze(ready), stop=stop, listen=listen)
+        serve(services, settings, ready=_then_freeze(ready), stop=stop, clock=clock, listen=listen)
     )
 
     def asked() -> None:

@@ -4,7 +4,7 @@ Several Hoppers as processes of their own, paired in a line or a ring, with a pr
      ann ◄──proxies──► bob ◄──proxies──► cid (◄──proxies──► dan ◄──proxies──► ann)
 
 Each can do what no other can, so that what `ann` wants of `cid` goes through `bob`. `bob` has its data in PostgreSQL,
-the others in SQLite; `ann`'s are on a small disk where this user may mount one.
+the others in SQLite; `ann`'s are on a small disk where this user may mount one. Each has a wall clock of its own.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from hopper_client import AsyncHopper
 from hopper_common.errors import HopperError
 from hopper_testing.disks import may_mount, small_disk
 from hopper_testing.postgres import NoServerError, OwnServer, private_server
-from hopper_testing.processes import HopperProcess
 from hopper_testing.proxy import ChaosProxy
+from tests.faults.stepping import SteppedProcess
 
 NAMES: Final = ("ann", "bob", "cid", "dan")
 LEASE_SECONDS: Final = 6
@@ -71,7 +71,7 @@ class Member:
     """
 
     name: str
-    process: HopperProcess
+    process: SteppedProcess
     ledger: Path
     database: str = ""
     small_disk: bool = False
@@ -241,9 +241,8 @@ def _member(directory: Path, name: str, server: OwnServer | None, stack: AsyncEx
         "HOPPER_DELEGATION_LEASE": str(LEASE_SECONDS),
         "HOPPER_LOG_LEVEL": "info",
     }
-    member = Member(
-        name, HopperProcess(directory / name, environment=environment), directory / f"{name}.jsonl"
-    )
+    process = SteppedProcess(directory / name, directory / f"{name}.wrong_by", environment=environment)
+    member = Member(name, process, directory / f"{name}.jsonl")
     if name == "bob" and server is not None:
         member.database = server.create_database()
         for service in ("ROUTER", "REGISTRY", "FEDERATION"):

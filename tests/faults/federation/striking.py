@@ -8,14 +8,18 @@ import contextlib
 import random
 import signal
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from hopper.federation.v1.peer_admin_service_pb2 import GetPeerRequest
+from hopper_common.timestamps import from_proto
 from hopper_testing.processes import HopperProcess, NotStarted
 from hopper_testing.proxy import ChaosProxy
-from tests.faults.federation.stage import LEASE_SECONDS, Link, Member, Stage
+from tests.faults.federation.stage import LEASE_SECONDS, Link, Member, Stage, until
 from tests.faults.federation.working import LEASE
+from tests.faults.stepping import SteppedProcess
 
 RECLAIM_SECONDS: Final = LEASE_SECONDS + 30.0
 """After which a task whose lease nobody renews is taken back."""
@@ -24,6 +28,12 @@ _LONG: Final = (RECLAIM_SECONDS + 2, RECLAIM_SECONDS + 10)
 _BALLAST: Final = "ballast"
 _AROUND_COMMIT: Final = ("transaction.begun", "unit.after", "commit.before", "commit.sent", "commit.after")
 _DIES_WITHIN: Final = 10.0
+_SMALLEST_STEP: Final = 10.0
+_LARGEST_STEP: Final = 7_200.0
+_DRIFT: Final = (0.005, 0.2)
+"""Seconds a second."""
+_SEEN_WITHIN: Final = 5.0
+_OFFSET_WITHIN: Final = 5.0
 
 
 class Nemesis:
@@ -92,6 +102,7 @@ class Nemesis:
         faults: list[tuple[Callable[[Member], Awaitable[str]], int]] = [
             *((self._kill, 3), (self._kill_at_commit, 4), (self._freeze, 2)),
             *((self._kill_worker, 1), (self._freeze_worker, 1)),
+            *((self._set_clock, 2), (self._set_clock_while_down, 3), (self._drift, 1)),
         ]
         if member.small_disk:
             faults.append((self._fill_disk, 3))
@@ -150,6 +161,59 @@ class Nemesis:
         finally:
             member.signal_worker(signal.SIGCONT)
         return "worker frozen (SIGSTOP)"
+
+    async def _set_clock(self, member: Member) -> str:
+        step = self._step()
+        member.process.step(step)
+        await self._lasts()
+        member.process.step(0.0)
+        return f"clock set {_direction(step)}, and set right again"
+
+    async def _set_clock_while_down(self, member: Member) -> str:
+        """It takes over the time that is wrong; and then goes on when that is set right, or is started once more."""
+        step = self._step()
+        await self._start_anew(member, step)
+        try:
+            if await self._seen_by_a_peer(member, step):
+                self.struck["of them seen by a peer in its status"] += 1
+            await self._lasts()
+        finally:
+            member.process.step(0.0)
+        if self._chance.random() < 0.5:
+            await self._start_anew(member, 0.0)
+        return f"clock set {_direction(step)} while it was down"
+
+    async def _start_anew(self, member: Member, ahead: float) -> None:
+        member.kills += 1
+        await asyncio.to_thread(member.process.kill)
+        member.process.step(ahead)
+        await asyncio.to_thread(member.process.start)
+
+    async def _drift(self, member: Member) -> str:
+        rate = self._chance.choice((-1, 1)) * self._chance.uniform(*_DRIFT)
+        drifting = asyncio.create_task(_drift(member.process, rate))
+        try:
+            await self._lasts()
+        finally:
+            drifting.cancel()
+            member.process.step(0.0)
+        return "clock drifts"
+
+    def _step(self) -> float:
+        size: float = _SMALLEST_STEP * (_LARGEST_STEP / _SMALLEST_STEP) ** self._chance.random()
+        return self._chance.choice((-size, size))
+
+    async def _seen_by_a_peer(self, member: Member, ahead: float) -> bool:
+        """Whether one that it is not cut off from says how far its clock is off, before long."""
+        others = [each for each in self._stage.peers_of(member) if member.name not in each.revoked]
+
+        async def seen() -> bool:
+            return any([abs(ahead - await _offset(other, member)) < _OFFSET_WITHIN for other in others])
+
+        with contextlib.suppress(AssertionError):
+            await until(seen, "", seconds=_SEEN_WITHIN)
+            return True
+        return False
 
     async def _fill_disk(self, member: Member) -> str:
         ballast = member.process.data_dir / _BALLAST
@@ -264,6 +328,23 @@ def _starts_and_dies(process: HopperProcess) -> bool:
     if code != -signal.SIGKILL:
         raise AssertionError(f"a Hopper has ended by itself: {process.complaint()[-500:]}")
     return True
+
+
+async def _offset(here: Member, there: Member) -> float:
+    """How far ahead the clock of *there* is in the status of *here*, in seconds."""
+    answer = await here.client.peers.GetPeer(GetPeerRequest(name=f"peers/{there.name}"))
+    return from_proto(answer.status.clock_offset).total_seconds()
+
+
+async def _drift(process: SteppedProcess, rate: float) -> None:
+    began = time.monotonic()
+    while True:
+        await asyncio.sleep(0.2)
+        process.step(rate * (time.monotonic() - began))
+
+
+def _direction(step: float) -> str:
+    return "forward" if step > 0 else "back"
 
 
 def _fill(ballast: object) -> None:

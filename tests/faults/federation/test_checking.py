@@ -7,11 +7,11 @@ from typing import Any, Final
 import pytest
 
 from hopper.router.v1.task_pb2 import Task, TaskSpec, Wait
-from hopper_testing.processes import HopperProcess
 from tests.faults.federation.asking import NOBODY, Asked
 from tests.faults.federation.checking import Seen, There, late, written
 from tests.faults.federation.stage import Member, Stage
 from tests.faults.federation.working import Entry, Job
+from tests.faults.stepping import SteppedProcess
 
 _ROOT: Final = "instances/global/tasks/1"
 _CHILD: Final = "instances/peer-bob/tasks/1"
@@ -44,7 +44,12 @@ def _hand_over(role: str, peer: str, task: str) -> dict[str, Any]:
 def seen(tmp_path: Path) -> Seen:
     """ann has asked for something, bob has done it, and both know."""
     members = [
-        Member(name, HopperProcess(tmp_path / name), tmp_path / f"{name}.jsonl", install_id=f"i-{name}")
+        Member(
+            name,
+            SteppedProcess(tmp_path / name, tmp_path / f"{name}.wrong_by"),
+            tmp_path / f"{name}.jsonl",
+            install_id=f"i-{name}",
+        )
         for name in ("ann", "bob")
     ]
     ann, bob = members

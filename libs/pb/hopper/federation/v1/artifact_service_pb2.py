@@ -26,7 +26,7 @@ from hopper.common.v1 import options_pb2 as hopper_dot_common_dot_v1_dot_options
 from hopper.federation.v1 import delegation_pb2 as hopper_dot_federation_dot_v1_dot_delegation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+hopper/federation/v1/artifact_service.proto\x12\x14hopper.federation.v1\x1a\x1ehopper/common/v1/options.proto\x1a%hopper/federation/v1/delegation.proto\"\xd2\x01\n\x12PutArtifactRequest\x12?\n\x05start\x18\x01 \x01(\x0b\x32..hopper.federation.v1.PutArtifactRequest.StartH\x00\x12\x18\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x42\x08\xea\xe0\x18\x04\x10\x80\x80@H\x00\x1aY\n\x05Start\x12\x16\n\x04task\x18\x01 \x01(\tB\x08\xea\xe0\x18\x04\x08\x01 \x08\x12\x38\n\x08\x61rtifact\x18\x02 \x01(\x0b\x32\x1e.hopper.federation.v1.ArtifactB\x06\xea\xe0\x18\x02\x08\x01\x42\x06\n\x04part\"G\n\x13PutArtifactResponse\x12\x30\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32\x1e.hopper.federation.v1.Artifact\".\n\x14ListArtifactsRequest\x12\x16\n\x04task\x18\x01 \x01(\tB\x08\xea\xe0\x18\x04\x08\x01 \x08\"P\n\x15ListArtifactsResponse\x12\x37\n\tartifacts\x18\x01 \x03(\x0b\x32$.hopper.federation.v1.StoredArtifact\"R\n\x0eStoredArtifact\x12\x30\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32\x1e.hopper.federation.v1.Artifact\x12\x0e\n\x06stored\x18\x02 \x01(\x03\"d\n\x12GetArtifactRequest\x12\x16\n\x04task\x18\x01 \x01(\tB\x08\xea\xe0\x18\x04\x08\x01 \x08\x12\x17\n\x04name\x18\x02 \x01(\tB\t\xea\xe0\x18\x05\x08\x01\x10\xc8\x01\x12\x1d\n\x06offset\x18\x03 \x01(\x03\x42\r\xea\xe0\x18\t)\x00\x00\x00\x00\x00\x00\x00\x00\"#\n\x13GetArtifactResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x32\xee\x02\n\x0f\x41rtifactService\x12s\n\x0bPutArtifact\x12(.hopper.federation.v1.PutArtifactRequest\x1a).hopper.federation.v1.PutArtifactResponse\"\r\xe2\xe0\x18\t\n\x02\x04\x06\x18\x04 \xcc\x08(\x01\x12t\n\rListArtifacts\x12*.hopper.federation.v1.ListArtifactsRequest\x1a+.hopper.federation.v1.ListArtifactsResponse\"\n\xe2\xe0\x18\x06\n\x02\x05\x06\x18\x01\x12p\n\x0bGetArtifact\x12(.hopper.federation.v1.GetArtifactRequest\x1a).hopper.federation.v1.GetArtifactResponse\"\n\xe2\xe0\x18\x06\n\x02\x05\x06\x18\x04\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+hopper/federation/v1/artifact_service.proto\x12\x14hopper.federation.v1\x1a\x1ehopper/common/v1/options.proto\x1a%hopper/federation/v1/delegation.proto\"\xd2\x01\n\x12PutArtifactRequest\x12?\n\x05start\x18\x01 \x01(\x0b\x32..hopper.federation.v1.PutArtifactRequest.StartH\x00\x12\x18\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x42\x08\xea\xe0\x18\x04\x10\x80\x80@H\x00\x1aY\n\x05Start\x12\x16\n\x04task\x18\x01 \x01(\tB\x08\xea\xe0\x18\x04\x08\x01 \x08\x12\x38\n\x08\x61rtifact\x18\x02 \x01(\x0b\x32\x1e.hopper.federation.v1.ArtifactB\x06\xea\xe0\x18\x02\x08\x01\x42\x06\n\x04part\"G\n\x13PutArtifactResponse\x12\x30\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32\x1e.hopper.federation.v1.Artifact\".\n\x14ListArtifactsRequest\x12\x16\n\x04task\x18\x01 \x01(\tB\x08\xea\xe0\x18\x04\x08\x01 \x08\"P\n\x15ListArtifactsResponse\x12\x37\n\tartifacts\x18\x01 \x03(\x0b\x32$.hopper.federation.v1.StoredArtifact\"s\n\x0eStoredArtifact\x12\x30\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32\x1e.hopper.federation.v1.Artifact\x12\x0e\n\x06stored\x18\x02 \x01(\x03\x12\x0f\n\x07problem\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\"d\n\x12GetArtifactRequest\x12\x16\n\x04task\x18\x01 \x01(\tB\x08\xea\xe0\x18\x04\x08\x01 \x08\x12\x17\n\x04name\x18\x02 \x01(\tB\t\xea\xe0\x18\x05\x08\x01\x10\xc8\x01\x12\x1d\n\x06offset\x18\x03 \x01(\x03\x42\r\xea\xe0\x18\t)\x00\x00\x00\x00\x00\x00\x00\x00\"#\n\x13GetArtifactResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x32\xee\x02\n\x0f\x41rtifactService\x12s\n\x0bPutArtifact\x12(.hopper.federation.v1.PutArtifactRequest\x1a).hopper.federation.v1.PutArtifactResponse\"\r\xe2\xe0\x18\t\n\x02\x04\x06\x18\x04 \xcc\x08(\x01\x12t\n\rListArtifacts\x12*.hopper.federation.v1.ListArtifactsRequest\x1a+.hopper.federation.v1.ListArtifactsResponse\"\n\xe2\xe0\x18\x06\n\x02\x05\x06\x18\x01\x12p\n\x0bGetArtifact\x12(.hopper.federation.v1.GetArtifactRequest\x1a).hopper.federation.v1.GetArtifactResponse\"\n\xe2\xe0\x18\x06\n\x02\x05\x06\x18\x04\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -64,11 +64,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTARTIFACTSRESPONSE']._serialized_start=474
   _globals['_LISTARTIFACTSRESPONSE']._serialized_end=554
   _globals['_STOREDARTIFACT']._serialized_start=556
-  _globals['_STOREDARTIFACT']._serialized_end=638
-  _globals['_GETARTIFACTREQUEST']._serialized_start=640
-  _globals['_GETARTIFACTREQUEST']._serialized_end=740
-  _globals['_GETARTIFACTRESPONSE']._serialized_start=742
-  _globals['_GETARTIFACTRESPONSE']._serialized_end=777
-  _globals['_ARTIFACTSERVICE']._serialized_start=780
-  _globals['_ARTIFACTSERVICE']._serialized_end=1146
+  _globals['_STOREDARTIFACT']._serialized_end=671
+  _globals['_GETARTIFACTREQUEST']._serialized_start=673
+  _globals['_GETARTIFACTREQUEST']._serialized_end=773
+  _globals['_GETARTIFACTRESPONSE']._serialized_start=775
+  _globals['_GETARTIFACTRESPONSE']._serialized_end=810
+  _globals['_ARTIFACTSERVICE']._serialized_start=813
+  _globals['_ARTIFACTSERVICE']._serialized_end=1179
 # @@protoc_insertion_point(module_scope)

@@ -153,8 +153,17 @@ class StoredArtifact(_message.Message):
 
     ARTIFACT_FIELD_NUMBER: _builtins.int
     STORED_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
     stored: _builtins.int
     """How many of its bytes are here."""
+    problem: _builtins.str
+    """Why it is not here, a reason of the catalogue. Empty: it is, or is on its way. QUOTA: there is no room, it is tried
+    again. ARTIFACT_INVALID: what came, or was to come, is not what the peer had signed. ARTIFACT_NOT_FOUND: the peer
+    does not have it any more.
+    """
+    detail: _builtins.str
+    """The same for people."""
     @_builtins.property
     def artifact(self) -> _delegation_pb2.Artifact:
         """What it is."""
@@ -164,10 +173,12 @@ class StoredArtifact(_message.Message):
         *,
         artifact: _delegation_pb2.Artifact | None = ...,
         stored: _builtins.int = ...,
+        problem: _builtins.str = ...,
+        detail: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "stored", b"stored"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "detail", b"detail", "problem", b"problem", "stored", b"stored"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

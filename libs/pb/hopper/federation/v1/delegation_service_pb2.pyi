@@ -275,6 +275,7 @@ class GetRemoteDelegationResponse(_message.Message):
 
     DELEGATION_FIELD_NUMBER: _builtins.int
     CUSTODY_FIELD_NUMBER: _builtins.int
+    BODY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def delegation(self) -> Global___RemoteDelegation:
         """The hand-over."""
@@ -283,15 +284,20 @@ class GetRemoteDelegationResponse(_message.Message):
     def custody(self) -> _containers.RepeatedCompositeFieldContainer[Global___CustodyLink]:
         """Oldest first."""
 
+    @_builtins.property
+    def body(self) -> _delegation_pb2.TaskBody:
+        """Of an offer that waits for a person here: what is to be done, as the peer says it, without the payload."""
+
     def __init__(
         self,
         *,
         delegation: Global___RemoteDelegation | None = ...,
         custody: _abc.Iterable[Global___CustodyLink] | None = ...,
+        body: _delegation_pb2.TaskBody | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["delegation", b"delegation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "delegation", b"delegation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["custody", b"custody", "delegation", b"delegation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "custody", b"custody", "delegation", b"delegation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -8,11 +8,12 @@ import pytest
 from hopper.federation.v1 import delegation_pb2 as dpb
 from hopper.router.v1.task_pb2 import Task, TaskSpec
 from hopper_federation import grant_store
+from hopper_federation.delegation.border import CLOCKS_APART
 from hopper_federation.delegation.chain import read_offer
 from hopper_federation.delegation.desks import Desks, Sitting
 from hopper_federation.delegation.lineage import Lineage
-from hopper_federation.delegation.model import Delegation, Role, State
-from hopper_federation.delegation.offering import Offerer, Refused
+from hopper_federation.delegation.model import Delegation, OfferFacts, Role, State
+from hopper_federation.delegation.offering import CLOSING, Offerer, Refused
 from hopper_federation.delegation.redaction import redacted
 from hopper_federation.delegation.steady import SteadyClock
 from hopper_federation.incarnation import Incarnation, Restored
@@ -103,11 +104,13 @@ class Bob:
         incarnation = Incarnation("x", 2, 1, restored)
         await self._federation.write(lambda store: store.save_incarnation(incarnation))
 
-    async def offer(self, spec: TaskSpec = SPEC, first: str = "", attempt: int = 1) -> Delegation | Refused:
+    async def offer(
+        self, spec: TaskSpec = SPEC, first: str = "", attempt: int = 1, *, closing: bool = False
+    ) -> Delegation | Refused:
         task = Task(name="instances/peer-carol/tasks/02k", spec=spec, attempt=attempt)
         task.claim.fencing_token = 1
         lineage = Lineage(first or "instances/global/tasks/01k", first or "instances/global/tasks/01k")
-        return await self._offerer.offer(self.hoppers.carol.install_id, task, lineage)
+        return await self._offerer.offer(self.hoppers.carol.install_id, task, lineage, closing=closing)
 
     async def has_from_alice(self, **different: Any) -> str:
         """A task that alice has handed over; returns what it is called here."""
@@ -190,6 +193,34 @@ async def test_what_may_have_left_before_a_restore_and_must_not_run_twice_waits_
     assert isinstance(offered, Delegation), offered
     assert offered.state is (State.SUSPECT if doubted else State.OFFERED)
     again = await bob.offer(spec, attempt=attempt + 1)
+    assert isinstance(again, Delegation)
+    assert again.id == offered.id
+
+
+@pytest.mark.parametrize(
+    ("restored", "made", "may_have"),
+    [
+        (Restored.EARLIER, 0, True),
+        (Restored.EARLIER, 2 + CLOCKS_APART, True),
+        (Restored.EARLIER, 3 + CLOCKS_APART, False),
+        (Restored.NO, 0, False),
+    ],
+)
+async def test_what_was_offered_before_a_restore_may_have_been_here(
+    bob: Bob, restored: Restored, made: float, may_have: bool
+) -> None:
+    await bob.is_restored(restored)
+    facts = OfferFacts(b"", "a/t1", "a", ("a",), 900.0, exclusive=True, made=made)
+
+    assert await bob.desks.write(lambda sitting: sitting.border.may_have_been_here(facts)) == may_have
+
+
+async def test_to_who_is_parted_from_nothing_new_is_handed_and_what_it_has_stays_known(bob: Bob) -> None:
+    await bob.trust()
+    assert await bob.offer(closing=True) == CLOSING
+    offered = await bob.offer()
+    assert isinstance(offered, Delegation)
+    again = await bob.offer(attempt=2, closing=True)
     assert isinstance(again, Delegation)
     assert again.id == offered.id
 

@@ -206,6 +206,26 @@ async def test_while_the_federation_service_is_away_a_peer_may_be_at_it(router: 
     router.registry.change(instance, state=InstanceState.STOPPING)
     await router.follow()
     assert (await router.get(task)).state == State.STATE_DELEGATED
+    assert router.registry.reports == []  # it is not stopped before that is said
     router.registry.change(instance, state=InstanceState.RUNNING)
     await router.complete(await router.claim_one(instance, FEDERATION))
     assert (await router.get(task)).state == State.STATE_SUCCEEDED
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+async def test_the_federation_service_takes_up_what_is_left_where_a_peer_is_parted_from(
+    router: Router, by_name: bool
+) -> None:
+    task, instance = await handed_to_a_peer(router)
+    lost = await router.claim_one(instance, FEDERATION, lease_duration=SECOND)
+    await router.pass_time(2 * SECOND)
+    router.registry.change(instance, state=InstanceState.STOPPING)
+    await router.follow()
+    named = {"task": lost.name} if by_name else {}
+    claimed = await router.claim_one(instance, FEDERATION, **named)
+    request = svc.RejectDelegationRequest(name=claimed.delegation, fencing_token=claimed.claim.fencing_token)
+    await router.delegations.RejectDelegation(request)
+    assert (await router.get(task)).state == State.STATE_SUBMITTED
+    await router.follow()
+    (report,) = router.registry.reports
+    assert report.instance == instance

@@ -137,16 +137,17 @@ class Clockwork:
 
     async def drain(self, instance: Instance) -> None:
         """Send back what a stopping instance was handed, and report it stopped when nothing runs there."""
-        name, after = instance.name, ""
+        name, after, kept = instance.name, "", False
         while True:
             waiting = await self._engine.read(partial(_waiting_in, name, after))
             if not waiting:
                 break
             after = waiting[-1].id
-            await self._engine.run(partial(_send_back, [task.name for task in waiting if task.delegation]))
+            handed = [task.name for task in waiting if task.delegation]
+            kept = await self._engine.run(partial(_send_back, handed)) or kept
         busy = await self._engine.read(lambda unit: unit.store.in_instance(name, _BUSY, 1))
         # A run is reported once, and told from the next by its start: we may not see what is between them.
-        if busy or self._reported.get(name, _NEVER) == instance.start_time:
+        if kept or busy or self._reported.get(name, _NEVER) == instance.start_time:
             return
         report = await self._engine.read(lambda unit: _run_report(unit, name))
         await self._engine.registry.report_stopped(report)
@@ -240,13 +241,17 @@ def _waiting_in(instance: str, after: str, unit: Unit) -> list[Task]:
     return unit.store.in_instance(instance, _WAITING, BATCH, after)
 
 
-def _send_back(names: list[str], unit: Unit) -> int:
+def _send_back(names: list[str], unit: Unit) -> bool:
+    """Returns whether any stays: what it came with is worked on, or whoever had it has to say whether it has begun."""
+    kept = False
+
     def step(unit: Unit, name: str) -> None:
+        nonlocal kept
         task = unit.task(name)
         if task.state in _WAITING:
-            placing.send_back(unit, task, f"{task.instance} is being stopped")
+            kept = not placing.send_back(unit, task, f"{task.instance} is being stopped") or kept
 
-    return _each(unit, "send back", names, step)
+    return _each(unit, "send back", names, step) < len(names) or kept
 
 
 def _run_report(unit: Unit, instance: str) -> RunReport:

@@ -26,6 +26,7 @@ from hopper_router.model import (
     DelegationState,
     Failure,
     InputRequest,
+    InstanceState,
     Progress,
     Scope,
     Task,
@@ -139,7 +140,7 @@ def _candidates(unit: Unit, wanted: ClaimRequest, room: Room) -> Iterator[Task]:
 def ready_query(unit: Unit, wanted: ClaimRequest, room: Room) -> ReadyQuery | None:
     """What may be claimed of the queue now; None: it stands still, or is full."""
     directory = unit.world.directory
-    closed = set(directory.halted) | room.full_instances() | _not_for(unit, wanted)
+    closed = (set(directory.halted) - _emptied(unit, wanted)) | room.full_instances() | _not_for(unit, wanted)
     paused = directory.paused | room.full_projects()
     if wanted.queue in closed or wanted.queue in paused:
         return None
@@ -176,6 +177,13 @@ def _not_for(unit: Unit, wanted: ClaimRequest) -> set[str]:
     return others if wanted.for_peers else others | directory.federated
 
 
+def _emptied(unit: Unit, wanted: ClaimRequest) -> set[str]:
+    """A peer's place that is being stopped: of what waits there, the federation service alone knows what has left."""
+    place = unit.world.directory.instances.get(wanted.queue)
+    stopping = place is not None and place.scope is Scope.FEDERATED and place.state is InstanceState.STOPPING
+    return {wanted.queue} if stopping and wanted.for_peers else set()
+
+
 def claim_one(unit: Unit, name: str, wanted: ClaimRequest) -> Task:
     """
     Claim that task, now.
@@ -197,7 +205,7 @@ def claim_one(unit: Unit, name: str, wanted: ClaimRequest) -> Task:
 def _require_open(unit: Unit, task: Task, wanted: ClaimRequest) -> None:
     directory = unit.world.directory
     halted_by = directory.halted_by(task.instance)
-    if halted_by:
+    if halted_by and halted_by not in _emptied(unit, wanted):
         state = directory.instances[halted_by].state.value if halted_by in directory.instances else "UNKNOWN"
         raise InstanceNotRunning(f"{halted_by} is {state}", instance=halted_by, state=state)
     if task.project in directory.paused:

@@ -8,7 +8,8 @@ Takes what the router has handed to a peer's instance, and offers it to the peer
 
 The claim is kept for as long as the hand-over is open (`claims`). Where this Hopper was away for longer than its
 lease, the router has the task in the queue again, and this service claims it again: the open hand-over is adopted,
-with the new token.
+with the new token. That goes on while the peer's instance is being stopped, and whatever has no hand-over goes back:
+of what must not run twice the router cannot tell whether it has left.
 """
 
 import asyncio
@@ -81,9 +82,7 @@ class Claimer:
                 await self._changed.wait(after=seen)
 
     def _follow(self, group: asyncio.TaskGroup) -> None:
-        wanted = {
-            peer.install_id for peer in self._snapshots.current.peers.values() if peer.may(Level.TRUSTED)
-        }
+        wanted = set(self._snapshots.current.peers)
         for install_id in self._tasks.keys() - wanted:
             self._tasks.pop(install_id).cancel()
         for install_id in wanted - self._tasks.keys():
@@ -94,8 +93,7 @@ class Claimer:
 
     async def _claim_for(self, install_id: str) -> None:
         while True:
-            free = min(self._credit.of(install_id), MOST_AT_ONCE)
-            instance = self._places.working(install_id)
+            free, instance = self._to_claim(install_id)
             if not free or not instance:
                 await self._until_free()
                 continue
@@ -104,6 +102,14 @@ class Claimer:
             except HopperError as error:
                 log.info("nothing is claimed for a peer", install_id=install_id, reason=error.reason)
                 await asyncio.sleep(_AGAIN_AFTER)
+
+    def _to_claim(self, install_id: str) -> tuple[int, str]:
+        """How much of which instance."""
+        peer = self._snapshots.current.peers.get(install_id)
+        working = self._places.working(install_id) if peer is not None and peer.may(Level.TRUSTED) else ""
+        if working:
+            return min(self._credit.of(install_id), MOST_AT_ONCE), working
+        return MOST_AT_ONCE, self._places.closing(install_id)
 
     async def _until_free(self) -> None:
         seen = self._credit.changed.count
@@ -133,7 +139,8 @@ class Claimer:
         request = dsvc.ListDelegationsRequest(task=task.name)
         chain = await made(self._delegations.ListDelegations(request, timeout=CALL_SECONDS))
         lineage = lineage_of(task.name, chain.delegations)
-        outcome = await self._offerer.offer(install_id, task, lineage)
+        closing = bool(self._places.closing(install_id))
+        outcome = await self._offerer.offer(install_id, task, lineage, closing=closing)
         if isinstance(outcome, Refused):
             await self._send_back(install_id, task, lineage, outcome)
 

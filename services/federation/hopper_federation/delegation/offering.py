@@ -43,6 +43,9 @@ class Refused:
     detail: str
 
 
+CLOSING: Final = Refused("closing", "PEER_REVOKED", "nothing is handed to it any more")
+
+
 @dataclass(frozen=True, slots=True)
 class _Case:
     """
@@ -76,11 +79,20 @@ class Offerer:
         self._lease = lease
         self._ids = Ids()
 
-    async def offer(self, peer: str, task: Task, lineage: Lineage) -> Delegation | Refused:
-        """Offer a claimed task to a peer, or adopt the hand-over that it has."""
-        return await self._desks.write(lambda sitting: self._offer(sitting, peer, task, lineage))
+    async def offer(
+        self, peer: str, task: Task, lineage: Lineage, *, closing: bool = False
+    ) -> Delegation | Refused:
+        """
+        Offer a claimed task to a peer, or adopt the hand-over that it has.
 
-    def _offer(self, sitting: Sitting, peer: str, task: Task, lineage: Lineage) -> Delegation | Refused:
+        Args:
+            closing: Nothing new is handed to it any more.
+        """
+        return await self._desks.write(lambda sitting: self._offer(sitting, peer, task, lineage, closing))
+
+    def _offer(
+        self, sitting: Sitting, peer: str, task: Task, lineage: Lineage, closing: bool
+    ) -> Delegation | Refused:
         adopted = sitting.desk.claimed(task.name, task.claim.fencing_token)
         came = _brought(sitting, lineage)
         exclusive = task.spec.exclusive if came is None else came.exclusive
@@ -89,8 +101,8 @@ class Offerer:
             adopted = self._doubt(sitting, peer, task, uid)
         if adopted is not None:
             return adopted
-        if came is not None and lineage.is_part:
-            return Refused("parts", "CAPABILITY_DENIED", PART)
+        if closing or (came is not None and lineage.is_part):
+            return CLOSING if closing else Refused("parts", "CAPABILITY_DENIED", PART)
         body = bodies.body_of(task.spec) if came is None else _body_of(came)
         origin = "" if came is None else came.task_uid.partition("/")[0]
         crossing = bodies.crossing_of(body, exclusive=exclusive, origin=origin)

@@ -140,6 +140,13 @@ class Places:
             return ""
         return instance.name
 
+    def closing(self, install_id: str) -> str:
+        """The instance of a peer that is being stopped; empty: there is none."""
+        project = self.project_of(install_id)
+        instance = None if project is None else self.instance_for(project.name)
+        stopping = instance is not None and instance.state == Instance.STATE_STOPPING
+        return instance.name if instance is not None and stopping else ""
+
     def peer_at(self, instance: str) -> str:
         """The install id of the peer that an instance stands for; empty: it stands for none."""
         known = self._registry.instances.get(instance)

@@ -30,7 +30,7 @@ from hopper_federation.trust import Level
 from hopper_federation.trust_admin import TrustAdmin
 from hopper_federation.trust_snapshot import TrustedPeer, TrustSnapshots
 from hopper_testing.clock import ManualClock
-from tests.federation.seals import FIRST, NOW, Hoppers, made_hoppers, offer_to_bob, result_of_carol
+from tests.federation.seals import BODY, FIRST, NOW, Hoppers, made_hoppers, offer_to_bob, result_of_carol
 
 Verdict = svc.DecideRemoteDelegationRequest
 CONTEXT: Final[Any] = None  # no method looks at it
@@ -171,6 +171,20 @@ async def test_what_is_kept_is_shown_with_its_chain(alice: Alice) -> None:
     assert shown.delegation.create_time.ToMicroseconds() == pytest.approx(done.created * 1e6, abs=2)
     assert [link.kind for link in shown.custody] == ["task", "hop", "result", "countersign"]
     assert all(link.verified for link in shown.custody)
+
+
+async def test_what_waits_for_a_person_is_told_whole_but_for_its_payload(alice: Alice) -> None:
+    """A title is too little to decide by. What nobody has to decide about is a task, and read there."""
+    heavy = dpb.TaskBody(payload=b"heavy")
+    heavy.MergeFrom(BODY)
+    offer = offer_to_bob(alice.hoppers, heavy).SerializeToString()
+    await alice.keep(
+        alice.kept(1, role=Role.IN, state=State.QUARANTINED, offer=offer),
+        alice.kept(2, role=Role.IN),
+        alice.kept(3, state=State.QUARANTINED),
+    )
+    assert (await alice.show("1" * 26)).body == BODY
+    assert not any([(await alice.show(each * 26)).HasField("body") for each in "23"])
 
 
 async def test_what_is_not_there_is_not_found(alice: Alice) -> None:

@@ -339,24 +339,33 @@ async def test_a_zip_bomb_is_a_file_like_any_other(shelf: Shelf) -> None:
 
 
 @pytest.mark.parametrize(
-    ("problem", "code", "reason", "says"),
+    ("problem", "code", "reason", "says", "listed"),
     [
-        (Problem.NONE, "UNAVAILABLE", "PEER_UNREACHABLE", "not here yet"),
-        (Problem.QUOTA, "UNAVAILABLE", "PEER_UNREACHABLE", "no room"),
-        (Problem.WRONG, "INVALID_ARGUMENT", "ARTIFACT_INVALID", "not what the peer had signed"),
-        (Problem.MALFORMED, "INVALID_ARGUMENT", "ARTIFACT_INVALID", "refused"),
-        (Problem.GONE, "NOT_FOUND", "ARTIFACT_NOT_FOUND", "does not have"),
+        (Problem.NONE, "UNAVAILABLE", "PEER_UNREACHABLE", "on its way", ""),
+        (Problem.QUOTA, "UNAVAILABLE", "PEER_UNREACHABLE", "no room", "QUOTA"),
+        (
+            Problem.WRONG,
+            "INVALID_ARGUMENT",
+            "ARTIFACT_INVALID",
+            "not what the peer had signed",
+            "ARTIFACT_INVALID",
+        ),
+        (Problem.MALFORMED, "INVALID_ARGUMENT", "ARTIFACT_INVALID", "is no name", "ARTIFACT_INVALID"),
+        (Problem.GONE, "NOT_FOUND", "ARTIFACT_NOT_FOUND", "does not have", "ARTIFACT_NOT_FOUND"),
     ],
 )
 async def test_why_a_file_of_a_peer_is_not_here_is_told(
-    shelf: Shelf, clock: ManualClock, problem: Problem, code: str, reason: str, says: str
+    shelf: Shelf, clock: ManualClock, problem: Problem, code: str, reason: str, says: str, listed: str
 ) -> None:
+    """By the list too: there the reason is that of its being missing."""
     coming = File(CHILD, "a", digest(b"abc"), 3, "", clock.now(), stored=False, problem=problem, peer="bob")
     await shelf.files.write(lambda store: store.save(coming))
     found = await refused(shelf.get("a"))
     assert found[:2] == (code, reason)
     assert says in found[2]
-    assert (await shelf.listed())["a"].stored == 0
+    stored = (await shelf.listed())["a"]
+    assert (stored.stored, stored.problem) == (0, listed)
+    assert (says in stored.detail) == bool(listed)
 
 
 async def test_how_much_of_it_has_come_is_shown_and_nobody_puts_another_in_its_place(

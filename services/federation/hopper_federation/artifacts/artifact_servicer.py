@@ -125,7 +125,8 @@ class ArtifactServicer(ArtifactServiceServicer):
         here = file.size if file.stored else 0
         if file.wanted:  # whole it is once it has been checked
             here = max(0, min(self._blobs.partial(file.sha256), file.size - 1))
-        return svc.StoredArtifact(artifact=to_proto(file), stored=here)
+        reason, detail = _why_missing(file)
+        return svc.StoredArtifact(artifact=to_proto(file), stored=here, problem=reason, detail=detail)
 
 
 async def _start(requests: _Requests) -> svc.PutArtifactRequest.Start:
@@ -168,11 +169,25 @@ def _put(store: ArtifactStore, file: File, limits: Limits) -> File:
 def _require_here(file: File) -> None:
     if file.stored:
         return
+    reason, detail = _why_missing(file)
     if file.wanted:
-        cause = "there is no room for it" if file.problem is Problem.QUOTA else "not here yet"
+        cause = detail or "it is on its way"
         raise PeerUnreachable(f"{file.name} has not come yet: {cause}", peer=file.peer, cause=cause)
-    if file.problem is Problem.GONE:
-        raise ArtifactNotFound(f"the peer does not have {file.name} any more", artifact=file.name)
-    raise ArtifactInvalid(
-        f"{file.name} was refused: what came is not what the peer had signed", artifact=file.name
-    )
+    if reason == ArtifactNotFound.reason:
+        raise ArtifactNotFound(f"{file.name} is not here: {detail}", artifact=file.name)
+    raise ArtifactInvalid(f"{file.name} was refused: {detail}", artifact=file.name)
+
+
+def _why_missing(file: File) -> tuple[str, str]:
+    """Why a file that a peer told of does not come: a reason of the catalogue, and the same for people."""
+    match file.problem:
+        case Problem.NONE:
+            return "", ""
+        case Problem.QUOTA:
+            return QuotaReached.reason, "there is no room for it here: it is tried again every few minutes"
+        case Problem.WRONG:
+            return ArtifactInvalid.reason, "what came is not what the peer had signed"
+        case Problem.MALFORMED:
+            return ArtifactInvalid.reason, "what the peer had signed is no name, hash or size"
+        case Problem.GONE:
+            return ArtifactNotFound.reason, "the peer does not have it any more"

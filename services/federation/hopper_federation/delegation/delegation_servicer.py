@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import grpc.aio
 
+from hopper.federation.v1 import delegation_pb2 as dpb
 from hopper.federation.v1 import delegation_service_pb2 as svc
 from hopper.federation.v1.delegation_service_pb2_grpc import RemoteDelegationServiceServicer
 from hopper_common.errors import DelegationNotFound, DelegationWrongState, FieldViolation, InvalidArgument
@@ -76,7 +77,14 @@ class RemoteDelegationServicer(RemoteDelegationServiceServicer):
     async def GetRemoteDelegation(
         self, request: svc.GetRemoteDelegationRequest, context: _Context
     ) -> svc.GetRemoteDelegationResponse:
-        return await self._desks.read(lambda rows: self._explained(rows, _found(rows, request.id)))
+        def look(rows: SqlDelegations) -> svc.GetRemoteDelegationResponse:
+            found = _found(rows, request.id)
+            answer = self._explained(rows, found)
+            if found.role is Role.IN and found.state is State.QUARANTINED:
+                answer.body.CopyFrom(_asked_for(found))
+            return answer
+
+        return await self._desks.read(look)
 
     async def ExplainCustody(
         self, request: svc.ExplainCustodyRequest, context: _Context
@@ -168,6 +176,13 @@ def _found(rows: SqlDelegations, delegation: str) -> Delegation:
     if not found:
         raise DelegationNotFound(f"there is no hand-over {delegation}", delegation=delegation)
     return found[0]
+
+
+def _asked_for(offered: Delegation) -> dpb.TaskBody:
+    """What is to be done, as it was offered: so much of it as a person decides by."""
+    body = dpb.TaskBody.FromString(dpb.Offer.FromString(offered.offer).body)
+    body.ClearField("payload")
+    return body
 
 
 def _oldest_first(delegations: Sequence[Delegation]) -> list[Delegation]:

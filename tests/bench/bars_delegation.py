@@ -23,16 +23,17 @@ from sqlalchemy import Connection, insert
 from hopper_common import logs
 from hopper_common.auth.rates import Rate
 from hopper_common.database import Database
+from hopper_common.host import collect_seldom
 from hopper_common.ids import new_id
 from hopper_federation.delegation import receiver
-from hopper_federation.delegation.model import Role, State
+from hopper_federation.delegation.model import Delegation, State
 from hopper_federation.delegation.tables import INBOX
 from hopper_testing.certificates import Authority
 from hopper_testing.processes import temporary_directory
 from hopper_testing.proxy import ChaosProxy
 from tests.bench.bar import Result, at_most, bar
 from tests.bench.rig import Rig
-from tests.federation.handing import ends, offer, trusts
+from tests.federation.handing import ends_taken, offer, trusts
 from tests.federation.neighbours import Neighbour, neighbour
 
 ROUND_TRIP: Final = at_most(2.0, 1.5)
@@ -56,24 +57,43 @@ class _Couple:
     def __init__(self, alice: Neighbour, bob: Neighbour) -> None:
         self.alice = alice
         self.bob = bob
+        self._here = _Seen(alice)
+        self._there = _Seen(bob)
 
     async def round_trip(self) -> None:
         """Until Alice has the result and Bob knows that she has: durable at both ends."""
         (made,) = await offer(self.alice, self.bob)
-        await _comes(self.bob, Role.IN, made, lambda each: each.state is State.ACCEPTED)
-        await ends(self.bob, made)
-        await _comes(self.alice, Role.OUT, made, lambda each: each.state is State.COMPLETED)
-        await _comes(self.bob, Role.IN, made, lambda each: each.settled)
+        taken = await self._there.when(made, lambda each: each.state is State.ACCEPTED)
+        await ends_taken(self.bob, taken)
+        await self._here.when(made, lambda each: each.state is State.COMPLETED)
+        await self._there.when(made, lambda each: each.settled)
 
 
-async def _comes(one: Neighbour, role: Role, delegation: str, enough: Callable[[Any], bool]) -> None:
-    committed = one.db.committed
-    while True:
-        seen = committed.count
-        found = await one.desks.read(lambda rows: rows.delegation(role, delegation))
-        if found is not None and enough(found):
-            return
-        await committed.wait(after=seen)
+class _Seen:
+    """What each hand-over is at one side, as of its newest durable transaction, without asking the database."""
+
+    def __init__(self, one: Neighbour) -> None:
+        self._newest: dict[str, Delegation] = {}
+        self._wanted: dict[str, tuple[Enough, asyncio.Future[Delegation]]] = {}
+        one.desks.on_saved(self._saved)
+
+    def _saved(self, each: Delegation) -> None:
+        self._newest[each.id] = each
+        enough, future = self._wanted.get(each.id, (None, None))
+        if enough is not None and future is not None and enough(each):
+            del self._wanted[each.id]
+            future.set_result(each)
+
+    async def when(self, delegation: str, enough: Enough) -> Delegation:
+        newest = self._newest.get(delegation)
+        if newest is not None and enough(newest):
+            return newest
+        future: asyncio.Future[Delegation] = asyncio.get_running_loop().create_future()
+        self._wanted[delegation] = enough, future
+        return await future
+
+
+Enough = Callable[[Delegation], bool]
 
 
 @asynccontextmanager
@@ -163,6 +183,7 @@ async def delegation_round_trip(rig: Rig) -> list[Result]:
     receiver.OFFERS = Rate(1e6, 1e6)  # type: ignore[misc]  # what is measured is the work, not the limit for strangers
     with temporary_directory() as directory:
         async with _couple(directory) as couple, _floor(couple) as floor:
+            collect_seldom()
             sides = {"hand-over": couple.round_trip, "floor": floor.round_trip}
             for make in sides.values():
                 await _serially(make, 10)
@@ -258,11 +279,12 @@ class _Crowd:
         self.alice = alice
         self.peers = peers
         self.proxy = proxy
+        self._seen = _Seen(alice)
 
     async def offer_to_first(self, *, wait: bool) -> None:
         (made,) = await offer(self.alice, self.peers[0])
         if wait:
-            await _comes(self.alice, Role.OUT, made, lambda each: each.state is State.ACCEPTED)
+            await self._seen.when(made, lambda each: each.state is State.ACCEPTED)
 
     async def round(self) -> list[float]:
         """How long an offer to each of the others takes until it is accepted."""
@@ -270,7 +292,7 @@ class _Crowd:
         for peer in self.peers[1:]:
             began = time.perf_counter()
             (made,) = await offer(self.alice, peer)
-            await _comes(self.alice, Role.OUT, made, lambda each: each.state is State.ACCEPTED)
+            await self._seen.when(made, lambda each: each.state is State.ACCEPTED)
             seconds.append(time.perf_counter() - began)
         return seconds
 

@@ -89,11 +89,15 @@ async def offer(one: Neighbour, other: Neighbour, count: int = 1) -> list[str]:
 
 async def ends(one: Neighbour, delegation: str, outcome: Outcome = Outcome.SUCCEEDED) -> None:
     """The task that was made of an offer has ended."""
-    taken = await found(one, Role.IN, delegation)
+    await ends_taken(one, await found(one, Role.IN, delegation), outcome)
+
+
+async def ends_taken(one: Neighbour, taken: Delegation, outcome: Outcome = Outcome.SUCCEEDED) -> None:
+    """Likewise, of an offer as it was taken."""
     offer = pb.Offer.FromString(taken.offer)
     result = sealing.seal_result(one.identity, offer, Ended(outcome, datetime.now(UTC), b"done"))
     news = TaskNews(outcome=outcome, sealed=result.SerializeToString())
-    await one.desks.write(lambda sitting: sitting.desk.news(delegation, news))
+    await one.desks.write(lambda sitting: sitting.desk.news(taken.id, news))
 
 
 async def found(one: Neighbour, role: Role, delegation: str) -> Delegation:

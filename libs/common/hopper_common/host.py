@@ -424,13 +424,17 @@ _COLLECT_AFTER: Final = (20_000, 20, 20)
 
 def _then_freeze(ready: Callable[[Ready], None]) -> Callable[[Ready], None]:
     def freeze(reached: Ready) -> None:
-        # What start-up made stays until the end; the collector need not look at it again and again.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(*_COLLECT_AFTER)
+        collect_seldom()
         ready(reached)
 
     return freeze
+
+
+def collect_seldom() -> None:
+    """What start-up made stays until the end; the collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_COLLECT_AFTER)
 
 
 def _print(reached: Ready) -> None:

@@ -4,6 +4,7 @@ snapshot true.
 """
 
 import asyncio
+import contextlib
 from datetime import timedelta
 from typing import Final
 
@@ -79,35 +80,24 @@ class TrustKeeper:
         self._clock = clock
         self._confirm_every = confirm_every
         self._looking = asyncio.Lock()
-        self._version = -1  # of the log, as of the last look
-        self._look_at = 0.0
 
     async def run(self) -> None:
         """Look for ever."""
         while True:
-            commits = self._federation.committed.count
+            changes = self._federation.logged.count
             try:
-                await self._look_if_changed()
+                await self.look()
             except _PUT_OFF as error:
                 log.error("whom to trust is not known", reason=error.reason, message=error.message)
                 await asyncio.sleep(LOOK_EVERY)
                 continue
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._confirm_every):
-                    await self._federation.committed.wait(after=commits)
-            except TimeoutError:
-                continue
-
-    async def _look_if_changed(self) -> None:
-        """Most commits are about work: then nobody's trust has changed, and the log says so."""
-        version = await self._federation.read(lambda store: store.version)
-        if version != self._version or self._clock.monotonic() >= self._look_at:
-            await self.look()
+                    await self._federation.logged.wait(after=changes)
 
     async def look(self) -> None:
         """Take over what the store says now."""
         async with self._looking:  # one after the other, or an earlier answer could replace a later one
             asked = self._clock.monotonic()  # before the answer: it may have been true no longer than that
-            version, peers = await self._federation.read(lambda store: (store.version, store.trusted_peers()))
+            peers = await self._federation.read(lambda store: store.trusted_peers())
             self._snapshots.replace(peers, asked)
-            self._version, self._look_at = version, asked + self._confirm_every

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Row, Table, case, delete, func, insert, selec
 
 from hopper.common.v1.identity_pb2 import SignedBundle, TrustBundle
 from hopper_common.clock import Clock
-from hopper_common.database import Database, Signal
+from hopper_common.database import Database, Signal, notify
 from hopper_common.eventlog import Event, EventLog
 from hopper_common.idempotency import Requests
 from hopper_common.identity.bundles import TRUSTED
@@ -51,6 +51,7 @@ T = TypeVar("T")
 M = TypeVar("M", bound=Message)
 
 _LOG: Final = EventLog(EVENTS)
+_LOGGED: Final = "federation.logged"
 
 
 class SqlStore:
@@ -381,6 +382,7 @@ class SqlStore:
 
     def _tell(self, topic: str, key: str, body: bytes) -> None:
         _LOG.append(self.conn, topic=topic, key=key, body=body, now=self._now)
+        notify(self.conn, _LOGGED)
 
 
 def _peer(row: Row[Any]) -> Peer:
@@ -471,6 +473,7 @@ class Federation:
 
     Attributes:
         committed: Fires after each commit, of any process that shares the database.
+        logged: Fires after those that have changed a peer; and when one may have been missed.
         begun: What the database knows of itself since this start; see `incarnation`.
     """
 
@@ -478,6 +481,8 @@ class Federation:
         self._db = db
         self._clock = clock
         self._requests = Requests(REQUESTS, clock)
+        self.logged = Signal()
+        db.on_notify(self._heard)
         self.begun = Incarnation("", 0)
 
     def begin(self, incarnation: Incarnation) -> None:
@@ -520,6 +525,10 @@ class Federation:
             return self._requests.once(conn, method, request, response, lambda: effect(self._store(conn)))
 
         return await self._db.write(work)
+
+    def _heard(self, payload: str) -> None:
+        if payload in ("", _LOGGED):
+            self.logged.fire()
 
     def _store(self, conn: Connection) -> SqlStore:
         return SqlStore(conn, self._clock.now())

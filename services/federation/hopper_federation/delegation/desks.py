@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from hopper_common.database import Signal
 from hopper_federation.delegation.border import Border
 from hopper_federation.delegation.desk import Desk, Raised
+from hopper_federation.delegation.model import Delegation
 from hopper_federation.delegation.steady import SteadyClock
 from hopper_federation.delegation.store_sql import SqlDelegations
 from hopper_federation.store_sql import Federation, SqlStore
@@ -62,6 +63,7 @@ class Desks:
         self._trust = trust
         self._on_told: list[Callable[[str], None]] = []
         self._on_alarm: list[Callable[[Raised], None]] = []
+        self._on_saved: list[Callable[[Delegation], None]] = []
 
     def on_told(self, callback: Callable[[str], None]) -> None:
         """Call back with the install id of each peer for whom there are new messages."""
@@ -70,6 +72,10 @@ class Desks:
     def on_alarm(self, callback: Callable[[Raised], None]) -> None:
         """Call back with whatever a person should hear of."""
         self._on_alarm.append(callback)
+
+    def on_saved(self, callback: Callable[[Delegation], None]) -> None:
+        """Call back with each hand-over that a transaction of this process has changed, as it is now."""
+        self._on_saved.append(callback)
 
     async def write(self, work: Callable[[Sitting], T]) -> T:
         """
@@ -127,3 +133,6 @@ class Desks:
             self.raise_alarm(alarm)
         if sitting.rows.asked:
             self.asked.fire()
+        for saved in sitting.rows.saved.values() if self._on_saved else ():
+            for callback in self._on_saved:
+                callback(saved)

@@ -224,6 +224,7 @@ class SqlDelegations:
         sending: Ids of messages that are under way in this moment: what replaces them comes after them.
 
     Attributes:
+        saved: The hand-overs that were written, as they are now.
         told: Install ids of peers for whom something was put into the outbox.
         asked: Something is to be done at the router.
     """
@@ -237,16 +238,19 @@ class SqlDelegations:
         self._absent: set[tuple[Role, str]] = set()
         self._copies: dict[str, Sequence[Delegation]] = {}  # by task uid
         self._open: dict[str, list[tuple[str, str, str, int]]] = {}  # role, state, rule and how many, by peer
+        self.saved: dict[tuple[Role, str], Delegation] = {}
         self.told: set[str] = set()
         self.asked = False
 
     @contextmanager
     def apart(self) -> Iterator[None]:
         """What fails within is undone by itself."""
+        saved = dict(self.saved)
         try:
             with self._conn.begin_nested():
                 yield
         except BaseException:
+            self.saved = saved
             self._ask_again()
             raise
 
@@ -281,6 +285,7 @@ class SqlDelegations:
             changing = {name: value for name, value in row.items() if name not in _NEVER_CHANGES}
             self._conn.execute(_REPLACE, {**changing, **this})
         self._bodies[key], self._known[key] = after, delegation
+        self.saved[key] = delegation
         self._absent.discard(key)
         self._copies.pop(delegation.task_uid, None)
         self._open.pop(delegation.peer, None)

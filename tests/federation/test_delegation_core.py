@@ -7,6 +7,7 @@ swapped.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import count
 
@@ -518,10 +519,19 @@ class Side:
     tables: Tables = field(default_factory=Tables)
     now: float = NOW
     ruled: Ruled = field(default_factory=lambda: Ruled(True))
+    restored_at: float | None = None
     numbers: count[int] = field(default_factory=lambda: count(1))
 
     def rule_on(self, peer: str, facts: OfferFacts) -> Ruled:
         return self.ruled
+
+    def may_have_been_here(self, facts: OfferFacts) -> bool:
+        return self.restored_at is not None and facts.made <= self.restored_at
+
+    def restored(self, copy: Tables) -> None:
+        """Its tables are brought back from a copy."""
+        self.tables, self.restored_at = copy.copy(), self.now
+        self.desk().restored([self.peer])
 
     def store(self) -> MemoryDelegations:
         return MemoryDelegations(self.tables, self.numbers.__next__, self.name)
@@ -547,7 +557,7 @@ def two() -> tuple[Side, Side]:
 def facts_of(
     uid: str = "a/t1", *, path: tuple[str, ...] = ("a",), lease: float = LEASE, exclusive: bool = False
 ) -> OfferFacts:
-    return OfferFacts(uid.encode(), uid, path[0], path, lease, exclusive)
+    return OfferFacts(uid.encode(), uid, path[0], path, lease, exclusive, made=NOW)
 
 
 def offer(a: Side, *, delegation: str = "d1", epoch: int = 1, exclusive: bool = False) -> Message:
@@ -1138,6 +1148,188 @@ def test_who_was_restored_cannot_say_that_it_never_began(exclusive: bool) -> Non
 
     assert a.the(Role.OUT).state is (State.SUSPECT if exclusive else State.CANCELLED)
     assert a.errands() == ([] if exclusive else [Task.RETURN])
+
+
+def _unplaced(b: Side) -> None:
+    b.desk().unplaced("d1")
+    b.desk().news("d1", TaskNews(outcome=Outcome.CANCELLED, sealed=b"x"))
+
+
+SAYS_NO = [
+    # as it is in the copy, and why it is not taken, or no longer
+    (State.QUARANTINED, lambda b: b.desk().decide("d1", False, "not ours")),
+    (State.QUARANTINED, lambda b: Desk(b.store(), NOW + 30 * 86_400).tick()),
+    (State.ACCEPTED, lambda b: b.desk().refused("d1", "LIMIT")),
+    (State.ACCEPTED, _unplaced),
+    (State.ACCEPTED, lambda b: b.desk().news("d1", TaskNews(outcome=Outcome.FAILED, unplaced=True))),
+]
+
+
+@pytest.mark.parametrize("from_copy", BOTH)
+@pytest.mark.parametrize("exclusive", BOTH)
+@pytest.mark.parametrize(("state", "says_no"), SAYS_NO)
+def test_who_was_restored_does_not_say_that_it_never_began_what_is_in_the_copy(
+    state: State, says_no: Callable[[Side], object], exclusive: bool, from_copy: bool
+) -> None:
+    """Found by seed 536881: a person discarded what had been accepted, and had run, after the copy was made."""
+    a, b = two()
+    b.ruled = Ruled(True, quarantined=state is State.QUARANTINED)
+    offer(a, exclusive=exclusive)
+    carry(a, b)
+    if from_copy:
+        b.restored(b.tables)
+
+    says_no(b)
+    exchanged(a, b)
+
+    unsure = exclusive and from_copy
+    assert a.errands() == ([] if unsure else [Task.RETURN])
+    assert (a.the(Role.OUT).state is State.SUSPECT) == unsure
+    assert (b.the(Role.IN).state is State.CANCELLED) == unsure
+
+
+@pytest.mark.parametrize("exclusive", BOTH)
+def test_who_was_restored_is_told_to_call_off_what_waits_for_a_person_in_the_copy(exclusive: bool) -> None:
+    a, b = two()
+    b.ruled = Ruled(True, quarantined=True)
+    offer(a, exclusive=exclusive)
+    carry(a, b)
+    b.restored(b.tables)
+
+    a.desk().cancel("d1", "no", by_router=False)
+    exchanged(a, b)
+
+    assert a.the(Role.OUT).state is (State.SUSPECT if exclusive else State.CANCELLED)
+    assert a.errands() == ([] if exclusive else [Task.RETURN])
+
+
+@pytest.mark.parametrize("exclusive", BOTH)
+def test_what_waits_for_a_person_in_a_copy_may_have_been_begun_for_who_is_gone(exclusive: bool) -> None:
+    a, b = two()
+    b.ruled = Ruled(True, quarantined=True)
+    message = offer(a, exclusive=exclusive)
+    b.desk().take("a", message)
+    b.restored(b.tables)
+    b.desk().peer_gone("a", Gone.REVOKED)
+
+    again = b.desk().take("a", replace(message, id="m9"))
+
+    a.desk().answered(message.id, again, NOW)
+    assert a.the(Role.OUT).state is (State.SUSPECT if exclusive else State.REJECTED)
+
+
+REFUSED_ANEW = [
+    # the ruling when the offer comes again after the restore, and who has it then
+    (Ruled(False, reason="CAPABILITY_DENIED"), False),
+    (Ruled(False, reason="QUOTA"), False),
+    (Ruled(True), True),
+]
+
+
+@pytest.mark.parametrize("late", BOTH)
+@pytest.mark.parametrize("exclusive", BOTH)
+@pytest.mark.parametrize(("ruled", "has_it"), REFUSED_ANEW)
+def test_who_was_restored_does_not_say_that_it_never_began_what_is_offered_again(
+    ruled: Ruled, has_it: bool, exclusive: bool, late: bool
+) -> None:
+    """The receipt was lost, and so was what it was about."""
+    a, b = two()
+    message = offer(a, exclusive=exclusive)
+    b.desk().take("a", message)
+    b.restored(Tables())
+    b.ruled, b.restored_at = ruled, NOW - 1 if late else NOW
+
+    carry(a, b)
+    again = b.desk().take("a", message)
+
+    unsure = exclusive and not late and not has_it
+    expected = State.SUSPECT if unsure else State.ACCEPTED if has_it else State.REJECTED
+    assert a.the(Role.OUT).state is expected
+    assert again.state is (State.CANCELLED if unsure else State.ACCEPTED if has_it else None)
+    assert b.errands() == ([Task.SUBMIT] if has_it else [])
+
+
+@pytest.mark.parametrize("exclusive", BOTH)
+def test_what_is_offered_again_after_a_restore_and_waits_for_a_person_may_have_been_begun(
+    exclusive: bool,
+) -> None:
+    a, b = two()
+    message = offer(a, exclusive=exclusive)
+    b.desk().take("a", message)
+    b.restored(Tables())
+    b.ruled = Ruled(True, quarantined=True)
+    carry(a, b)
+
+    b.desk().decide("d1", False, "not ours")
+    exchanged(a, b)
+
+    assert a.the(Role.OUT).state is (State.SUSPECT if exclusive else State.REJECTED)
+
+
+@pytest.mark.parametrize("exclusive", BOTH)
+def test_what_may_not_be_taken_yet_after_a_restore_is_taken_later(exclusive: bool) -> None:
+    a, b = two()
+    b.restored(Tables())
+    b.ruled = Ruled(False, reason="QUOTA", retry_after=60.0)
+    offer(a, exclusive=exclusive)
+    carry(a, b)
+    assert a.the(Role.OUT).state is State.OFFERED
+
+    b.ruled = Ruled(True)
+    carry(a, b)
+
+    assert a.the(Role.OUT).state is State.ACCEPTED
+
+
+@pytest.mark.parametrize("exclusive", BOTH)
+@pytest.mark.parametrize("reason", ["DUPLICATE_TASK", "STALE_EPOCH"])
+@pytest.mark.parametrize("state", [State.OFFERED, State.CANCELLING])
+def test_who_has_had_the_task_has_not_said_that_it_never_began(
+    state: State, reason: str, exclusive: bool
+) -> None:
+    """Who hands over was restored, and knows nothing of an earlier hand-over."""
+    step = delegator.answered(out(state, exclusive=exclusive), Offer(b""), Receipt("", None, reason), NOW)
+
+    over = State.CANCELLED if state is State.CANCELLING else State.REJECTED
+    assert step.delegation.state is (State.SUSPECT if exclusive else over)
+    assert (Task.RETURN in done(step)) == (not exclusive)
+
+
+IN_THE_COPY = (State.OFFERED, State.QUARANTINED, State.ACCEPTED, State.RUNNING)
+BECAME = [
+    # how it has ended, and what the router is told of it: where it may run twice, and where not
+    (TaskNews(outcome=Outcome.SUCCEEDED, sealed=b"x"), Task.COMPLETE, Task.COMPLETE),
+    (TaskNews(outcome=Outcome.FAILED, sealed=b"x"), Task.FAIL, Task.FAIL),
+    (TaskNews(outcome=Outcome.CANCELLED, sealed=b"x"), Task.RETURN, Task.FAIL),
+    (TaskNews(outcome=Outcome.FAILED, unplaced=True), Task.RETURN, Task.RETURN),
+]
+
+
+@pytest.mark.parametrize("exclusive", BOTH)
+@pytest.mark.parametrize(("became", "errand", "errand_exclusive"), BECAME)
+@pytest.mark.parametrize("state", IN_THE_COPY)
+def test_who_handed_over_and_was_restored_hears_what_has_become_of_it(
+    state: State, became: TaskNews, errand: Task, errand_exclusive: Task, exclusive: bool
+) -> None:
+    a, b = two()
+    offer(a, exclusive=exclusive)
+    copy = a.tables.copy()
+    carry(a, b)
+    b.desk().submitted("d1", "made")
+    b.desk().news("d1", became)
+    exchanged(a, b)
+    if state is not State.OFFERED:
+        copy.outbox = {}
+        copy.delegations[Role.OUT, "d1"] = replace(out(state, exclusive=exclusive), created=NOW)
+    a.restored(copy)
+
+    compared(a, b)
+    exchanged(a, b)
+    compared(a, b)
+    exchanged(a, b)
+
+    assert a.errands() == [errand_exclusive if exclusive else errand]
+    assert not a.the(Role.OUT).state.open
 
 
 @pytest.mark.parametrize("exclusive", BOTH)

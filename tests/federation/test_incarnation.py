@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 import structlog
 
 from hopper_common.identity.store import IdentityStore
+from hopper_federation.delegation.model import Delegation, Role, State
+from hopper_federation.delegation.store_sql import SqlDelegations
 from hopper_federation.incarnation import Incarnation, Mark, Restored, at_start
 from hopper_federation.incarnation_keeping import FILE, IncarnationKeeper
 from hopper_federation.model import Peer
@@ -139,15 +142,21 @@ async def test_who_was_killed_was_not_restored(federation: Federation, tmp_path:
     assert (federation.resync, federation.incarnation) == (False, json.loads(mark)["incarnation"])
 
 
-async def test_each_peer_is_compared_with_once(federation: Federation, tmp_path: Path) -> None:
+async def test_each_peer_is_compared_with_once_and_what_is_open_is_marked(
+    federation: Federation, tmp_path: Path
+) -> None:
     clock = ManualClock()
     await federation.write(lambda store: store.save_incarnation(Incarnation("another", 5, 1, Restored.NO)))
     for name in "bc":
         peer = Peer(f"peers/{name}", name * 32, Level.KNOWN, clock.now())
         await federation.write(lambda store, peer=peer: store.save_peer(peer))  # type: ignore[misc]  # bound now
+    taken = Delegation("d1", Role.IN, "b" * 32, "b/t1", 1, State.QUARANTINED, 900.0, exclusive=True)
+    await federation.write(lambda store: SqlDelegations(store.conn).save(taken))
     keeper = IncarnationKeeper(federation, IdentityStore.open(tmp_path / "identity", clock), tmp_path, clock)
     assert not await federation.read(lambda store: store.must_sync("b" * 32))
     await keeper.begin()
+    from_copy = await federation.read(lambda store: SqlDelegations(store.conn).delegation(Role.IN, "d1"))
+    assert from_copy == replace(taken, from_copy=True)
     assert federation.resync
     assert await federation.read(lambda store: store.unsynced()) == ["peers/b", "peers/c"]
     await federation.write(lambda store: store.note_synced("b" * 32))

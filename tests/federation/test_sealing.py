@@ -103,6 +103,7 @@ def test_an_offer_says_what_was_sealed(hoppers: Hoppers) -> None:
         hops=2,
         fan_out=7,
         title="translate the report",
+        made=NOW.timestamp(),
     )
 
 

@@ -11,6 +11,8 @@ from hopper_common.clock import Clock
 from hopper_common.errors import Overloaded, StorageFull, StorageUnavailable
 from hopper_common.identity.files import write_private
 from hopper_common.identity.store import Identity
+from hopper_federation.delegation.desk import Desk
+from hopper_federation.delegation.store_sql import SqlDelegations
 from hopper_federation.incarnation import Incarnation, Mark, Restored, at_start
 from hopper_federation.store_sql import Federation, SqlStore
 
@@ -57,7 +59,7 @@ class IncarnationKeeper:
         stored = await self._federation.read(lambda store: store.incarnation())
         after = at_start(stored, mark, self._identity.incarnation, int(self._clock.now().timestamp()))
         if after != stored:
-            await self._federation.write(lambda store: store.save_incarnation(after))
+            await self._federation.write(lambda store: _begin_anew(store, after))
         self._federation.begin(after)
         await self._keep()
         if after != stored and after.restored is not Restored.NO:
@@ -109,6 +111,13 @@ class IncarnationKeeper:
         }
         await asyncio.to_thread(write_private, self._file, json.dumps(content).encode() + b"\n")
         self._commits = commits + 1  # its own; one more means that there is something to mark
+
+
+def _begin_anew(store: SqlStore, after: Incarnation) -> None:
+    store.save_incarnation(after)
+    if after.restored is not Restored.NO:
+        rows = SqlDelegations(store.conn)
+        Desk(rows, store.now.timestamp()).restored(rows.open_peers())
 
 
 def _read(file: Path) -> Mark | None:

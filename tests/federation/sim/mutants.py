@@ -277,7 +277,19 @@ MUTANTS: Mapping[str, Mutant] = {
         "after an old copy, what must not run twice is offered again",
         ((SimHopper, "_may_have_run", always(False)),),
         {"restores": 6, "exclusive": 1.0, "tasks": 12, "crash": 0.0},
-        first=10,
+        first=40,
+    ),
+    "sure-after-a-restore": Mutant(
+        "who was restored says what never began there",
+        ((delegatee, "_may_have_begun", always(False)),),
+        {
+            "hoppers": 3,
+            "restores": 12,
+            "exclusive": 1.0,
+            "tasks": 12,
+            "crash": 0.0,
+            "quarantine": 1.0,
+        },
     ),
     "gone-in-vain": Mutant(
         "nothing comes back from who is gone", ((delegator, "gone", without(Errand)),), {"revocations": 3}

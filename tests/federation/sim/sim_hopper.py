@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
+from hopper_federation.delegation.border import CLOCKS_APART
 from hopper_federation.delegation.desk import Desk, note_of
 from hopper_federation.delegation.model import (
     OPEN,
@@ -141,6 +142,7 @@ class SimHopper:
         self.life = 0
         self.incarnation = 1
         self.restored = False
+        self._restored_at: float | None = None  # by its own clock; None: it has not come up since
         self.unsynced: list[list[Change]] = []
         self.copy: Tables | None = None
         self._born = world.now
@@ -167,6 +169,8 @@ class SimHopper:
         self.up, self.life, self._born = True, self.life + 1, world.now
         self._rate = 1 + rng.uniform(-1, 1) * world.plan.drift
         self._skew = rng.choice([0.0, rng.uniform(-1, 1) * world.plan.skew])
+        if self._restored_at is None:
+            self._restored_at = self.steady()
         self._lines = {peer: Line(due=world.now) for peer in self._partners()}
         self._asked.clear()
         self._keep_at = 0.0
@@ -227,7 +231,9 @@ class SimHopper:
         self.tables = copy.copy()
         self.unsynced.clear()
         self.incarnation += 1
-        self.restored = True
+        self.restored, self._restored_at = True, None
+        store = MemoryDelegations(self.tables, self.world.number, self.name)
+        Desk(store, self.steady()).restored(sorted(self._open_with()))
 
     def step(self) -> None:
         """A place where it may go down."""
@@ -306,6 +312,10 @@ class SimHopper:
         if sum(self.tables.delegations[key].peer == peer for key in taken) >= world.plan.quota:
             return Ruled(False, reason="QUOTA", retry_after=60.0)
         return Ruled(True, quarantined=world.rng.random() < world.plan.quarantine)
+
+    def may_have_been_here(self, facts: OfferFacts) -> bool:
+        """Whether what is not known here may have been taken before an old copy was brought back."""
+        return self.restored and facts.made <= (self._restored_at or 0.0) + CLOCKS_APART
 
     # What it does when something has happened, or a clock has run out.
 
@@ -419,6 +429,7 @@ class SimHopper:
             fan_out=allowed.fan_out,
             schedule_to_start=what.start,
             title=world.load(Cargo(what, allowed, path)),
+            made=self.steady(),
         )
         return desk.offer(self._hand_over(store, task, facts.title), Offer(facts.sealed, facts))
 

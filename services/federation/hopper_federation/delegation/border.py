@@ -22,6 +22,9 @@ MOST_OPEN: Final = 100
 
 BUSY_SECONDS: Final = 60.0
 
+CLOCKS_APART: Final = 3600.0
+"""By how much the clocks of two peers differ at most, in seconds: far more than what any greeting lets pass."""
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -72,6 +75,13 @@ class Border:
             origin="" if facts.origin == peer else facts.origin,
         )
         return self.rule(peer, crossing)
+
+    def may_have_been_here(self, facts: OfferFacts) -> bool:
+        """Whether an offer that is not known here may have been taken before this Hopper was restored from a copy."""
+        incarnation = self._store.incarnation()
+        if incarnation is None or not incarnation.restored:
+            return False
+        return facts.made <= incarnation.number + CLOCKS_APART
 
     def rule(self, peer: str, crossing: Crossing) -> Verdict:
         """Whether something may cross between this Hopper and a peer."""

@@ -11,6 +11,7 @@ The side that takes over, as a state machine: (hand-over, event, now) -> what be
 
 That a lease is lost is said once the task is at rest: whoever handed it over begins anew as soon as that is heard.
 What must not run twice is never stopped for want of an answer: who handed it over does not take it back either.
+Nor is it said to have never begun by who was restored from a copy, and may have begun it since: a person decides there.
 """
 
 from collections.abc import Sequence
@@ -50,6 +51,8 @@ _UNPLACED = "NO_ELIGIBLE_EXECUTOR"
 _LET_GO = {_LOST: State.RECLAIMED, _UNPLACED: State.REJECTED}
 """Why this side stops it by itself, and what it is once it is at rest."""
 
+_RESTORED = "it may have been begun here before this Hopper was restored from a copy"
+
 _WORKED_ON = frozenset({State.ACCEPTED, State.RUNNING})
 _OVER_THERE = frozenset(
     {State.RECLAIMED, State.EXPIRED, State.CANCELLED, State.REJECTED, State.COMPLETED, State.FAILED}
@@ -68,8 +71,14 @@ def offered(
     quarantined: bool,
     rule: str,
     start_by: float,
+    from_copy: bool = False,
 ) -> Step:
-    """Take an offer that may come in, or put it before a person."""
+    """
+    Take an offer that may come in, or put it before a person.
+
+    Args:
+        from_copy: It may have been here before this Hopper was restored from a copy.
+    """
     new = Delegation(
         id=message.delegation,
         role=Role.IN,
@@ -82,6 +91,7 @@ def offered(
         rule=rule,
         start_by=start_by,
         heard=message.sequence,
+        from_copy=from_copy,
         offer=facts.sealed,
         title=facts.title,
         created=now,
@@ -92,10 +102,11 @@ def offered(
     return Step(_accepted(new, now), (Errand(Task.SUBMIT),), Receipt("", State.ACCEPTED))
 
 
-def cancelled_before(peer: str, message: Message, now: float) -> Step:
+def not_begun_by_this(peer: str, message: Message, now: float) -> Step:
     """
-    What is no longer wanted before it came: it must not be taken when it comes. That it was never worked on is not
-    said: who was restored from a copy does not know.
+    What is not known here and must not be taken any more: it is called off, or was offered before this Hopper was
+    restored from a copy and may not come in now. That it was never worked on is not said: who was restored does not
+    know.
     """
     tombstone = Delegation(
         id=message.delegation,
@@ -135,8 +146,16 @@ def decide(was: Delegation, now: float, *, accepted: bool, reason: str) -> Step 
     return _declined(was, State.REJECTED, "PERMISSION_DENIED", reason)
 
 
+def _may_have_begun(was: Delegation) -> bool:
+    """It must not run twice, and what became of it between the copy and the restore is not known."""
+    return was.exclusive and was.from_copy
+
+
 def _declined(was: Delegation, state: State, reason: str, detail: str) -> Step:
     """It is not worked on here, and whoever handed it over is told."""
+    if _may_have_begun(was):
+        said = f"{detail}; " if detail else ""
+        state, reason, detail = State.CANCELLED, "DELEGATION_NOT_FOUND", f"{said}{_RESTORED}"
     done = _at_rest(replace(was, state=state, reason=reason, detail=detail))
     return Step(done, (Decision(False, reason, detail),))
 
@@ -161,8 +180,9 @@ def heard(was: Delegation, body: Body, sequence: int, now: float) -> Step:
 
 def _called_off(was: Delegation, reason: str) -> Step:
     if was.state is State.QUARANTINED:
-        done = replace(was, state=State.REJECTED, reason="CANCELLED", detail=reason, settled=True)
-        return Step(_at_rest(done), receipt=Receipt("", State.REJECTED))
+        state = State.CANCELLED if _may_have_begun(was) else State.REJECTED
+        done = replace(was, state=state, reason="CANCELLED", detail=reason, settled=True)
+        return Step(_at_rest(done), receipt=Receipt("", state))
     if was.state in _WORKED_ON:
         going = replace(was, state=State.CANCELLING, detail=reason)
         return Step(going, (Errand(Task.STOP, "CANCELLED", reason),), Receipt("", State.CANCELLING))
@@ -310,7 +330,8 @@ def gone(was: Delegation, why: Gone, now: float) -> Step:
 def _left_alone(was: Delegation, reason: str, detail: str, now: float) -> Step:
     was = _at_rest(replace(was, settled=True, updated=now))
     if was.state is State.QUARANTINED:
-        return Step(replace(was, state=State.REJECTED, reason=reason, detail=detail))
+        state = State.CANCELLED if _may_have_begun(was) else State.REJECTED
+        return Step(replace(was, state=state, reason=reason, detail=detail))
     if not was.state.open:
         return Step(was)
     orphan = replace(was, state=State.ORPHANED, reason=reason, detail=detail)
@@ -326,6 +347,11 @@ def restarted(was: Delegation, now: float) -> Delegation:
         return was
     lease_end = None if was.lease_end is None else min(was.lease_end, now + was.lease * STOPS_AT)
     return replace(was, lease_end=lease_end, renew_at=now)
+
+
+def restored(was: Delegation) -> Delegation:
+    """This Hopper was restored from a copy, in which this is."""
+    return replace(was, from_copy=True)
 
 
 def resolve(was: Delegation, verdict: Verdict, reason: str, now: float) -> Step | None:

@@ -47,8 +47,13 @@ _STOPPED_THERE = frozenset({State.CANCELLED, State.REJECTED, State.RECLAIMED, St
 _NEVER_BEGAN = frozenset({State.REJECTED, State.EXPIRED})
 """Those of them in which it has never worked on it."""
 
+_HAS_HAD_IT = frozenset({"STALE_EPOCH", "DUPLICATE_TASK"})
+"""Why an offer is refused by who has had the task already, though this Hopper knows of no such hand-over."""
+
 _BEGUN_AND_LEFT = frozenset({"LEASE_LOST", "STALE_EPOCH", "PEER_REVOKED", "DELEGATION_NOT_FOUND"})
 """Reasons for which who took over stops what it may have begun."""
+
+_HALF_DONE = "it was stopped there, perhaps half done"
 
 _GONE = "PEER_REVOKED"
 """Nobody is there any more who could be told, or asked."""
@@ -174,13 +179,14 @@ def _offer_answered(was: Delegation, receipt: Receipt, now: float) -> Step:
 
 
 def _offered_in_vain(was: Delegation, receipt: Receipt) -> Step:
-    there = receipt.state if receipt.taken else State.REJECTED
+    refused = None if receipt.reason in _HAS_HAD_IT else State.REJECTED
+    there = receipt.state if receipt.taken else refused
     if was.state is State.CANCELLING:
         return _stopped_there(was, there)
     if was.state not in _NOT_BEGUN:
         return Step(was)  # as above
     if there not in _NEVER_BEGAN and _may_not_run_twice(was):
-        return _unsure(was, "CANCELLED", "it was stopped there, perhaps half done")
+        return _unsure(was, receipt.reason or "CANCELLED", receipt.detail or _HALF_DONE)
     done, *actions = _back(was, State.REJECTED, receipt.reason or "REJECTED", receipt.detail)
     return Step(done, tuple(actions))
 
@@ -266,7 +272,7 @@ def _may_not_run_twice(was: Delegation) -> bool:
 def _stopped_there(was: Delegation, there: State | None) -> Step:
     """It was to be called off, and is not worked on any more."""
     if there not in _NEVER_BEGAN and _may_not_run_twice(was):
-        return _unsure(was, "CANCELLED", "it was stopped there, perhaps half done")
+        return _unsure(was, "CANCELLED", _HALF_DONE)
     done, *actions = _cancelled(was)
     return Step(done, tuple(actions))
 

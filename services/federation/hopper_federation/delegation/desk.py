@@ -36,7 +36,7 @@ from hopper_federation.delegation.model import (
     TaskNews,
     Verdict,
 )
-from hopper_federation.delegation.ports import BorderControl, DelegationStore
+from hopper_federation.delegation.ports import BorderControl, DelegationStore, Ruling
 
 START_SECONDS: Final = 7 * 86_400.0
 _FROM_DELEGATOR: Final = (Offer, Cancel)
@@ -165,7 +165,7 @@ class Desk:
         if was is None:
             if not isinstance(message.body, Cancel):
                 return _unknown()
-            return self._receipt(delegatee.cancelled_before(peer, message, self._now))
+            return self._receipt(delegatee.not_begun_by_this(peer, message, self._now))
         if message.epoch != was.epoch:
             return Receipt("", was.state, "STALE_EPOCH", f"the hand-over has epoch {was.epoch}")
         side = delegatee.heard if role is Role.IN else delegator.heard
@@ -176,15 +176,15 @@ class Desk:
             return Receipt("", was.state)
         if self._store.delegation(Role.OUT, message.delegation) is not None:
             return Receipt("", None, "INVALID_REQUEST", "a hand-over of this Hopper's own has this id")
-        facts = offer.facts
-        if facts is None or self._border is None:
+        facts, border = offer.facts, self._border
+        if facts is None or border is None:
             raise RuntimeError("an offer was not verified before it came to the desk")
-        refusal = self._refusal(peer, message, facts)
-        if refusal is not None:
-            return refusal
-        ruling = self._border.rule_on(peer, facts)
-        if not ruling.allowed:
-            return Receipt("", None, ruling.reason, ruling.detail, ruling.retry_after)
+        from_copy = facts.exclusive and border.may_have_been_here(facts)
+        ruling = self._ruling(border, peer, message, facts)
+        if isinstance(ruling, Receipt):
+            if from_copy and ruling.retry_after is None:
+                return self._receipt(delegatee.not_begun_by_this(peer, message, self._now))
+            return ruling
         self._overtake(peer, message, facts)
         step = delegatee.offered(
             peer,
@@ -194,8 +194,21 @@ class Desk:
             quarantined=ruling.quarantined,
             rule=ruling.rule,
             start_by=self._now + (facts.schedule_to_start or START_SECONDS),
+            from_copy=from_copy,
         )
         return self._receipt(step)
+
+    def _ruling(
+        self, border: BorderControl, peer: str, message: Message, facts: OfferFacts
+    ) -> Ruling | Receipt:
+        """What lets an offer in; or its refusal."""
+        refusal = self._refusal(peer, message, facts)
+        if refusal is not None:
+            return refusal
+        ruling = border.rule_on(peer, facts)
+        if ruling.allowed:
+            return ruling
+        return Receipt("", None, ruling.reason, ruling.detail, ruling.retry_after)
 
     def _refusal(self, peer: str, message: Message, facts: OfferFacts) -> Receipt | None:
         """Why an offer cannot be taken, whatever the policy says."""
@@ -281,6 +294,14 @@ class Desk:
                 lambda was: Step(
                     (delegator.restarted if was.role is Role.OUT else delegatee.restarted)(was, self._now)
                 ),
+            )
+
+    def restored(self, peers: Sequence[str]) -> None:
+        """This Hopper was restored from a copy: what has become since of what it had taken over, it does not know."""
+        for peer in peers:
+            self._each_open(
+                peer,
+                lambda was: Step(delegatee.restored(was) if was.role is Role.IN else was),
             )
 
     def _each_open(self, peer: str, what: Callable[[Delegation], Step]) -> int:

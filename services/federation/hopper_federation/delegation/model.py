@@ -111,6 +111,7 @@ class Delegation:
         outcome: How it ended where it was executed.
         result: What came or was sent at the end: a serialised `Result`.
         late: A result came after the end, and was kept without being applied.
+        from_copy: IN: it was in the copy that this Hopper was restored from: it may have been begun since.
         offer: What was offered: a serialised `Offer`.
         appraisal: What the peer said of how well it went: a serialised `Appraisal`.
         title: Of the task, for people.
@@ -139,6 +140,7 @@ class Delegation:
     outcome: Outcome | None = None
     result: bytes = b""
     late: bool = False
+    from_copy: bool = False
     fraction: float = 0.0
     offer: bytes = b""
     appraisal: bytes = b""
@@ -164,6 +166,7 @@ class OfferFacts:
         fan_out: How many copies may be under way below this Hopper.
         expired: It was not to be taken any more when it came.
         schedule_to_start: How long it may wait to be begun, in seconds.
+        made: When it was made, in seconds since 1970 by the sender's clock; 0: nobody knows.
     """
 
     sealed: bytes
@@ -181,6 +184,7 @@ class OfferFacts:
     expired: bool = False
     schedule_to_start: float | None = None
     title: str = ""
+    made: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

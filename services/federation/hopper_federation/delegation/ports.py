@@ -97,6 +97,12 @@ class BorderControl(Protocol):
     def rule_on(self, peer: str, facts: OfferFacts) -> Ruling:
         """Whether an offer of a peer may come in, by its level, its policy, and what it has used up."""
 
+    def may_have_been_here(self, facts: OfferFacts) -> bool:
+        """
+        Whether an offer that is not known here may have been taken before this Hopper was restored from a copy: it was
+        made before that.
+        """
+
 
 class Opener(Protocol):
     """Verifies what peers have signed, outside of any transaction."""

@@ -271,6 +271,7 @@ def _facts(offer: dpb.Offer, chain: OfferChain, now: datetime) -> OfferFacts:
         expired=not_after is not None and now >= not_after,
         schedule_to_start=None if start is None else start.total_seconds(),
         title=body.title,
+        made=chain.hops[-1].create_time.seconds,
     )
 
 

@@ -171,7 +171,9 @@ class Database(ABC):
         """
 
     @abstractmethod
-    async def lead(self, role: str, work: Callable[[], Awaitable[T]]) -> T:
+    async def lead(
+        self, role: str, work: Callable[[], Awaitable[T]], *, waiting: Callable[[], None] | None = None
+    ) -> T:
         """
         Run *work* while this process, of all that share the database, is the one that has *role*.
 
@@ -179,6 +181,9 @@ class Database(ABC):
         with the connection it hangs on, *work* is cancelled, and started again once the role is back. A
         process that dies or hangs has lost it within 5 seconds. One that hung and goes on may for a moment
         not know that it has: so what *work* writes has to be right whoever writes it.
+
+        Args:
+            waiting: Called, again and again, while another process has the role.
 
         Raises:
             Exception: Whatever *work* raised.

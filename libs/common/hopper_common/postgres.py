@@ -161,7 +161,9 @@ class PostgresDatabase(Database):
             raise ShuttingDown(service=self._server.service)
         return await self._readers.run(work)
 
-    async def lead(self, role: str, work: Callable[[], Awaitable[T]]) -> T:
+    async def lead(
+        self, role: str, work: Callable[[], Awaitable[T]], *, waiting: Callable[[], None] | None = None
+    ) -> T:
         key = advisory_key(f"{self._server.schema}:{role}")
         while not self._closing:
             try:
@@ -173,7 +175,7 @@ class PostgresDatabase(Database):
                 await asyncio.sleep(_LEAD_EVERY_SECONDS)
                 continue
             try:
-                if await _become(connection, key):
+                if await _become(connection, key, waiting):
                     log.info("has a role", role=role, service=self._server.service)
                     return await _while_held(connection, work)
             except _RoleLostError:
@@ -725,11 +727,13 @@ class _RoleLostError(Exception):
     """The connection that a role hangs on is lost."""
 
 
-async def _become(connection: Any, key: int) -> bool:
+async def _become(connection: Any, key: int, waiting: Callable[[], None] | None) -> bool:
     """Wait for the role; False if the connection is lost meanwhile."""
     try:
         # Asked for rather than waited for: a connection that says something every second is known to live.
-        while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", key):  # noqa: ASYNC110
+        while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", key):
+            if waiting is not None:
+                waiting()
             await asyncio.sleep(_LEAD_EVERY_SECONDS)
     except _LOST:
         await asyncio.sleep(_LEAD_EVERY_SECONDS)

@@ -88,7 +88,9 @@ class SqliteDatabase(Database):
             raise ShuttingDown(service=self._service)
         return await self._readers.run(work)
 
-    async def lead(self, role: str, work: Callable[[], Awaitable[T]]) -> T:
+    async def lead(
+        self, role: str, work: Callable[[], Awaitable[T]], *, waiting: Callable[[], None] | None = None
+    ) -> T:
         # Nobody else can have the file, so nobody else can have the role.
         return await work()
 

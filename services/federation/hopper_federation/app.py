@@ -1,13 +1,22 @@
 """
 Builds the federation service from what its host gives it, in order, and closes it in reverse. The one place that knows
 everything.
+
+    database ─► who has the role (`succession`) ─► everything else, opened by that process alone
 """
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from typing import Final
 
-from hopper.federation.v1 import delegation_service_pb2, pairing_service_pb2, peer_admin_service_pb2
+from hopper.federation.v1 import (
+    artifact_service_pb2,
+    delegation_service_pb2,
+    pairing_service_pb2,
+    peer_admin_service_pb2,
+)
+from hopper.federation.v1.artifact_service_pb2_grpc import add_ArtifactServiceServicer_to_server
 from hopper.federation.v1.delegation_service_pb2_grpc import add_RemoteDelegationServiceServicer_to_server
 from hopper.federation.v1.pairing_service_pb2_grpc import add_PairingServiceServicer_to_server
 from hopper.federation.v1.peer_admin_service_pb2_grpc import add_PeerAdminServiceServicer_to_server
@@ -39,6 +48,7 @@ from hopper_federation.root_keeping import RootKeeper
 from hopper_federation.settings import FederationSettings
 from hopper_federation.store_sql import Federation
 from hopper_federation.strangers import StrangerGuard
+from hopper_federation.succession import Offered, Succession, check_identity
 from hopper_federation.tables import METADATA, MIGRATIONS
 from hopper_federation.trust_admin import TrustAdmin
 from hopper_federation.trust_servicer import PeerAdmin, Trusting
@@ -47,13 +57,48 @@ from hopper_federation.trust_snapshot import TrustSnapshots
 NAME = "federation"
 
 
+OFFERED: Final = (
+    Offered(
+        peer_admin_service_pb2.DESCRIPTOR.services_by_name["PeerAdminService"],
+        add_PeerAdminServiceServicer_to_server,
+    ),
+    Offered(
+        delegation_service_pb2.DESCRIPTOR.services_by_name["RemoteDelegationService"],
+        add_RemoteDelegationServiceServicer_to_server,
+    ),
+    Offered(
+        artifact_service_pb2.DESCRIPTOR.services_by_name["ArtifactService"],
+        add_ArtifactServiceServicer_to_server,
+    ),
+)
+
+
 @asynccontextmanager
 async def open_federation(context: HostContext) -> AsyncIterator[Running]:
-    """Open the database, and learn whom to trust before anybody calls."""
-    settings, clock, identity = FederationSettings(), context.clock, context.identity
+    """Open the database, and the service if no other process of this Hopper is it."""
+    settings = FederationSettings()
     db = await Database.open(context.database(NAME), metadata=METADATA, migrations=MIGRATIONS, service=NAME)
+    succession = Succession(db, lambda: open_whole(context, settings, db), OFFERED)
+    try:
+        await succession.begin()
+        if succession.stands_by:
+            await check_identity(Federation(db, context.clock), context.identity)
+        yield Running(registered=succession.fronts, tasks=[succession.run], measures=[succession.measures])
+    finally:
+        await succession.close()
+        await db.close()
+
+
+@asynccontextmanager
+async def open_whole(
+    context: HostContext, settings: FederationSettings, db: Database
+) -> AsyncIterator[Running]:
+    """Open all of the service, and learn whom to trust before anybody calls."""
+    clock, identity = context.clock, context.identity
+    blobs = settings.artifact_dir or context.data_dir / "blobs"
     federation = Federation(db, clock)
-    incarnations = IncarnationKeeper(federation, identity, context.data_dir, clock)
+    # Beside the identity, which all processes of this Hopper share.
+    incarnations = IncarnationKeeper(federation, identity, context.settings.identity_path.parent, clock)
     try:
         await incarnations.begin()
         whereabouts = _Whereabouts(settings)
@@ -87,7 +132,7 @@ async def open_federation(context: HostContext) -> AsyncIterator[Running]:
 
         async with (
             context.open_channel("router") as router,
-            open_artifacts(db, context.data_dir, router, settings.artifact_limits, clock) as artifacts,
+            open_artifacts(db, blobs, router, settings.artifact_limits, clock) as artifacts,
             open_delegations(context, federation, trust, snapshots, router) as delegations,
             open_peering(
                 federation,
@@ -169,7 +214,6 @@ async def open_federation(context: HostContext) -> AsyncIterator[Running]:
             )
     finally:
         await incarnations.close()
-        await db.close()
 
 
 class _Whereabouts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, field_validator
@@ -66,6 +67,9 @@ class FederationSettings(BaseSettings):
         description="For how many seconds a peer has what it took over without a word from it. Default: 900.",
     )
 
+    artifact_dir: Path | None = Field(
+        default=None, description="Where files beside tasks are kept. Default: blobs in the data directory."
+    )
     artifact_file_bytes: int = Field(
         default=LIMITS.file, ge=0, description="How large a file beside a task may be. Default: 1 GiB."
     )
@@ -86,6 +90,11 @@ class FederationSettings(BaseSettings):
             if isinstance(value, str)
             else value
         )
+
+    @field_validator("artifact_dir")
+    @classmethod
+    def _expand(cls, path: Path | None) -> Path | None:
+        return None if path is None else path.expanduser().absolute()
 
     @field_validator("hosts")
     @classmethod

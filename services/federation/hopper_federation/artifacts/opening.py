@@ -18,6 +18,7 @@ from hopper.federation.v1.artifact_service_pb2_grpc import add_ArtifactServiceSe
 from hopper_common.clock import Clock
 from hopper_common.database import Database
 from hopper_common.rpc.server import Registered
+from hopper_federation.artifacts import place
 from hopper_federation.artifacts.artifact_servicer import ArtifactServicer
 from hopper_federation.artifacts.blobs import BlobStore
 from hopper_federation.artifacts.keeping import ArtifactKeeper
@@ -77,15 +78,16 @@ class ArtifactParts:
 
 @asynccontextmanager
 async def open_artifacts(
-    db: Database, data_dir: Path, router: grpc.aio.Channel, limits: Limits, clock: Clock
+    db: Database, directory: Path, router: grpc.aio.Channel, limits: Limits, clock: Clock
 ) -> AsyncIterator[ArtifactParts]:
     """
-    Open the store of blobs in the data directory.
+    Open the store of blobs in a directory.
 
     Raises:
         DirectoryShared, BlobRefused: Somebody else has put something in its place.
     """
-    blobs = await asyncio.to_thread(BlobStore, data_dir / "blobs")
+    blobs = await asyncio.to_thread(BlobStore, directory)
+    await place.check(db, directory)
     files, tasks = Artifacts(db, clock), RouterTasks(router)
     yield ArtifactParts(
         files=files,

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
@@ -13,9 +14,10 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from hopper.federation.v1.pairing_service_pb2 import Introduction
-from hopper_common.clock import Clock
+from hopper_common.clock import Clock, SystemClock
 from hopper_common.identity.certificates import Leaf, new_root
 from hopper_federation.checking import Check, Checker, Outcome
+from hopper_federation.introductions import Introductions
 from hopper_federation.model import Revocation
 from hopper_federation.trust import Alert, Level
 from hopper_federation.trust_snapshot import TrustedPeer
@@ -230,18 +232,22 @@ async def test_ones_own_certificate_has_run_out(two: Two) -> None:
 async def test_the_clocks_differ(two: Two, ahead: timedelta, outcome: Outcome) -> None:
     alice, bob = two
     await know_each_other(alice, bob)
-    said = bob.introductions.ours
+    wrong_by = timedelta()
+    clock = SystemClock(wall=lambda: time.time_ns() + round(wrong_by.total_seconds() * 1e9))
+    bobs = Introductions(
+        bob.identity, bob.federation, clock, name="bob", peer_addresses=lambda: [bob.address]
+    )
+    bob.introductions.ours = bobs.ours  # type: ignore[method-assign]
 
-    def later() -> Introduction:
-        introduction = said()
-        introduction.now.FromDatetime(datetime.now(UTC) + ahead)
-        return introduction
+    async def clocks() -> Check:
+        return next(check for check in await looked(alice, bob) if check.title == "clock")
 
-    bob.introductions.ours = later  # type: ignore[method-assign]
-    checks = await looked(alice, bob)
-    (clock,) = [check for check in checks if check.title == "clock"]
-    assert (clock.outcome, clock.reason) == (outcome, "CLOCK_SKEW")
-    assert "ahead of this one" in clock.finding
+    wrong_by = ahead  # set while it runs; its steady time goes on
+    wrong = await clocks()
+    assert (wrong.outcome, wrong.reason) == (outcome, "CLOCK_SKEW")
+    assert "ahead of this one" in wrong.finding
+    wrong_by = timedelta()
+    assert (await clocks()).outcome is Outcome.OK
 
 
 async def test_the_versions_differ(two: Two) -> None:

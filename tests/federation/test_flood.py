@@ -16,11 +16,12 @@ from hopper.federation.v1 import peer_service_pb2 as svc
 from hopper_client import TaskContext
 from hopper_common.border.grants import PENDING_OF_KNOWN
 from hopper_common.ids import Ids
+from hopper_federation.delegation.crossings_journal import TURNED_AWAY
 from hopper_federation.joining import Joiner
 from hopper_testing.processes import temporary_directory
 from tests.federation.handing import sealed_to
 from tests.federation.harness import PATIENCE
-from tests.federation.hoppers import WholeHopper
+from tests.federation.hoppers import WholeHopper, found
 from tests.federation.neighbours import Neighbour, neighbour
 
 if TYPE_CHECKING:  # it is in the type stubs only
@@ -76,9 +77,7 @@ async def stage() -> AsyncIterator[Stage]:
             peers = []
             for name in ("known", "trusted", "another"):
                 peer = await stack.enter_async_context(neighbour(directory / name))
-                await Joiner(peer.federation, peer.introductions, peer.clock).join(
-                    await work.invite(name), "work"
-                )
+                await Joiner(peer.federation, peer.introductions).join(await work.invite(name), "work")
                 await stack.enter_async_context(peer.running(contact=False))
                 peers.append(peer)
             for name in ("trusted", "another"):
@@ -147,6 +146,7 @@ async def test_f46_a_flood_of_offers_is_answered_and_not_kept_and_disturbs_nobod
         pb.DELEGATION_STATE_RUNNING,
     }
     assert len(await brought(work, stage.trusted)) == 5
+    assert len(await found(lambda: turned_away(work, stage.trusted, {("QUOTA", "reviews")}))) < FLOOD / 2
 
 
 async def test_f46_a_known_peer_fills_no_more_than_its_quarantine(stage: Stage) -> None:
@@ -157,6 +157,16 @@ async def test_f46_a_known_peer_fills_no_more_than_its_quarantine(stage: Stage) 
     assert all(receipt.HasField("retry_after") for receipt in refused)
     states = await brought(stage.work, stage.known)
     assert states == [pb.DELEGATION_STATE_QUARANTINED] * PENDING_OF_KNOWN
+
+
+async def turned_away(
+    work: WholeHopper, peer: Neighbour, why: set[tuple[str, str]]
+) -> list[tuple[str, str]] | None:
+    """What the audit log says of offers that were refused, by which reason and rule, once *why* is among it."""
+    request = ListAuditRecordsRequest(method_prefix=TURNED_AWAY, page_size=1_000)
+    records = (await work.client.audit.ListAuditRecords(request)).records
+    told = [(each.reason, each.rule) for each in records if f"peers/{peer.name}" in each.resources]
+    return told if why <= set(told) else None
 
 
 OUTSIDE: Final = {
@@ -179,4 +189,7 @@ async def test_f22_what_no_rule_covers_is_refused_and_leaves_nothing_but_its_ans
     assert remembered(work, peer) == len(messages)  # the answers, so that they stay the same
     request = ListAuditRecordsRequest(method_prefix="/hopper.federation.v1.PeerService/Deliver")
     audited = (await work.client.audit.ListAuditRecords(request)).records
+    deciding = ["reviews", "reviews", "nothing about health"]
+    why = set(zip(OUTSIDE, deciding, strict=True))
+    assert await found(lambda: turned_away(work, peer, why))
     assert any(peer.install_id in record.principal for record in audited)

@@ -158,7 +158,7 @@ async def open_whole(
                 introductions,
                 clock,
                 port,
-                Joiner(federation, introductions, clock),
+                Joiner(federation, introductions),
                 asker,
                 PageTokens(),
                 Trusting(

@@ -60,7 +60,7 @@ class Asker:
             HopperError: As `PeerAdminService.RequestPairing` says.
         """
         shown = await dialling.look(address)
-        shown.check_times(self._clock.now())
+        shown.check_times(self._introductions.now())
         await self._federation.read(lambda store: self._check_room(store, peer_id, shown.install_id))
         nonce = secrets.token_bytes(transcript.NONCE_BYTES)
         ours = self._introductions.ours()
@@ -116,7 +116,7 @@ class Asker:
         lengths = len(response.nonce), len(response.session)
         if lengths != (transcript.NONCE_BYTES, transcript.SESSION_BYTES):
             raise PairingCommitmentBroken("the other's nonce or session is not as long as it must be")
-        answerer.check_meets(self._clock.now())
+        answerer.check_meets(self._introductions.now())
         return answerer
 
     # Verdicts.

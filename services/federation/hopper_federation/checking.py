@@ -19,7 +19,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from hopper.federation.v1.pairing_service_pb2 import IntroduceRequest, Introduction
-from hopper_common.clock import Clock
+from hopper_common.clock import Clock, WallClock
 from hopper_common.errors import HopperError
 from hopper_common.identity.certificates import issued_by, spiffe_id_of
 from hopper_common.identity.spiffe import SpiffeInvalid, install_id_of_domain, shown
@@ -97,7 +97,7 @@ class Checker:
         self._identity = identity
         self._links = links
         self._statuses = statuses
-        self._clock = clock
+        self._clock = WallClock(clock)
         self._listens = listens
 
     async def check(self, peer: TrustedPeer | None, address: str = "") -> list[Check]:

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from hopper.common.v1.identity_pb2 import TrustBundle
 from hopper.federation.v1.pairing_service_pb2 import Introduction
-from hopper_common.clock import Clock
+from hopper_common.clock import Clock, WallClock
 from hopper_common.errors import FieldViolation, InvalidArgument
 from hopper_common.identity.bundles import ACTIVE, roots_of, verify_bundle, verify_data
 from hopper_common.identity.errors import SignatureInvalid
@@ -112,9 +112,13 @@ class Introductions:
     ) -> None:
         self.identity = identity
         self._federation = federation
-        self._clock = clock
+        self._wall = WallClock(clock)  # that a clock is wrong is to be seen, and over once it is set right
         self._name = name
         self._peer_addresses = peer_addresses
+
+    def now(self) -> datetime:
+        """The time of day that is told to others, and by which theirs is judged: the wall clock's."""
+        return self._wall.now()
 
     def ours(self) -> Introduction:
         """What this Hopper says of itself now."""
@@ -123,7 +127,7 @@ class Introductions:
             claimed_name=self._name,
             addresses=list(self._peer_addresses())[:MOST_ADDRESSES],
             versions=versions_to_proto(OURS),
-            now=to_proto(self._clock.now()),
+            now=to_proto(self.now()),
         )
 
     def read_ours(self, proto: Introduction) -> Told:
@@ -143,7 +147,7 @@ class Introductions:
             BundleRollback: It does not go on from the one that is known here.
             InvalidArgument: It is this Hopper itself.
         """
-        now = self._clock.now()
+        now = self.now()
         bundle = verify_bundle(proto.bundle, now=now)
         if bundle.install_id == self.identity.install_id:
             raise InvalidArgument(

@@ -14,7 +14,6 @@ import structlog
 
 from hopper.federation.v1.pairing_service_pb2 import GetRotationRequest, RedeemRequest, RedeemResponse
 from hopper_common import failpoints
-from hopper_common.clock import Clock
 from hopper_common.errors import FieldViolation, InvalidArgument
 from hopper_common.identity.bundles import roots_of, verify_bundle
 from hopper_common.identity.certificates import issued_by
@@ -35,10 +34,9 @@ log = structlog.get_logger(__name__)
 class Joiner:
     """Redeems invitations of others."""
 
-    def __init__(self, federation: Federation, introductions: Introductions, clock: Clock) -> None:
+    def __init__(self, federation: Federation, introductions: Introductions) -> None:
         self._federation = federation
         self._introductions = introductions
-        self._clock = clock
 
     async def join(self, text: str, peer_id: str) -> Peer:
         """
@@ -83,7 +81,7 @@ class Joiner:
                 ]
             )
         # As far as this clock can tell: the other's may be behind it.
-        if token.expire_time + MOST_SKEW < self._clock.now():
+        if token.expire_time + MOST_SKEW < self._introductions.now():
             raise InvitationExpired(f"the invitation ran out at {token.expire_time}: ask for a new one")
         if not token.addresses:
             raise InvalidArgument(violations=[FieldViolation("token", "names no address")])
@@ -106,7 +104,7 @@ class Joiner:
         except ValueError as error:
             raise dialling.unreachable(address, str(error)) from error
         shown.check_is(token.install_id)
-        shown.check_times(self._clock.now())
+        shown.check_times(self._introductions.now())
         try:
             shown.check_issued_by(token.root_key)
         except PeerImpostor:
@@ -122,7 +120,7 @@ class Joiner:
                 shown.address, lambda: pairing.GetRotation(request, timeout=dialling.CALL_SECONDS)
             )
         try:
-            bundle = verify_bundle(answer.bundle, now=self._clock.now())
+            bundle = verify_bundle(answer.bundle, now=self._introductions.now())
         except (BundleInvalid, SignatureInvalid):
             return False
         roots = roots_of(bundle)
@@ -176,5 +174,5 @@ class Joiner:
         proof = transcript.answer_proof(key, binding, response.nonce, answerer.told)
         if len(response.nonce) != transcript.NONCE_BYTES or not transcript.same(proof, response.proof):
             raise SignatureInvalid("who answered does not know the invitation's secret", what="answer")
-        answerer.check_meets(self._clock.now())
+        answerer.check_meets(self._introductions.now())
         return answerer

@@ -94,7 +94,7 @@ class PairingServicer(PairingServiceServicer):
             await self._refuse(invitation, source)
         signed = transcript.redeem_signed(binding, redeemer.told)
         redeemer.verify(request.signature, signed, "transcript")
-        redeemer.check_meets(self._clock.now())
+        redeemer.check_meets(self._introductions.now())
         redemption = await self._redeemed(request, redeemer, invitation, binding)
         await failpoints.reach("redeem.done", "federation")
         self._note(redemption, invitation, source)
@@ -178,7 +178,7 @@ class PairingServicer(PairingServiceServicer):
         # First, because it costs least: most callers of a flood get no further.
         await self._federation.read(lambda store: _check_room(store, source))
         asker = await self._introductions.read(request.introduction)
-        asker.check_meets(self._clock.now())
+        asker.check_meets(self._introductions.now())
         ours = self._introductions.ours()
         now = self._clock.now()
         session = Session(

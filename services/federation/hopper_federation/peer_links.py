@@ -203,7 +203,7 @@ class PeerLink:
 
     async def _meet(self, answer: svc.HelloResponse, nonce: bytes) -> None:
         links, theirs = self._links, answer.introduction
-        now, then = links.clock.now(), from_proto(theirs.now)
+        now, then = links.introductions.now(), from_proto(theirs.now)
         bundle = await self._known(theirs.bundle)
         data = greeting.signed(nonce, links.introductions.identity.install_id, self.install_id, then)
         try:
@@ -222,7 +222,7 @@ class PeerLink:
         """Its bundle, taken over where it is newer."""
         links = self._links
         await bundles_kept.take(links.federation, self.install_id, signed, links.alarm)
-        return verify_bundle(signed, now=links.clock.now())
+        return verify_bundle(signed, now=links.introductions.now())
 
     async def _acknowledged(self, sequence: int) -> None:
         await bundles_kept.acknowledged(self._links.federation, self.install_id, sequence)

@@ -15,7 +15,6 @@ import grpc.aio
 from hopper.federation.v1 import peer_service_pb2 as svc
 from hopper.federation.v1.peer_service_pb2_grpc import PeerServiceServicer
 from hopper_common.auth.current import current
-from hopper_common.clock import Clock
 from hopper_common.errors import FieldViolation, InvalidArgument
 from hopper_common.identity.spiffe import SpiffeId, install_id_of_domain
 from hopper_common.timestamps import from_proto, to_proto
@@ -67,7 +66,6 @@ class PeerServicer(PeerServiceServicer):
         federation: Federation,
         introductions: Introductions,
         statuses: Statuses,
-        clock: Clock,
         *,
         answers: Answers,
         alarm: Callable[[str, Alert], None],
@@ -78,7 +76,6 @@ class PeerServicer(PeerServiceServicer):
         self._introductions = introductions
         self._identity = introductions.identity
         self._statuses = statuses
-        self._clock = clock
         self._answers = answers
         self._alarm = alarm
         self._stopping = stopping
@@ -93,7 +90,7 @@ class PeerServicer(PeerServiceServicer):
                 violations=[FieldViolation("nonce", f"must have {greeting.NONCE_BYTES} bytes")]
             )
         theirs = request.introduction
-        now = self._clock.now()
+        now = self._introductions.now()
         check_clock(from_proto(theirs.now), now)
         version = agreed_version(versions_from_proto(theirs.versions))
         await bundles_kept.take(self._federation, caller, theirs.bundle, self._alarm)
@@ -130,7 +127,7 @@ class PeerServicer(PeerServiceServicer):
             if sequence > told:
                 told = sequence
                 yield svc.ListenResponse(bundle_sequence=sequence)
-            yield svc.ListenResponse(alive=to_proto(self._clock.now()))
+            yield svc.ListenResponse(alive=to_proto(self._introductions.now()))
             await self._until_changed()
         leaving = svc.ListenResponse()
         leaving.leaving.seconds = GOING_SECONDS

@@ -95,7 +95,6 @@ async def open_peering(
             federation,
             introductions,
             statuses,
-            clock,
             answers=answers,
             alarm=alarms,
             stopping=stopping,

@@ -52,6 +52,9 @@ class Border:
 
     Args:
         now: Seconds of the steady clock.
+
+    Attributes:
+        refused_by: Which rule let an offer not come in, by the uid of its task.
     """
 
     def __init__(self, trust: TrustAdmin, store: SqlStore, rows: SqlDelegations, now: float) -> None:
@@ -59,10 +62,17 @@ class Border:
         self._store = store
         self._rows = rows
         self._now = now
+        self.refused_by: dict[str, str] = {}
         self._standings: dict[str, tuple[Peer | None, Grant | None]] = {}
 
     def rule_on(self, peer: str, facts: OfferFacts) -> Verdict:
         """Whether an offer of a peer may come in."""
+        verdict = self._rule_on(peer, facts)
+        if not verdict.allowed:
+            self.refused_by[facts.task_uid] = verdict.rule
+        return verdict
+
+    def _rule_on(self, peer: str, facts: OfferFacts) -> Verdict:
         if self._rows.used(peer, {}, self._now).open >= MOST_OPEN:
             return _no("the most of any peer", "QUOTA", f"{MOST_OPEN} hand-overs are open", BUSY_SECONDS)
         crossing = Crossing(

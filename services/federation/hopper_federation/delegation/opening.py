@@ -99,8 +99,9 @@ class Delegations:
         if not peering.port:
             return []
         clock = self._context.clock
-        journal = CrossingsJournal(self._context.audit, self._snapshots, peering.alarms)
+        journal = CrossingsJournal(self._context.audit, self._snapshots, peering.alarms, clock.monotonic)
         self.desks.on_alarm(journal.raised)
+        self.receiver.on_refused(journal.turned_away)
         credit, places = Credits(), Places(self._registry)
         inquirer = Inquirer(peering.links, self._snapshots, credit)
         claims = Claims(self._channels.router, self.desks)

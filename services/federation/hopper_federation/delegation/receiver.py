@@ -9,7 +9,7 @@ from the inbox. A message that nothing can be made of is refused by itself.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Final, TypeVar
@@ -25,7 +25,7 @@ from hopper_common.identity.errors import SignatureInvalid
 from hopper_federation.delegation import syncing, wire
 from hopper_federation.delegation.desk import Raised
 from hopper_federation.delegation.desks import Desks, Sitting
-from hopper_federation.delegation.model import Alarm, Message, OfferFacts, Receipt, Role
+from hopper_federation.delegation.model import Alarm, Message, Offer, OfferFacts, Receipt, Role
 from hopper_federation.delegation.ports import Opener
 from hopper_federation.errors import ResyncNeeded
 from hopper_federation.trust import Alert
@@ -46,12 +46,14 @@ class Arrived:
     A message that came.
 
     Attributes:
+        is_offer: It offers a task, or means to.
         message: What it says, if it may be done.
         refusal: Why not, otherwise.
     """
 
     id: str
     digest: bytes
+    is_offer: bool = False
     message: Message | None = None
     refusal: Receipt | None = None
 
@@ -82,11 +84,16 @@ class Receiver:
         self._monotonic = monotonic
         self._offers: dict[str, Bucket] = {}
         self._on_restored: list[Callable[[str], None]] = []
+        self._on_refused: list[Callable[[str, str, str], None]] = []
         self.under_way: set[asyncio.Future[Any]] = set()
 
     def on_restored(self, callback: Callable[[str], None]) -> None:
         """Call back with the install id of a peer that has begun anew: what it has lost, only this Hopper knows."""
         self._on_restored.append(callback)
+
+    def on_refused(self, callback: Callable[[str, str, str], None]) -> None:
+        """Call back with the install id, the reason, and what decided, for each offer that is not taken."""
+        self._on_refused.append(callback)
 
     async def deliver(self, peer: str, request: svc.DeliverRequest) -> svc.DeliverResponse:
         """
@@ -148,21 +155,22 @@ class Receiver:
         return {each.id: each.offer for each in found if each is not None}
 
     def _read(self, peer: str, proto: pb.Message, offer: bytes) -> Arrived:
-        digest = wire.digest_of(proto)
+        digest, kind = wire.digest_of(proto), proto.WhichOneof("body")
+        is_offer = kind == "offer"
         try:
             facts = None
-            match proto.WhichOneof("body"):
+            match kind:
                 case "offer":
                     wait = self._too_fast(peer)
                     if wait is not None:
-                        return Arrived(proto.id, digest, refusal=wait)
+                        return Arrived(proto.id, digest, is_offer, refusal=wait)
                     facts = self._opened(peer, proto)
                 case "result" if offer:
                     self._opener.check_result(peer, offer, wire.sealed_result(proto))
-            return Arrived(proto.id, digest, message=wire.message_from_proto(proto, facts))
+            return Arrived(proto.id, digest, is_offer, message=wire.message_from_proto(proto, facts))
         except HopperError as error:
             self._raise_alarm(peer, proto.delegation, error)
-            return Arrived(proto.id, digest, refusal=_refusal(error))
+            return Arrived(proto.id, digest, is_offer, refusal=_refusal(error))
 
     def _opened(self, peer: str, proto: pb.Message) -> OfferFacts:
         return self._opener.open_offer(peer, proto.delegation, proto.epoch, wire.sealed_offer(proto))
@@ -188,21 +196,45 @@ class Receiver:
 
     async def _take(self, peer: str, incarnation: int, arrived: Sequence[Arrived]) -> list[Receipt]:
         try:
-            return await self._desks.write(lambda sitting: _do_all(sitting, peer, incarnation, arrived))
+            done = await self._desks.write(lambda sitting: _do_all(sitting, peer, incarnation, arrived))
         except HopperError:
             raise
         except Exception:
             log.exception("messages of a peer cannot be done together", install_id=peer)
-        # So that one of them holds up no other.
-        return await self._desks.write(lambda sitting: _do_each(sitting, peer, incarnation, arrived))
+            # So that one of them holds up no other.
+            done = await self._desks.write(lambda sitting: _do_each(sitting, peer, incarnation, arrived))
+        for message, receipt in zip(arrived, done.receipts, strict=True):
+            if message.is_offer and receipt.reason:
+                rule = done.rules.get(_task_uid(message)) or receipt.detail
+                for tell in self._on_refused:
+                    tell(peer, receipt.reason, rule)
+        return done.receipts
 
 
-def _do_all(sitting: Sitting, peer: str, incarnation: int, arrived: Sequence[Arrived]) -> list[Receipt]:
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """
+    What became of messages.
+
+    Attributes:
+        rules: Of the policy, that refused a task, by its uid.
+    """
+
+    receipts: list[Receipt]
+    rules: Mapping[str, str]
+
+
+def _task_uid(arrived: Arrived) -> str:
+    body = None if arrived.message is None else arrived.message.body
+    return "" if not isinstance(body, Offer) or body.facts is None else body.facts.task_uid
+
+
+def _do_all(sitting: Sitting, peer: str, incarnation: int, arrived: Sequence[Arrived]) -> _Done:
     _check_incarnation(sitting, peer, incarnation)
-    return [_do(sitting, peer, each) for each in arrived]
+    return _Done([_do(sitting, peer, each) for each in arrived], sitting.border.refused_by)
 
 
-def _do_each(sitting: Sitting, peer: str, incarnation: int, arrived: Sequence[Arrived]) -> list[Receipt]:
+def _do_each(sitting: Sitting, peer: str, incarnation: int, arrived: Sequence[Arrived]) -> _Done:
     """The same, and what fails is undone by itself."""
     _check_incarnation(sitting, peer, incarnation)
     receipts = []
@@ -216,7 +248,7 @@ def _do_each(sitting: Sitting, peer: str, incarnation: int, arrived: Sequence[Ar
             log.exception("a message of a peer cannot be done", install_id=peer, message=each.id)
             wait = SPOILT_WAITS.total_seconds()
             receipts.append(Receipt(each.id, None, "INTERNAL", "it could not be done", wait))
-    return receipts
+    return _Done(receipts, sitting.border.refused_by)
 
 
 def _check_incarnation(sitting: Sitting, peer: str, incarnation: int) -> None:

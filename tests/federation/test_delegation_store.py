@@ -383,6 +383,26 @@ async def test_errands_of_a_hand_over_are_done_in_order(database: OnDatabase) ->
     assert await database.write(lambda books: books.next_errand()) is None
 
 
+async def test_nothing_waits_for_a_time_that_another_clock_has_told(database: OnDatabase) -> None:
+    """Written before the clock was set back by two hours, and read by a process that was started after it."""
+    before, one = NOW - 7_200, delegation()
+    await _save(database, one)
+    await say(database, Renewal())
+    await database.write(lambda books: books.errand(one, Errand(Task.COMPLETE)))
+    (complete,) = await chores(database)
+    await database.write(lambda books: books.errand_failed(complete.position, NOW + 1))
+    assert await ready(database, before) == []
+    assert await chores(database, before) == []
+
+    def begin(books: SqlDelegations) -> tuple[set[str], bool]:
+        books.wait_no_longer(before)
+        return books.told, books.asked
+
+    assert await database.write(begin) == ({BOB}, True)
+    assert len(await ready(database, before)) == 1
+    assert len(await chores(database, before)) == 1
+
+
 async def test_what_a_later_version_has_written_stays(database: OnDatabase) -> None:
     one = delegation()
     await _save(database, one)

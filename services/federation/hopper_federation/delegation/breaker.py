@@ -64,4 +64,5 @@ class Hold:
 
     def begun(self, now: float) -> "Hold":
         """As it is read at a start: the clock may have been set meanwhile."""
-        return replace(self, failed=min(self.failed, now), until=min(self.until, now + LONGEST))
+        back = max(0.0, self.failed - now)
+        return replace(self, failed=self.failed - back, until=min(self.until - back, now + LONGEST))

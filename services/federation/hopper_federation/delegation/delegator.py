@@ -313,10 +313,13 @@ def resolve(was: Delegation, verdict: Verdict, reason: str, now: float) -> Step 
 
 
 def restarted(was: Delegation, now: float) -> Delegation:
-    """This Hopper was away, and cannot know for how long nothing was heard: every lease begins anew."""
+    """
+    This Hopper was away, and cannot know for how long nothing was heard: every lease begins anew, and is no longer than
+    that: the clock may have been set back meanwhile.
+    """
     if was.lease_end is None:
         return was
-    return replace(was, lease_end=max(was.lease_end, now + was.lease + GRACE))
+    return replace(was, lease_end=now + was.lease + GRACE)
 
 
 # ---------------------------------------------------------------- comparing notes

@@ -60,9 +60,10 @@ class Ticker:
         return True
 
     async def begin(self) -> None:
-        """What was handed over gets a whole lease."""
+        """What was handed over gets a whole lease, and nothing waits for a time that another clock has told."""
 
         def work(sitting: Sitting) -> None:
+            sitting.rows.wait_no_longer(sitting.now)
             sitting.desk.restarted(sitting.rows.open_peers())
 
         await self._desks.write(work)

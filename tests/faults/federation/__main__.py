@@ -1,11 +1,14 @@
 """Rounds by hand: `python -m tests.faults.federation --minutes 30`, or one again: `--seed 7 --rounds 1`."""
 
 import argparse
+import itertools
 import random
 import secrets
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 
 from tests.faults.federation import rounds
@@ -23,17 +26,13 @@ def main() -> int:
     )
     parser.add_argument("--seconds", type=float, default=_SECONDS, help="how long faults strike in each")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that all processes end with this one
     say = partial(print, flush=True)
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
-    total, began = rounds.Result(arguments.seed), time.monotonic()
-    while (
-        total.rounds < arguments.rounds
-        if arguments.rounds
-        else time.monotonic() - began < arguments.minutes * 60
-    ):
-        seed = arguments.seed + total.rounds
+    total = rounds.Result(arguments.seed)
+    for seed in _seeds(arguments, time.monotonic()):
         result = one(seed, arguments.seconds, say)
         total.add(result)
         say(
@@ -46,11 +45,25 @@ def main() -> int:
     return 1 if total.violations else 0
 
 
+def _seeds(arguments: argparse.Namespace, began: float) -> Iterator[int]:
+    """One after the other, until there are enough, or there is less time left than half a round takes."""
+    for done in itertools.count():
+        gone = time.monotonic() - began
+        left = arguments.minutes * 60 - gone
+        if done >= arguments.rounds if arguments.rounds else done and left < gone / done / 2:
+            return
+        yield arguments.seed + done
+
+
 def one(seed: int, seconds: float, say: rounds.Say) -> rounds.Result:
-    """A round, as the seed says: three or four Hoppers, with a revocation now and then."""
-    chance = random.Random(f"shape/{seed}")
-    hoppers = chance.choice((3, 3, 4))
-    return rounds.run(seed, hoppers=hoppers, seconds=seconds, revokes=chance.random() < 0.35, say=say)
+    """A round, as the seed says: three or four Hoppers, and in every second one a revocation, each way in turn."""
+    hoppers = random.Random(f"shape/{seed}").choice((3, 3, 4))
+    mode = rounds.MODES[seed // 2 % len(rounds.MODES)] if seed % 2 else None
+    say(
+        f"seed {seed}: {hoppers} Hoppers"
+        + (f", of whom one is revoked ({rounds.told(mode)})" if mode else "")
+    )
+    return rounds.run(seed, hoppers=hoppers, seconds=seconds, revokes=mode, say=say)
 
 
 if __name__ == "__main__":

@@ -30,9 +30,14 @@ from tests.faults.federation.striking import Nemesis
 
 MOST_DRAIN_SECONDS: Final = 180.0
 _LOOK_EVERY: Final = 1.0
-_MODES: Final = (Peer.REVOCATION_DRAIN, Peer.REVOCATION_NOW, Peer.REVOCATION_COMPROMISED)
+MODES: Final = (Peer.REVOCATION_DRAIN, Peer.REVOCATION_NOW, Peer.REVOCATION_COMPROMISED)
 
 Say = Callable[[str], None]
+
+
+def told(mode: Peer.Revocation.ValueType) -> str:
+    """What a revocation is called: `DRAIN`."""
+    return Peer.Revocation.Name(mode).removeprefix("REVOCATION_")
 
 
 @dataclass
@@ -74,7 +79,13 @@ class Result:
 
 
 def run(
-    seed: int, *, hoppers: int, seconds: float, postgres: bool = True, revokes: bool = False, say: Say = print
+    seed: int,
+    *,
+    hoppers: int,
+    seconds: float,
+    postgres: bool = True,
+    revokes: Peer.Revocation.ValueType | None = None,
+    say: Say = print,
 ) -> Result:
     """
     One round.
@@ -83,7 +94,7 @@ def run(
         hoppers: Two to four.
         seconds: How long faults strike.
         postgres: Whether one of them is on PostgreSQL.
-        revokes: Whether an owner revokes a peer meanwhile.
+        revokes: How an owner revokes a peer meanwhile.
         say: Told how it goes.
     """
     result = Result(seed, rounds=1)
@@ -103,7 +114,13 @@ def run(
 
 
 async def _round(
-    result: Result, directory: Path, hoppers: int, seconds: float, postgres: bool, revokes: bool, say: Say
+    result: Result,
+    directory: Path,
+    hoppers: int,
+    seconds: float,
+    postgres: bool,
+    revokes: Peer.Revocation.ValueType | None,
+    say: Say,
 ) -> None:
     chance = random.Random(result.seed)
     async with set_up(directory, hoppers=hoppers, postgres=postgres) as stage:
@@ -112,8 +129,8 @@ async def _round(
         async with asyncio.TaskGroup() as group:
             group.create_task(asker.run(seconds))
             striking = group.create_task(nemesis.run(seconds))
-            if revokes:
-                group.create_task(_revoke(stage, chance, seconds, nemesis))
+            if revokes is not None:
+                group.create_task(_revoke(stage, revokes, chance, seconds, nemesis))
             await striking
         result.struck += nemesis.struck
         seen = await _at_rest(stage, asker, result)
@@ -125,12 +142,17 @@ async def _round(
         say(f"seed {result.seed}: {line}")
 
 
-async def _revoke(stage: Stage, chance: random.Random, seconds: float, nemesis: Nemesis) -> None:
+async def _revoke(
+    stage: Stage,
+    mode: Peer.Revocation.ValueType,
+    chance: random.Random,
+    seconds: float,
+    nemesis: Nemesis,
+) -> None:
     """An owner ends it with a peer, while work is under way; whatever else is going on."""
     await asyncio.sleep(chance.uniform(0.3, 0.8) * seconds)
     link = chance.choice(stage.links)
     one, other = chance.sample((link.one, link.other), 2)
-    mode = chance.choice(_MODES)
     drain = Duration(seconds=20) if mode == Peer.REVOCATION_DRAIN else None
     request = peers.RevokePeerRequest(name=f"peers/{other.name}", mode=mode, drain=drain)
     one.revoked.add(other.name)
@@ -141,7 +163,7 @@ async def _revoke(stage: Stage, chance: random.Random, seconds: float, nemesis: 
             break
         except (Unavailable, DeadlineExceeded):  # it is down, or stopped
             await asyncio.sleep(0.5)
-    nemesis.struck[f"peer revoked: {Peer.Revocation.Name(mode).removeprefix('REVOCATION_')}"] += 1
+    nemesis.struck[f"peer revoked: {told(mode)}"] += 1
 
 
 async def _at_rest(stage: Stage, asker: Asker, result: Result) -> Seen:

@@ -432,6 +432,13 @@ class SqlDelegations:
     def postpone(self, message: str, until: float) -> None:
         self._conn.execute(update(OUTBOX).where(OUTBOX.c.id == message).values(not_before=until))
 
+    def wait_no_longer(self, now: float) -> None:
+        """Whatever was to wait may be said and done: the clock may have been set back since that was written."""
+        for table in (OUTBOX, ERRANDS):
+            self._conn.execute(update(table).where(table.c.not_before > now).values(not_before=now))
+        self.told.update(self.outbox_peers())
+        self.asked = True
+
     def batch(self, peer: str, now: float, *, limit: int, most_bytes: int) -> list[Outgoing]:
         """
         What is to be sent to a peer next, in order, at least one message if there is any.
@@ -513,13 +520,6 @@ class SqlDelegations:
         self._conn.execute(tried.values(not_before=again_at, attempts=ERRANDS.c.attempts + 1))
 
     def next_errand(self) -> float | None:
-    def wait_no_longer(self, now: float) -> None:
-        """Whatever was to wait may be said and done: the clock may have been set back since that was written."""
-        for table in (OUTBOX, ERRANDS):
-            self._conn.execute(update(table).where(table.c.not_before > now).values(not_before=now))
-        self.told.update(self.outbox_peers())
-        self.asked = True
-
         """When the next errand may be done; None: there is none."""
         return self._least(_NEXT_ERRAND)
 

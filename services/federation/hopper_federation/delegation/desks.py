@@ -86,7 +86,8 @@ class Desks:
 
         def sit(store: SqlStore) -> tuple[T, Sitting]:
             sitting = self._sitting(store)
-            return work(sitting), sitting
+            with sitting.rows.gathering():
+                return work(sitting), sitting
 
         result, sitting = await self._federation.write(sit)
         self._tell(sitting)
@@ -103,7 +104,8 @@ class Desks:
 
         def sit(store: SqlStore) -> M:
             sittings[:] = [self._sitting(store)]
-            return effect(sittings[0])
+            with sittings[0].rows.gathering():
+                return effect(sittings[0])
 
         answered = await self._federation.answer(request, response, sit)
         for sitting in sittings:

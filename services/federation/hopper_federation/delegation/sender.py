@@ -319,7 +319,9 @@ class Post:
             until = self._now() + SPOILT_WAITS
             await self._desks.write(lambda sitting: sitting.rows.postpone(message.id, until))
 
-    def _write_down(self, sitting: Sitting, receipts: Iterable[tuple[Outgoing, Receipt]]) -> None:
+    def _write_down(self, sitting: Sitting, receipts: Sequence[tuple[Outgoing, Receipt]]) -> None:
+        over = [message.id for message, receipt in receipts if receipt.retry_after is None]
+        sitting.rows.foresee_hand_overs([each.delegation for each in sitting.rows.take_out(over)])
         for message, receipt in receipts:
             # An answer may be to the first of several attempts, and leases count from that.
             said_at = min(message.create_time, sitting.now)

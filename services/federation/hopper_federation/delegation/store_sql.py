@@ -5,9 +5,11 @@ A hand-over is a row of `tables.DELEGATIONS`. Fields that no query asks for are 
 has put there beside them stays as it is. A message is kept as it is sent, so that it is the same however often it is.
 """
 
+import itertools
 import json
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -34,6 +36,7 @@ from hopper_common.ids import Ids
 from hopper_federation.delegation import wire
 from hopper_federation.delegation.breaker import Hold
 from hopper_federation.delegation.desk import due_of
+from hopper_federation.delegation.gathered import Gathered
 from hopper_federation.delegation.model import (
     KEPT_FOR,
     REPLACED,
@@ -90,6 +93,12 @@ _THIS_ONE: Final = and_(
 )
 _FIND: Final = select(DELEGATIONS).where(_THIS_ONE)
 _FIND_BODY: Final = select(DELEGATIONS.c.body).where(_THIS_ONE)
+_EITHER_SIDE: Final = and_(
+    DELEGATIONS.c.role.in_(sorted(Role)), DELEGATIONS.c.id.in_(bindparam("ids", expanding=True))
+)
+_OF_THE_TASKS: Final = DELEGATIONS.c.task_uid.in_(bindparam("task_uids", expanding=True))
+_FIND_MANY: Final = select(DELEGATIONS).where(_EITHER_SIDE)
+_FIND_MANY_AND_COPIES: Final = select(DELEGATIONS).where(or_(_EITHER_SIDE, _OF_THE_TASKS)).order_by(*_OLDEST)
 _REPLACE: Final = update(DELEGATIONS).where(_THIS_ONE)
 _ADD: Final = insert(DELEGATIONS)
 _ADD_MESSAGE: Final = insert(OUTBOX)
@@ -104,11 +113,14 @@ _FIND_COPIES: Final = (
 _FIND_ANSWER: Final = select(INBOX.c.digest, INBOX.c.receipt).where(
     INBOX.c.peer == bindparam("peer"), INBOX.c.message == bindparam("message")
 )
+_FIND_ANSWERS: Final = select(INBOX.c.message, INBOX.c.digest, INBOX.c.receipt).where(
+    INBOX.c.peer == bindparam("peer"), INBOX.c.message.in_(bindparam("messages", expanding=True))
+)
 _FIND_INCARNATION: Final = select(SENDERS.c.incarnation).where(SENDERS.c.peer == bindparam("peer"))
 _TAKE_OUT: Final = (
     delete(OUTBOX)
-    .where(OUTBOX.c.id == bindparam("message"))
-    .returning(OUTBOX.c.role, OUTBOX.c.delegation, OUTBOX.c.body)
+    .where(OUTBOX.c.id.in_(bindparam("messages", expanding=True)))
+    .returning(OUTBOX.c.id, OUTBOX.c.role, OUTBOX.c.delegation, OUTBOX.c.body)
 )
 _EARLIER: Final = OUTBOX.alias("earlier")
 _HELD_BACK: Final = exists().where(
@@ -140,10 +152,14 @@ _NEXT_ERRAND: Final = select(func.min(ERRANDS.c.not_before))
 _NEXT_DUE: Final = select(func.min(DELEGATIONS.c.due))
 _WAITS_UNTIL: Final = select(func.min(OUTBOX.c.not_before)).where(OUTBOX.c.peer == bindparam("peer"))
 _COUNT_OPEN: Final = (
-    select(DELEGATIONS.c.role, DELEGATIONS.c.state, DELEGATIONS.c.rule, func.count())
+    select(DELEGATIONS.c.role, DELEGATIONS.c.state, DELEGATIONS.c.rule, func.count().label("open_ones"))
     .where(DELEGATIONS.c.peer == bindparam("peer"), DELEGATIONS.c.open)
     .group_by(DELEGATIONS.c.role, DELEGATIONS.c.state, DELEGATIONS.c.rule)
 )
+
+
+_Kind = tuple[str, str, str]
+"""Role, state and rule of a hand-over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,24 +246,31 @@ class SqlDelegations:
     """
 
     def __init__(self, conn: Connection, sending: Collection[str] = frozenset()) -> None:
-        self._conn = conn
+        self._conn = Gathered(conn)
         self._sending = sending
         # What was read or written in this transaction stands as it is: nobody else writes meanwhile.
         self._bodies: dict[tuple[Role, str], dict[str, Any]] = {}
         self._known: dict[tuple[Role, str], Delegation] = {}
         self._absent: set[tuple[Role, str]] = set()
         self._copies: dict[str, Sequence[Delegation]] = {}  # by task uid
-        self._open: dict[str, list[tuple[str, str, str, int]]] = {}  # role, state, rule and how many, by peer
+        self._open: dict[str, Counter[_Kind]] = {}  # by peer
+        self._answers: dict[tuple[str, str], tuple[bytes, Receipt] | None] = {}  # by peer and message
+        self._taken: dict[str, Sent | None] = {}  # by message
+        self._numbers = itertools.count()
         self.saved: dict[tuple[Role, str], Delegation] = {}
         self.told: set[str] = set()
         self.asked = False
+
+    def gathering(self) -> AbstractContextManager[None]:
+        """Write nothing before the end of this that nobody asks for within it."""
+        return self._conn.gathering()
 
     @contextmanager
     def apart(self) -> Iterator[None]:
         """What fails within is undone by itself."""
         saved = dict(self.saved)
         try:
-            with self._conn.begin_nested():
+            with self._conn.apart():
                 yield
         except BaseException:
             self.saved = saved
@@ -256,16 +279,53 @@ class SqlDelegations:
 
     def _ask_again(self) -> None:
         """What was read and written may not be what is there any more."""
-        for known in (self._bodies, self._known, self._absent, self._copies, self._open):
+        for known in (
+            self._bodies,
+            self._known,
+            self._absent,
+            self._copies,
+            self._open,
+            self._answers,
+            self._taken,
+        ):
             known.clear()
+
+    def foresee(
+        self, peer: str, messages: Collection[str], ids: Collection[str], task_uids: Collection[str]
+    ) -> None:
+        """
+        Ask once for what many messages of a peer will be about.
+
+        Args:
+            messages: Their own ids.
+            ids: Of hand-overs, on either side.
+            task_uids: Of tasks that are offered.
+        """
+        answered = self._conn.execute(_FIND_ANSWERS, {"peer": peer, "messages": sorted(messages)})
+        self._answers |= dict.fromkeys((peer, message) for message in messages)
+        self._answers |= {(peer, row.message): _answer(row) for row in answered}
+        self.foresee_hand_overs(ids, task_uids)
+
+    def foresee_hand_overs(self, ids: Collection[str], task_uids: Collection[str] = ()) -> None:
+        """Ask once for many hand-overs, by their ids or by what they are of."""
+        query = _FIND_MANY_AND_COPIES if task_uids else _FIND_MANY
+        of_tasks = {"task_uids": sorted(task_uids)} if task_uids else {}
+        found = self._read(query, ids=sorted(ids), **of_tasks)
+        self._absent |= {(role, each) for role in Role for each in ids} - self._known.keys()
+        for task_uid in task_uids:
+            self._copies[task_uid] = [each for each in found if each.task_uid == task_uid]
 
     # ---------------------------------------------------------------- hand-overs
 
     def delegation(self, role: Role, delegation: str) -> Delegation | None:
         key = role, delegation
         unasked = key not in self._known and key not in self._absent
-        if unasked and not self._read(_FIND, this_role=role, this_id=delegation):
-            self._absent.add(key)
+        if unasked:
+            row = self._conn.look(_FIND, {"this_role": role, "this_id": delegation}).one_or_none()
+            if row is None:
+                self._absent.add(key)
+            else:
+                self._delegation(row)
         return self._known.get(key)
 
     def save(self, delegation: Delegation) -> None:
@@ -275,20 +335,32 @@ class SqlDelegations:
         this = {"this_role": delegation.role, "this_id": delegation.id}
         body = self._bodies.get(key)
         if body is None and key not in self._absent:
-            text = self._conn.scalar(_FIND_BODY, this)
+            text = self._conn.look(_FIND_BODY, this).scalar()
             body = None if text is None else json.loads(text)
         after = {**(body or {}), "v": 1, **{name: getattr(delegation, name) for name in _IN_BODY}}
         row = _row(delegation, after)
-        if body is None:
-            self._conn.execute(_ADD, row)
+        if body is None or self._conn.keeps(_ADD, key):
+            self._conn.put(_ADD, key, row)
         else:
             changing = {name: value for name, value in row.items() if name not in _NEVER_CHANGES}
-            self._conn.execute(_REPLACE, {**changing, **this})
+            self._conn.put(_REPLACE, key, {**changing, **this})
+        self._count_anew(key, delegation)
         self._bodies[key], self._known[key] = after, delegation
         self.saved[key] = delegation
         self._absent.discard(key)
         self._copies.pop(delegation.task_uid, None)
-        self._open.pop(delegation.peer, None)
+
+    def _count_anew(self, key: tuple[Role, str], delegation: Delegation) -> None:
+        """Keep what was counted true."""
+        counted = self._open.get(delegation.peer)
+        if counted is None:
+            return
+        if key in self._known:
+            counted.subtract(_counted(self._known[key]))
+        elif key not in self._absent:
+            del self._open[delegation.peer]  # it may have been counted
+            return
+        counted.update(_counted(delegation))
 
     def of_task_uid(self, task_uid: str) -> Sequence[Delegation]:
         if task_uid not in self._copies:
@@ -375,10 +447,11 @@ class SqlDelegations:
     # ---------------------------------------------------------------- inbox
 
     def answer_of(self, peer: str, message: str) -> tuple[bytes, Receipt] | None:
-        row = self._conn.execute(_FIND_ANSWER, {"peer": peer, "message": message}).one_or_none()
-        if row is None:
-            return None
-        return bytes(row.digest), wire.receipt_from_proto(pb.Receipt.FromString(row.receipt))
+        key = peer, message
+        if key not in self._answers:
+            row = self._conn.look(_FIND_ANSWER, {"peer": peer, "message": message}).one_or_none()
+            self._answers[key] = None if row is None else _answer(row)
+        return self._answers[key]
 
     def keep_answer(self, peer: str, digest: bytes, receipt: Receipt, now: float) -> None:
         row = {
@@ -388,7 +461,8 @@ class SqlDelegations:
             "receipt": wire.receipt_to_proto(receipt).SerializeToString(),
             "take_time": now,
         }
-        self._conn.execute(_ADD_ANSWER, row)
+        self._conn.put(_ADD_ANSWER, (peer, receipt.message), row)
+        self._answers[peer, receipt.message] = digest, receipt
 
     # ---------------------------------------------------------------- outbox
 
@@ -408,7 +482,7 @@ class SqlDelegations:
             "not_before": now,
             "attempts": 0,
         }
-        self._conn.execute(_ADD_MESSAGE, row)
+        self._conn.put(_ADD_MESSAGE, message, row)
         self.told.add(delegation.peer)
 
     def _take_back(self, delegation: Delegation, kind: str) -> None:
@@ -420,10 +494,17 @@ class SqlDelegations:
             self._conn.execute(delete(OUTBOX).where(OUTBOX.c.id.in_(unsent)))
 
     def forget_message(self, message: str) -> Sent | None:
-        row = self._conn.execute(_TAKE_OUT, {"message": message}).one_or_none()
-        if row is None:
-            return None
-        return Sent(Role(row.role), row.delegation, wire.body_from_proto(pb.Message.FromString(row.body)))
+        if message not in self._taken:
+            self.take_out([message])
+        found, self._taken[message] = self._taken[message], None
+        return found
+
+    def take_out(self, messages: Collection[str]) -> list[Sent]:
+        """Take messages out of the outbox, that are told by `forget_message`. Returns those that were in it."""
+        rows = self._conn.execute(_TAKE_OUT, {"messages": sorted(messages)})
+        found = {row.id: _sent(row) for row in rows}
+        self._taken |= {**dict.fromkeys(messages), **found}
+        return list(found.values())
 
     def unanswered(self, delegation: Delegation) -> Sequence[type[Body]]:
         query = select(OUTBOX.c.kind).where(*_about(OUTBOX, delegation)).order_by(OUTBOX.c.position)
@@ -493,7 +574,7 @@ class SqlDelegations:
             "not_before": 0.0,
             "attempts": 0,
         }
-        self._conn.execute(_ADD_ERRAND, row)
+        self._conn.put(_ADD_ERRAND, next(self._numbers), row)
         self.asked = True
 
     def errands(self, now: float, limit: int) -> list[Chore]:
@@ -552,18 +633,18 @@ class SqlDelegations:
         """
         in_flight: dict[str, int] = {}
         pending = open_here = 0
-        for role, state, rule, count in self._open_of(peer):
+        for (role, state, rule), count in self._open_of(peer).items():
             in_flight[rule] = in_flight.get(rule, 0) + count
             open_here += count if role == Role.IN else 0
             pending += count if (role, state) == (Role.IN, State.QUARANTINED) else 0
         recent = {rule: self._crossed(peer, rule, now - window) for rule, window in windows.items()}
         return Used(pending, open_here, in_flight, recent)
 
-    def _open_of(self, peer: str) -> list[tuple[str, str, str, int]]:
+    def _open_of(self, peer: str) -> Counter[_Kind]:
         """By role, state and rule, how many are open with a peer."""
         if peer not in self._open:
             counted = self._conn.execute(_COUNT_OPEN, {"peer": peer})
-            self._open[peer] = [(role, state, rule, count) for role, state, rule, count in counted]
+            self._open[peer] = Counter({(row.role, row.state, row.rule): row.open_ones for row in counted})
         return self._open[peer]
 
     def _crossed(self, peer: str, rule: str, since: float) -> list[datetime]:
@@ -578,9 +659,9 @@ class SqlDelegations:
     def counts(self, peer: str) -> Counts:
         """What there is between this Hopper and a peer."""
         sent = select(func.count(), func.min(OUTBOX.c.create_time)).where(OUTBOX.c.peer == peer)
-        outbox, oldest = self._conn.execute(sent).one()
+        outbox, oldest = tuple(self._conn.execute(sent).one())
         open_now: dict[tuple[str, str], int] = {}
-        for role, state, _, count in self._open_of(peer):
+        for (role, state, _), count in self._open_of(peer).items():
             open_now[role, state] = open_now.get((role, state), 0) + count
         return Counts(
             outbox=outbox,
@@ -610,7 +691,7 @@ class SqlDelegations:
 
     def incarnation_of(self, peer: str) -> int:
         """With which incarnation of a peer notes have been compared; 0: with none."""
-        return self._conn.scalar(_FIND_INCARNATION, {"peer": peer}) or 0
+        return self._conn.look(_FIND_INCARNATION, {"peer": peer}).scalar() or 0
 
     def save_incarnation_of(self, peer: str, incarnation: int) -> None:
         """Note that they have been."""
@@ -682,6 +763,19 @@ def _delegation(row: Row[Any], body: Mapping[str, Any]) -> Delegation:
         outcome=None if outcome is None else Outcome(outcome),
         **rest,
     )
+
+
+def _counted(delegation: Delegation) -> dict[_Kind, int]:
+    """What it adds to the open ones with its peer."""
+    return {(delegation.role, delegation.state, delegation.rule): 1} if delegation.state.open else {}
+
+
+def _answer(row: Row[Any]) -> tuple[bytes, Receipt]:
+    return bytes(row.digest), wire.receipt_from_proto(pb.Receipt.FromString(row.receipt))
+
+
+def _sent(row: Row[Any]) -> Sent:
+    return Sent(Role(row.role), row.delegation, wire.body_from_proto(pb.Message.FromString(row.body)))
 
 
 def _known(kind: type[Delegation | Errand], body: Mapping[str, Any]) -> dict[str, Any]:

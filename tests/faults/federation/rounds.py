@@ -25,6 +25,7 @@ from hopper_common.errors import HopperError, Unavailable
 from hopper_common.rpc.errors import DeadlineExceeded
 from tests.faults.federation.asking import Asker
 from tests.faults.federation.checking import DRAIN_SECONDS, ENDED, Seen, late, look, unfinished, violations
+from tests.faults.federation.planting import blind
 from tests.faults.federation.stage import Stage, directory_kept_if, set_up
 from tests.faults.federation.striking import Nemesis
 
@@ -135,6 +136,7 @@ async def _round(
         result.struck += nemesis.struck
         seen = await _at_rest(stage, asker, result)
         result.violations += await violations(seen)
+        result.violations += blind(seen)
         _count(result, seen)
         if result.violations:
             _keep_small_disks(stage)

@@ -7,8 +7,10 @@ from typing import Any, Final
 import pytest
 
 from hopper.router.v1.task_pb2 import Task, TaskSpec, Wait
+from tests.faults.federation import checking
 from tests.faults.federation.asking import NOBODY, Asked
 from tests.faults.federation.checking import Seen, There, late, written
+from tests.faults.federation.planting import PLANTS, blind, copy_of
 from tests.faults.federation.stage import Member, Stage
 from tests.faults.federation.working import Entry, Job
 from tests.faults.stepping import SteppedProcess
@@ -136,6 +138,24 @@ def test_what_is_wrong_is_found(seen: Seen, planted: str) -> None:
     found = written(seen)
     assert found
     assert {line.split()[0] for line in found} == {rule}, found
+
+
+def test_the_checker_is_not_blind(seen: Seen) -> None:
+    """What is done at the end of each round of the nemesis; nothing of it stays."""
+    before = written(seen)
+    assert list(blind(seen)) == []
+    assert all(plant(copy_of(seen)) for plant, _ in PLANTS.values())
+    assert written(seen) == before
+
+
+@pytest.mark.parametrize(
+    ("check", "rule"), [("_kept", "I1"), ("_one_result", "I2"), ("_runs", "I3"), ("_agreed", "I7")]
+)
+def test_a_checker_that_looks_away_is_found_out(
+    seen: Seen, monkeypatch: pytest.MonkeyPatch, check: str, rule: str
+) -> None:
+    monkeypatch.setattr(checking, check, lambda _: ())
+    assert {line.split()[5].rstrip(":") for line in blind(seen)} == {rule}
 
 
 def test_what_waits_for_a_person_has_been_done_with(seen: Seen) -> None:

@@ -4,16 +4,18 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from sqlalchemy import delete, update
+from sqlalchemy import Connection, delete, func, select, update
 
 from hopper.federation.v1 import delegation_pb2 as pb
 from hopper.federation.v1 import peer_service_pb2 as svc
-from hopper_federation.delegation import syncing
+from hopper_common.auth.rates import Rate
+from hopper_common.ids import Ids
+from hopper_federation.delegation import receiver, syncing
 from hopper_federation.delegation.breaker import Hold
 from hopper_federation.delegation.desks import Sitting
 from hopper_federation.delegation.known_keys import KnownKeys
@@ -30,7 +32,7 @@ from hopper_federation.delegation.model import (
 from hopper_federation.delegation.receiver import Receiver
 from hopper_federation.delegation.store_sql import Outgoing, SqlDelegations
 from hopper_federation.delegation.syncing import Syncer
-from hopper_federation.delegation.tables import DELEGATIONS, OUTBOX
+from hopper_federation.delegation.tables import DELEGATIONS, ERRANDS, INBOX, OUTBOX
 from hopper_federation.delegation.verifying import Verifier
 from hopper_federation.errors import ResyncNeeded
 from hopper_federation.incarnation import Incarnation, Restored
@@ -49,6 +51,9 @@ async def running(*several: Neighbour) -> AsyncIterator[None]:
         for each in several:
             await stack.enter_async_context(each.running(contact=False, sending=True))
         yield
+
+
+IDS = Ids()
 
 
 class Pair(NamedTuple):
@@ -384,6 +389,78 @@ async def test_who_asks_too_fast_is_told_when_to_ask_again(pair: Pair) -> None:
     del request.messages[:-1]
     again = await slow.deliver(alice.install_id, request)
     assert [receipt.reason for receipt in again.receipts] == [""]
+
+
+async def test_f46_a_flood_of_progress_is_kept_once_and_disturbs_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receiver, "MESSAGES", Rate(100, ENOUGH))
+    async with (
+        neighbour(tmp_path / "alice") as alice,
+        neighbour(tmp_path / "bob") as bob,
+        neighbour(tmp_path / "carol") as carol,
+        running(alice, carol),
+        bob.running(contact=False),
+    ):
+        for other in (bob, carol):
+            await trusts(alice, other)
+            await trusts(other, alice)
+        (flooded,) = await offer(alice, bob)
+        others = await offer(alice, carol, 5)
+        await comes_to(alice, Role.OUT, [flooded, *others], State.ACCEPTED)
+        before = await _kept(alice)
+        flood = asyncio.ensure_future(_flood(alice, bob, flooded, FLOOD))
+        for each in others:
+            await ends(carol, each)
+        await comes_to(alice, Role.OUT, others, State.COMPLETED)
+        receipts = await flood
+        assert {receipt.reason for receipt in receipts[:ENOUGH]} == {""}
+        assert {receipt.reason for receipt in receipts[ENOUGH:]} == {"QUOTA"}
+        assert all(receipt.HasField("retry_after") for receipt in receipts[ENOUGH:])
+        now = await found(alice, Role.OUT, flooded)
+        assert (now.state, now.fraction) == (State.RUNNING, ENOUGH / FLOOD)
+        # One errand tells how far it is, and the answers to the five results are all that is remembered.
+        assert await _kept(alice) == (before[0] + len(others), before[1] + 1 + len(others))
+
+
+FLOOD = 700
+ENOUGH = 500
+
+
+async def _flood(one: Neighbour, other: Neighbour, delegation: str, count: int) -> list[pb.Receipt]:
+    """What *one* answers to so much progress, all at the same moment."""
+    at_once = Receiver(
+        one.desks,
+        Verifier(one.install_id, KnownKeys(one.identity, one.snapshots), one.clock),
+        free_slots=one.free_slots,
+        monotonic=lambda: 1000.0,
+    )
+    receipts: list[pb.Receipt] = []
+    for start in range(1, count + 1, 50):
+        request = svc.DeliverRequest()
+        for number in range(start, start + 50):
+            update = pb.Update(running=True, fraction=number / count)
+            request.messages.add(
+                id=IDS.new(datetime.now(UTC)),
+                delegation=delegation,
+                epoch=1,
+                sequence=number + 1,
+                update=update,
+            )
+        receipts += (await at_once.deliver(other.install_id, request)).receipts
+    return receipts
+
+
+async def _kept(one: Neighbour) -> tuple[int, int]:
+    """How many answers are remembered, and how many errands there are to be done."""
+
+    def work(conn: Connection) -> tuple[int, int]:
+        inbox, errands = (
+            conn.scalar(select(func.count()).select_from(each)) or 0 for each in (INBOX, ERRANDS)
+        )
+        return inbox, errands
+
+    return await one.db.read(work)
 
 
 async def test_who_goes_away_in_the_middle_has_been_heard(pair: Pair) -> None:

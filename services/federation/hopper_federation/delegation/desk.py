@@ -16,6 +16,7 @@ from typing import Final
 from hopper_common.errors import DelegationNotFound, DelegationWrongState
 from hopper_federation.delegation import delegatee, delegator
 from hopper_federation.delegation.model import (
+    REPLACED,
     Action,
     Alarm,
     Appraisal,
@@ -139,7 +140,8 @@ class Desk:
         Do what a message of a peer says, once.
 
         Returns:
-            The receipt. One that may help to be asked for again later is not remembered.
+            The receipt. One that may help to be asked for again later is not remembered, nor one to what may be said
+            twice as well as once.
         """
         before = self._store.answer_of(peer, message.id)
         if before is not None:
@@ -148,7 +150,7 @@ class Desk:
                 return receipt
             return Receipt(message.id, receipt.state, "IDEMPOTENCY_CONFLICT", "another message had this id")
         receipt = replace(self._do(peer, message), message=message.id)
-        if receipt.retry_after is None:
+        if receipt.retry_after is None and not isinstance(message.body, REPLACED):
             self._store.keep_answer(peer, message.digest, receipt, self._now)
         return receipt
 

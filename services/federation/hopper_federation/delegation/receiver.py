@@ -35,6 +35,9 @@ log = structlog.get_logger(__name__)
 OFFERS: Final = Rate(10, 50)
 """How many offers of a peer are looked at, whatever its policy says."""
 
+MESSAGES: Final = Rate(1_000, 5_000)
+"""How many messages of a peer are done, of any other kind: far more than come of what it may be offered."""
+
 SPOILT_WAITS: Final = timedelta(minutes=5)
 
 T = TypeVar("T")
@@ -82,7 +85,7 @@ class Receiver:
         self._opener = opener
         self._free_slots = free_slots
         self._monotonic = monotonic
-        self._offers: dict[str, Bucket] = {}
+        self._buckets: dict[tuple[str, Rate], Bucket] = {}
         self._on_restored: list[Callable[[str], None]] = []
         self._on_refused: list[Callable[[str, str, str], None]] = []
         self.under_way: set[asyncio.Future[Any]] = set()
@@ -157,13 +160,13 @@ class Receiver:
     def _read(self, peer: str, proto: pb.Message, offer: bytes) -> Arrived:
         digest, kind = wire.digest_of(proto), proto.WhichOneof("body")
         is_offer = kind == "offer"
+        wait = self._too_fast(peer, OFFERS if is_offer else MESSAGES)
+        if wait is not None:
+            return Arrived(proto.id, digest, is_offer, refusal=wait)
         try:
             facts = None
             match kind:
                 case "offer":
-                    wait = self._too_fast(peer)
-                    if wait is not None:
-                        return Arrived(proto.id, digest, is_offer, refusal=wait)
                     facts = self._opened(peer, proto)
                 case "result" if offer:
                     self._opener.check_result(peer, offer, wire.sealed_result(proto))
@@ -175,15 +178,16 @@ class Receiver:
     def _opened(self, peer: str, proto: pb.Message) -> OfferFacts:
         return self._opener.open_offer(peer, proto.delegation, proto.epoch, wire.sealed_offer(proto))
 
-    def _too_fast(self, peer: str) -> Receipt | None:
+    def _too_fast(self, peer: str, rate: Rate) -> Receipt | None:
         now = self._monotonic()
-        bucket = self._offers.get(peer)
+        bucket = self._buckets.get((peer, rate))
         if bucket is None:
-            bucket = self._offers[peer] = Bucket(OFFERS, now)
+            bucket = self._buckets[peer, rate] = Bucket(rate, now)
         wait = bucket.take(now)
         if not wait:
             return None
-        detail = f"{OFFERS.per_second:g} offers a second are looked at"
+        what = "offers" if rate is OFFERS else "messages"
+        detail = f"{rate.per_second:g} {what} a second are looked at"
         return Receipt("", None, "QUOTA", detail, wait)
 
     def _raise_alarm(self, peer: str, delegation: str, error: HopperError) -> None:

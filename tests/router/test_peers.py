@@ -286,6 +286,19 @@ async def test_what_a_peer_does_not_take_is_decided_anew_without_it(router: Rout
     assert where(await router.child_of(task)) == other
 
 
+async def test_what_came_back_is_sent_to_the_peer_again_by_who_names_it(router: Router) -> None:
+    """It may have been away, or have had enough: that passes. Not to where the work has been on its way here."""
+    _, instance = peer(router)
+    task = await routed(router)
+    await send_back(router, await router.claim_one(instance, FEDERATION))
+    assert dict((await router.get(task)).wait.exclusions) == {"rejected-before": 1}
+    again = (await router.delegate(task, Delegation.KIND_ROUTE, instance)).delegation
+    assert (again.to_instance, again.state) == (instance, Delegation.STATE_ACCEPTED)
+    claimed = await router.claim_one(instance, FEDERATION)
+    await router.complete(claimed, result=b"done there")
+    assert (await router.get(task)).state == State.STATE_SUCCEEDED
+
+
 async def test_a_repeat_of_sending_back_is_the_first_answer(router: Router) -> None:
     _, instance = peer(router)
     task = await routed(router)

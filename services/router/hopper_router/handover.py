@@ -10,11 +10,12 @@ What a hand-over brings, or a return brings back, is decided about afterwards: i
 `placing.settle`. What callers ask for by name is in `delegating`.
 
 Work cannot come back to an instance it has been in: each delegation carries the path of all of them, and an instance
-that sent the work back is not asked again.
+that sent the work back is not asked again; a peer is, by who names it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Final
 
@@ -29,6 +30,7 @@ from hopper_router.model import (
     DelegationState,
     Failure,
     Instance,
+    Scope,
     Task,
     TaskState,
 )
@@ -83,11 +85,21 @@ def path_to(unit: Unit, task: Task, where: Instance) -> tuple[tuple[str, ...], i
         )  # fmt: skip
     if where.name == task.instance:
         return path, depth
-    if where.name in intake.visited(unit, task):
+    if where.name in _had(unit, task, where, path):
         raise DelegationLoop(
             f"{where.name} had this work before", path=",".join(path), instance=where.name
         )  # fmt: skip
     return (*path, where.name), depth
+
+
+def _had(unit: Unit, task: Task, where: Instance, path: Collection[str]) -> Collection[str]:
+    """
+    The instances that cannot have the work again.
+
+    A peer sends work back for what may pass: it was away, or had enough. No decision goes there again by itself, but
+    who names it means it.
+    """
+    return path if where.scope is Scope.FEDERATED else intake.visited(unit, task)
 
 
 def new_delegation(

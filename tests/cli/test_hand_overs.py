@@ -179,12 +179,19 @@ def test_an_audit_finds_what_somebody_has_changed_in_the_database(pair: Pair, do
 
 
 def test_what_waits_for_a_person_is_taken_or_not(pair: Pair) -> None:
-    wanted, unwanted = pair.handed_over("review"), pair.handed_over("review")
+    wanted = pair.handed_over("review", "--description", "all ten pages")
+    unwanted = pair.handed_over("review")
     for each in (wanted, unwanted):
         pair.at(pair.at_bob, each, "QUARANTINED")
         assert each in pair.bob.ok("delegation", "list", "--waiting").out
         assert f"hopper delegation accept {each}" in pair.bob.ok("delegation", "show", each).err
         assert each in [offer for offer, _ in offered(pair.bob, complete.waiting_hand_overs)]
+    assert "all ten pages" in pair.bob.ok("delegation", "show", wanted).out
+    said = {check["name"]: check for check in pair.bob.json("doctor")["checks"]}["hand-overs"]
+    assert (said["status"], said["detail"]) == ("warn", "2 wait for you")
+    pair.at(pair.at_alice, wanted, "QUARANTINED")
+    assert "bob's owner has to accept it there" in pair.alice.ok("delegation", "show", wanted).err
+    assert "`hopper delegation cancel" in pair.alice.ok("why", child_of(pair.alice, wanted)).out
     assert "accepted" in pair.bob.ok("delegation", "accept", wanted).out
     assert "rejected" in pair.bob.ok("delegation", "discard", unwanted, "-m", "not our trade").out
     assert pair.bob.ok("delegation", "list", "--waiting").err.strip() == "nothing waits for you"
@@ -192,7 +199,27 @@ def test_what_waits_for_a_person_is_taken_or_not(pair: Pair) -> None:
     assert pair.at(pair.at_alice, unwanted, "REJECTED").detail == "not our trade"
     again = pair.bob("delegation", "accept", unwanted, "--json")
     assert (again.code, again.error["reason"]) == (1, "DELEGATION_WRONG_STATE")
+    assert "--waiting" in again.error["remedy"]
     pair.alice.ok("delegation", "cancel", wanted)
+
+
+def test_what_came_back_is_sent_there_again_by_hand(pair: Pair) -> None:
+    """`why` says how."""
+    hand_over = pair.handed_over("review")
+    pair.at(pair.at_bob, hand_over, "QUARANTINED")
+    pair.bob.ok("delegation", "discard", hand_over)
+    uid = pair.alice.json("delegation", "show", hand_over)["delegation"]["task_uid"]
+    task = f"instances/global/tasks/{uid.rpartition('/')[2]}"
+    typed = f"hopper delegate {task[-6:]} --to peer-bob"
+    told = eventually(lambda: pair.alice.ok("why", task).out, lambda out: typed in out)
+    assert typed in told
+    pair.alice.ok(*typed.split()[1:])
+    listed = eventually(
+        lambda: pair.alice.json("delegation", "list")["delegations"],
+        lambda found: len([each for each in found if each["task_uid"] == uid]) == 2,
+    )
+    assert {each["epoch"] for each in listed if each["task_uid"] == uid} == {"1", "2"}
+    pair.alice.ok("cancel", task)
 
 
 def test_what_is_called_off_is_stopped_there(pair: Pair) -> None:
@@ -233,6 +260,11 @@ def test_how_a_peer_is_says_what_lies_between(pair: Pair, done: str) -> None:
     status = pair.alice.json("peer", "status", "bob")["status"]
     assert status["last_reached"]
     assert all(title in pair.alice.ok("peer", "status").out for title in ("OUT", "IN", "OUTBOX", "SLOTS"))
+
+
+def child_of(who: Terminal, hand_over: str) -> str:
+    """The task here of a hand-over."""
+    return str(who.json("delegation", "show", hand_over)["delegation"]["task"])
 
 
 def offered(

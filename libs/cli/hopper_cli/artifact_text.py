@@ -11,8 +11,9 @@ from hopper_cli.complete import Offer, offers
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
-    from hopper.federation.v1.artifact_service_pb2 import ListArtifactsResponse
+    from hopper.federation.v1.artifact_service_pb2 import ListArtifactsResponse, StoredArtifact
     from hopper_cli.cli import Cli
     from hopper_client import Hopper
 
@@ -43,20 +44,57 @@ def size(count: int) -> str:
 def table(found: "ListArtifactsResponse") -> "Table":
     """The files beside a task."""
     from rich.table import Table
+    from rich.text import Text
 
     from hopper_cli.output import one_line
 
     made = Table(box=None, pad_edge=False, header_style="dim", show_edge=False)
-    for column in ("NAME", "SIZE", "HERE", "TYPE", "SHA-256"):
+    for column in ("NAME", "SIZE", "HERE", "TYPE", "SHA-256", ""):
         made.add_column(column, justify="right" if column == "SIZE" else "left", no_wrap=True)
     for each in found.artifacts:
         said = each.artifact
-        whole = each.stored == said.size and (each.stored or said.sha256 == _EMPTY)
-        here = "yes" if whole else f"{size(each.stored)} of it" if each.stored else "no"
         made.add_row(
-            one_line(said.name), size(said.size), here, one_line(said.media_type), said.sha256.hex()[:12]
+            one_line(said.name),
+            size(said.size),
+            _here(each),
+            one_line(said.media_type),
+            said.sha256.hex()[:12],
+            Text(one_line(each.detail), style="red"),
         )
     return made
+
+
+def is_here(file: "StoredArtifact") -> bool:
+    """Whether all of it is."""
+    said = file.artifact
+    return file.stored == said.size and (file.stored > 0 or said.sha256 == _EMPTY)
+
+
+def _here(file: "StoredArtifact") -> str:
+    if is_here(file):
+        return "yes"
+    if file.stored:
+        return f"{size(file.stored)} of it"
+    return "no" if file.problem else "not yet"
+
+
+def missing_lines(cli: "Cli", task: str) -> "Iterator[Text]":
+    """The files beside a task that are not here, and why."""
+    from rich.text import Text
+
+    from hopper.federation.v1.artifact_service_pb2 import ListArtifactsRequest
+    from hopper_cli.output import one_line
+    from hopper_client import HopperError
+
+    try:
+        found = cli.hopper.artifacts.ListArtifacts(ListArtifactsRequest(task=task)).artifacts
+    except HopperError as error:  # the rest of the answer does not need it
+        cli.out.note(f"its files are not looked at: {error.reason}")
+        return
+    for each in found:
+        if not is_here(each):
+            why = one_line(each.detail) or "it is on its way"
+            yield Text(f"  the file {one_line(each.artifact.name)} is not here: {why}", style="yellow")
 
 
 _EMPTY: Final = bytes.fromhex("e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855")

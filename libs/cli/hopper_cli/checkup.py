@@ -12,13 +12,13 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from hopper_cli.checks import Check, Status, fail, ok, warn
+from hopper_cli.checkup_work import hand_overs, peers, tasks
 from hopper_cli.claims import FILE as CLAIMS
 from hopper_cli.cli import Cli
 from hopper_common.errors import HopperError
@@ -57,40 +57,6 @@ _SETTLING: Final = 2.0
 """Seconds the router is given to hear of a change in the registry."""
 
 
-class Status(StrEnum):
-    """What came of a check."""
-
-    OK = "ok"
-    WARN = "warn"
-    FAIL = "fail"
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One thing that was looked at."""
-
-    name: str
-    status: Status
-    detail: str
-    remedy: str = ""
-
-    def as_json(self) -> dict[str, Any]:
-        """For programs."""
-        return {"name": self.name, "status": self.status.value, "detail": self.detail, "remedy": self.remedy}
-
-
-def _ok(name: str, detail: str) -> Check:
-    return Check(name, Status.OK, detail)
-
-
-def _warn(name: str, detail: str, remedy: str) -> Check:
-    return Check(name, Status.WARN, detail, remedy)
-
-
-def _fail(name: str, detail: str, remedy: str) -> Check:
-    return Check(name, Status.FAIL, detail, remedy)
-
-
 def examine(cli: Cli) -> list[Check]:
     """Every check that can be made."""
     found = [_versions(), _settings(), *_data_dir(cli.data_dir)]
@@ -115,7 +81,7 @@ def _versions() -> Check:
     parts = [f"hopper {VERSION}", f"python {platform.python_version()}"]
     parts += [f"{name} {metadata.version(name)}" for name in ("grpcio", "protobuf", "SQLAlchemy")]
     parts.append(f"sqlite {sqlite3.sqlite_version}")
-    return _ok("versions", ", ".join(parts))
+    return ok("versions", ", ".join(parts))
 
 
 def _settings() -> Check:
@@ -124,17 +90,17 @@ def _settings() -> Check:
     try:
         load_settings()
     except StartupError as error:
-        return _fail("settings", str(error), "correct or unset that environment variable")
+        return fail("settings", str(error), "correct or unset that environment variable")
     names = sorted(name for name in os.environ if name.startswith("HOPPER_"))
-    return _ok("settings", ", ".join(names) if names else "no HOPPER_ variable is set")
+    return ok("settings", ", ".join(names) if names else "no HOPPER_ variable is set")
 
 
 def _data_dir(path: Path) -> Iterator[Check]:
     if not path.exists():
-        yield _warn("data directory", f"{path} is not there yet", "`hopper up` makes it")
+        yield warn("data directory", f"{path} is not there yet", "`hopper up` makes it")
         return
     if not path.is_dir():
-        yield _fail(
+        yield fail(
             "data directory", f"{path} is no directory", "remove it, or choose another (HOPPER_DATA_DIR)"
         )
         return
@@ -145,37 +111,37 @@ def _data_dir(path: Path) -> Iterator[Check]:
 def _private(path: Path) -> Check:
     found = path.stat()
     if found.st_uid != os.getuid():
-        return _fail(
+        return fail(
             "data directory",
             f"{path} belongs to user {found.st_uid}",
             "chown it, or choose another (HOPPER_DATA_DIR)",
         )
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return _fail("data directory", f"others may write to {path}", f"chmod 700 {path}")
-    return _ok("data directory", f"{path}, yours alone to write")
+        return fail("data directory", f"others may write to {path}", f"chmod 700 {path}")
+    return ok("data directory", f"{path}, yours alone to write")
 
 
 def _space(path: Path) -> Check:
     free = shutil.disk_usage(path).free
     detail = f"{free / 1e9:,.1f} GB free at {path}"
     if free < _NO_SPACE:
-        return _fail("disk space", detail, "make room: Hopper refuses what it cannot store")
+        return fail("disk space", detail, "make room: Hopper refuses what it cannot store")
     if free < _LITTLE_SPACE:
-        return _warn("disk space", detail, "make room soon")
-    return _ok("disk space", detail)
+        return warn("disk space", detail, "make room soon")
+    return ok("disk space", detail)
 
 
 def _database(path: Path, running: bool) -> Check:
     name = path.name
     if not path.exists():
         if running:
-            return _warn(name, f"not in {path.parent}", "the Hopper that answers keeps its data elsewhere")
-        return _ok(name, "not there yet; `hopper up` makes it")
+            return warn(name, f"not in {path.parent}", "the Hopper that answers keeps its data elsewhere")
+        return ok(name, "not there yet; `hopper up` makes it")
     if stat.S_IMODE(path.stat().st_mode) & 0o077:
-        return _fail(name, "others may read it", f"chmod 600 {path}")
+        return fail(name, "others may read it", f"chmod 600 {path}")
     size = f"{path.stat().st_size / 1e6:,.1f} MB"
     if running:
-        return _ok(name, f"{size}, in use (it was checked when it was opened)")
+        return ok(name, f"{size}, in use (it was checked when it was opened)")
     return _quick_check(path, size)
 
 
@@ -187,8 +153,8 @@ def _quick_check(path: Path, size: str) -> Check:
         with closing(sqlite3.connect(f"file:{path}?immutable=1", uri=True)) as connection:
             said = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     except sqlite3.Error as error:
-        return _fail(path.name, f"cannot be read: {error}", remedy)
-    return _ok(path.name, f"{size}, sound") if said == "ok" else _fail(path.name, str(said), remedy)
+        return fail(path.name, f"cannot be read: {error}", remedy)
+    return ok(path.name, f"{size}, sound") if said == "ok" else fail(path.name, str(said), remedy)
 
 
 def _identity(cli: Cli) -> Check:
@@ -203,15 +169,15 @@ def _identity(cli: Cli) -> Check:
         settings = load_settings()
         where, file = Directory(settings.identity_path), settings.identity_passphrase_file
         if not where.exists():
-            return _ok("identity", "not there yet; `hopper up` makes it")
+            return ok("identity", "not there yet; `hopper up` makes it")
         state = where.read(cli.now)
         where.read_keys(state, cli.now, None if file is None else read_passphrase(file))
     except IdentityRefused as error:
         message, _, remedy = str(error).rpartition(": ")
-        return _fail("identity", message, remedy)
+        return fail("identity", message, remedy)
     except StartupError:
-        return _ok("identity", "not looked at: the settings are wrong")
-    return _ok("identity", f"{shown(state.bundle.install_id)}, its files are sound and yours alone")
+        return ok("identity", "not looked at: the settings are wrong")
+    return ok("identity", f"{shown(state.bundle.install_id)}, its files are sound and yours alone")
 
 
 def _restored(data_dir: Path) -> Iterator[Check]:
@@ -223,14 +189,14 @@ def _restored(data_dir: Path) -> Iterator[Check]:
         mark = json.loads(path.read_bytes())
         why, waiting = str(mark["restored"]), [str(name) for name in mark["unsynced"]]
     except (OSError, ValueError, KeyError, TypeError):
-        yield _warn("restored", f"{path} cannot be read", f"remove it; {path.stem} then compares notes anew")
+        yield warn("restored", f"{path} cannot be read", f"remove it; {path.stem} then compares notes anew")
         return
     if not why:
-        yield _ok("restored", "nothing: the databases are the ones that Hopper ended with")
+        yield ok("restored", "nothing: the databases are the ones that Hopper ended with")
     elif not waiting:
-        yield _ok("restored", f"{why}; notes were compared with every peer since")
+        yield ok("restored", f"{why}; notes were compared with every peer since")
     else:
-        yield _warn(
+        yield warn(
             "restored",
             f"{why}; nothing is sent to {', '.join(waiting)} before notes are compared",
             "let it reach them: that is done by itself (`hopper peer status`); if you restored nothing, see who did",
@@ -242,14 +208,14 @@ def _claims(path: Path) -> Check:
     from hopper_cli.problems import CommandError
 
     if not path.exists():
-        return _ok("claims", "you hold none")
+        return ok("claims", "you hold none")
     if stat.S_IMODE(path.stat().st_mode) & 0o077:
-        return _fail("claims", f"others may read {path}", f"chmod 600 {path}")
+        return fail("claims", f"others may read {path}", f"chmod 600 {path}")
     try:
         count = len(ClaimsFile(path.parent).all())
     except CommandError as error:
-        return _fail("claims", error.message, error.remedy)
-    return _ok("claims", f"you hold {count}")
+        return fail("claims", error.message, error.remedy)
+    return ok("claims", f"you hold {count}")
 
 
 def _clock(cli: Cli, running: bool) -> Check:
@@ -262,12 +228,12 @@ def _clock(cli: Cli, running: bool) -> Check:
         newest = max(newest, _newest_task(cli))
     shown = f"{datetime.fromtimestamp(now, UTC):%Y-%m-%d %H:%M:%S} UTC"
     if newest - now > _SKEW_SECONDS:
-        return _fail(
+        return fail(
             "clock",
             f"{shown}, which is {newest - now:.0f} s before the newest thing Hopper has stored",
             "set the clock (timedatectl set-ntp true)",
         )
-    return _ok("clock", shown)
+    return ok("clock", shown)
 
 
 def _newest_task(cli: Cli) -> float:
@@ -299,18 +265,18 @@ def _socket(path: Path) -> Check:
         unix_address(path)
         mode = path.lstat().st_mode
     except StartupError as error:
-        return _fail("socket", str(error), "choose a shorter data directory (HOPPER_DATA_DIR)")
+        return fail("socket", str(error), "choose a shorter data directory (HOPPER_DATA_DIR)")
     except FileNotFoundError:
-        return _fail("socket", f"{path} is not there", "start a Hopper: `hopper up`")
+        return fail("socket", f"{path} is not there", "start a Hopper: `hopper up`")
     except OSError as error:
-        return _fail(
+        return fail(
             "socket", f"{path}: {error.strerror}", "see who owns it, or choose another (HOPPER_DATA_DIR)"
         )
     if not stat.S_ISSOCK(mode):
-        return _fail("socket", f"{path} is no socket", "remove it, then `hopper up`")
+        return fail("socket", f"{path} is no socket", "remove it, then `hopper up`")
     if stat.S_IMODE(mode) & 0o077:
-        return _fail("socket", f"others may connect to {path}", f"chmod 600 {path}")
-    return _ok("socket", str(path))
+        return fail("socket", f"others may connect to {path}", f"chmod 600 {path}")
+    return ok("socket", str(path))
 
 
 def _health(cli: Cli, address: str) -> Iterator[Check]:
@@ -322,7 +288,7 @@ def _health(cli: Cli, address: str) -> Iterator[Check]:
     try:
         channel = grpc.insecure_channel(check_address(address), options=(("grpc.enable_http_proxy", 0),))
     except StartupError as error:
-        yield _fail("Hopper", str(error), "say another --address")
+        yield fail("Hopper", str(error), "say another --address")
         return
     with channel:
         stub = health_pb2_grpc.HealthStub(channel)
@@ -335,12 +301,12 @@ def _health(cli: Cli, address: str) -> Iterator[Check]:
         try:
             healthy = serves("")
         except grpc.RpcError as error:
-            yield _fail("Hopper", f"nobody answers at {address} ({_code(error)})", "start one: `hopper up`")
+            yield fail("Hopper", f"nobody answers at {address} ({_code(error)})", "start one: `hopper up`")
             return
         if not healthy:
-            yield _fail("Hopper", f"the Hopper at {address} is going down", "wait, then `hopper up`")
+            yield fail("Hopper", f"the Hopper at {address} is going down", "wait, then `hopper up`")
             return
-        yield _ok("Hopper", f"answers at {address}")
+        yield ok("Hopper", f"answers at {address}")
         for name, services in _SERVICES.items():
             yield _service(name, services, serves)
 
@@ -356,10 +322,10 @@ def _service(name: str, services: tuple[str, ...], serves: Callable[[str], bool]
         except grpc.RpcError as error:
             missing.append(f"{service} ({_code(error)})")
     if missing:
-        return _fail(
+        return fail(
             name, f"not served: {', '.join(missing)}", f"see the log of `hopper up`, or start {name} too"
         )
-    return _ok(name, f"serves {len(services)} services")
+    return ok(name, f"serves {len(services)} services")
 
 
 def _code(error: Any) -> str:
@@ -370,7 +336,7 @@ def _asked(name: str, check: Callable[[Cli], Check], cli: Cli) -> Check:
     try:
         return check(cli)
     except HopperError as error:
-        return _fail(name, error.message, "see the log of `hopper up`")
+        return fail(name, error.message, "see the log of `hopper up`")
 
 
 def _directory(cli: Cli) -> Check:
@@ -380,12 +346,12 @@ def _directory(cli: Cli) -> Check:
     while (known := _router_version(cli)) < registry and time.monotonic() < deadline:
         time.sleep(0.1)
     if known < registry:
-        return _fail(
+        return fail(
             "directory",
             f"the router decides with version {known} of the projects, and the registry is at {registry}",
             "see the log for why the router cannot watch the registry (HOPPER_REGISTRY_ADDRESS), then restart it",
         )
-    return _ok("directory", f"the router has the registry's version {registry}")
+    return ok("directory", f"the router has the registry's version {registry}")
 
 
 def _registry_version(cli: Cli) -> int:
@@ -404,22 +370,25 @@ def _router_version(cli: Cli) -> int:
 
 
 def _projects(cli: Cli) -> Check:
+    from hopper.registry.v1.project_pb2 import Executor
     from hopper_cli.commands.projects import all_projects
     from hopper_cli.names import bare
 
     found = all_projects(cli)
     if not found:
-        return _warn("projects", "there is none, so tasks wait", "`hopper project add`")
+        return warn("projects", "there is none, so tasks wait", "`hopper project add`")
     idle = [
         bare(each.name)
         for each in found
-        if each.executor.requires_live_worker and not each.presence.live_workers
+        if each.executor.requires_live_worker
+        and not each.presence.live_workers
+        and each.executor.type != Executor.TYPE_PEER  # `peers` says how those are
     ]
     if idle:
-        return _warn(
+        return warn(
             "projects", f"without a live worker: {', '.join(idle)}", "start their workers: `hopper work`"
         )
-    return _ok("projects", f"{len(found)}, {sum(each.presence.live_workers for each in found)} live workers")
+    return ok("projects", f"{len(found)}, {sum(each.presence.live_workers for each in found)} live workers")
 
 
 def _instances(cli: Cli) -> Check:
@@ -430,19 +399,19 @@ def _instances(cli: Cli) -> Check:
     found = all_instances(cli)
     broken = [bare(each.name) for each in found if each.state == Instance.STATE_ERROR]
     if broken:
-        return _warn(
+        return warn(
             "instances",
             f"in error: {', '.join(broken)}",
             "`hopper instance show` says why, `start` tries again",
         )
-    return _ok("instances", str(len(found)))
+    return ok("instances", str(len(found)))
 
 
 def _memory(cli: Cli) -> Check:
     from hopper.memory.v1.feedback_service_pb2 import GetStatsRequest
 
     stats = cli.hopper.feedback.GetStats(GetStatsRequest())
-    return _ok(
+    return ok(
         "learning", f"memory has {stats.decisions} decisions, {stats.with_outcome} joined to an outcome"
     )
 
@@ -455,11 +424,11 @@ def _audit(cli: Cli) -> Check:
         newest = _newest_record(cli)
         verdict = _whole_audit(cli) if newest <= _MOST_RECORDS else _end_of_audit(cli, newest)
     except PermissionDenied as error:
-        return _ok("audit", f"not looked at: {error.message}")
+        return ok("audit", f"not looked at: {error.message}")
     if verdict.intact:
         of = "" if newest <= _MOST_RECORDS else f" of {newest:,}, the newest"
-        return _ok("audit", f"intact: {verdict.records:,} records{of}; each follows from the one before")
-    return _fail(
+        return ok("audit", f"intact: {verdict.records:,} records{of}; each follows from the one before")
+    return fail(
         "audit",
         f"changed by somebody: record {verdict.broken_sequence}: {verdict.problem}",
         "find out who else may write its database, and change this Hopper's keys if it is nobody you know; copy it, "
@@ -499,6 +468,9 @@ _CALLS: Final[tuple[tuple[str, Callable[[Cli], Check]], ...]] = (
     ("directory", _directory),
     ("projects", _projects),
     ("instances", _instances),
+    ("peers", peers),
+    ("hand-overs", hand_overs),
+    ("tasks", tasks),
     ("learning", _memory),
     ("audit", _audit),
 )

@@ -15,7 +15,7 @@ from hopper.federation.v1.delegation_service_pb2 import (
     RemoteDelegation,
 )
 from hopper_cli.names import bare, short
-from hopper_cli.output import one_line, to_json
+from hopper_cli.output import clean, one_line, to_json
 from hopper_cli.problems import UsageProblem
 from hopper_cli.render import facts, grid, plain, word
 from hopper_cli.times import format_age, format_time
@@ -30,12 +30,22 @@ _STYLES: Final = {
     dpb.DELEGATION_STATE_COMPLETED: "green",
     dpb.DELEGATION_STATE_FAILED: "red",
 }
-_REMEDIES: Final = {
-    dpb.DELEGATION_STATE_QUARANTINED: ("accept", "discard"),
-    dpb.DELEGATION_STATE_SUSPECT: ("retry", "give-up"),
-    dpb.DELEGATION_STATE_ORPHANED: ("keep", "discard"),
-    dpb.DELEGATION_STATE_DISPUTED: ("keep", "give-up"),
+_VERDICTS: Final = {
+    dpb.DELEGATION_STATE_QUARANTINED: {
+        "accept": "it is taken, and goes where this Hopper sends such work",
+        "discard": "it is not; -m tells its owner why",
+    },
+    dpb.DELEGATION_STATE_SUSPECT: {
+        "retry": "it has not run there, or may run again: it is decided about anew",
+        "give-up": "it may have run there: it fails",
+    },
+    dpb.DELEGATION_STATE_ORPHANED: {
+        "keep": "it goes on as this Hopper's own",
+        "discard": "what there is of it goes away",
+    },
+    dpb.DELEGATION_STATE_DISPUTED: {"keep": "the result that came counts", "give-up": "it fails"},
 }
+"""What a person may say, and what comes of it."""
 
 
 def parse_state(text: str) -> dpb.DelegationState.ValueType:
@@ -98,7 +108,7 @@ def hand_over_facts(hand_over: RemoteDelegation, now: datetime) -> Table:
         ("exclusive", "it must not run twice" if hand_over.exclusive else ""),
         ("rule", hand_over.rule),
         ("lease until", "" if lease is None else format_time(lease, now)),
-        ("unanswered", f"{hand_over.unanswered} messages" if hand_over.unanswered else ""),
+        ("unanswered", _counted(hand_over.unanswered, "message") if hand_over.unanswered else ""),
         ("late", "a result came too late, and was not applied" if hand_over.late_result else ""),
         ("files", ", ".join(one_line(artifact.name) for artifact in hand_over.artifacts)),
         ("made", format_time(from_proto(hand_over.create_time), now)),
@@ -107,12 +117,40 @@ def hand_over_facts(hand_over: RemoteDelegation, now: datetime) -> Table:
     return facts(rows)
 
 
-def remedies(hand_over: RemoteDelegation) -> list[str]:
-    """The commands that say what becomes of it; none: it does not wait for a person here."""
+def next_steps(hand_over: RemoteDelegation) -> list[str]:
+    """What a person may do about it now; none: it goes on by itself, or is over."""
+    peer, short_id = bare(hand_over.peer), short(hand_over.id)
     if hand_over.state == dpb.DELEGATION_STATE_QUARANTINED and hand_over.handed_over:
-        return []
-    verbs = _REMEDIES.get(hand_over.state, ())
-    return [f"hopper delegation {verb} {short(hand_over.id)}" for verb in verbs]
+        return [f"{peer}'s owner has to accept it there; `hopper delegation cancel {short_id}` takes it back"]
+    verdicts = _VERDICTS.get(hand_over.state)
+    if verdicts is not None:
+        typed = {f"hopper delegation {verb} {short_id}": end for verb, end in verdicts.items()}
+        width = max(map(len, typed))
+        return ["it waits for you:", *(f"  {each:<{width}}  # {end}" for each, end in typed.items())]
+    if hand_over.unanswered and peer:
+        return [f"{peer} has not answered yet: `hopper doctor {peer}` looks for what is in the way"]
+    return []
+
+
+def waits_here(hand_over: RemoteDelegation) -> bool:
+    """Whether a person of this Hopper has to decide about it."""
+    there = hand_over.state == dpb.DELEGATION_STATE_QUARANTINED and hand_over.handed_over
+    return hand_over.state in _VERDICTS and not there
+
+
+def offer_facts(body: dpb.TaskBody) -> Table:
+    """What an offer asks for, in the words of whoever made it."""
+    return facts(
+        [
+            ("asks for", clean(body.description).strip()),
+            ("needs", ", ".join(map(one_line, body.required_capabilities))),
+            ("tags", ", ".join(map(one_line, body.tags))),
+            ("labels", ", ".join(one_line(f"{key}={value}") for key, value in sorted(body.labels.items()))),
+            ("priority", str(body.priority)),
+            ("requester", one_line(body.requester)),
+            ("kept back", ", ".join(map(one_line, body.redacted))),
+        ]
+    )
 
 
 def custody_lines(links: Iterable[CustodyLink], now: datetime) -> Iterator[Text]:
@@ -173,12 +211,12 @@ def audit_lines(audit: Audit, now: datetime) -> Iterator[Text]:
         yield from custody_lines(found.custody, now)
     claimed = f", {audit.claimed} claimed by who passed them on" if audit.claimed else ""
     some = len(audit.refused)
-    bad = f", {_counted(some)} {'does' if some == 1 else 'do'} not hold" if some else ""
+    bad = f", {_counted(some, 'hand-over')} {'does' if some == 1 else 'do'} not hold" if some else ""
     yield Text(
-        f"{_counted(audit.hand_overs)}: {audit.verified} signatures verified{claimed}{bad}",
+        f"{_counted(audit.hand_overs, 'hand-over')}: {_counted(audit.verified, 'signature')} verified{claimed}{bad}",
         style="red" if some else "",
     )
 
 
-def _counted(number: int) -> str:
-    return f"{number} hand-over{'' if number == 1 else 's'}"
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

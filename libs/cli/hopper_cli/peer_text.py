@@ -57,7 +57,7 @@ def status_table(peers: Iterable[GetPeerResponse]) -> Table:
             _count(status.taken_over),
             _count(status.outbox),
             _count(status.free_slots),
-            Text(alert_text(each.peer) or _failure(status), style="red"),
+            Text(trouble(each), style="red"),
         )
     return table
 
@@ -112,6 +112,11 @@ def _skew(status: PeerStatus) -> str:
     if abs(offset) < _LITTLE_SKEW:
         return "same"
     return f"{format_duration(abs(offset))} {'ahead' if offset > timedelta() else 'behind'}"
+
+
+def trouble(found: GetPeerResponse) -> str:
+    """What is amiss with a peer, in a few words; empty: nothing is."""
+    return alert_text(found.peer) or _failure(found.status)
 
 
 def _failure(status: PeerStatus) -> str:

@@ -152,9 +152,29 @@ def _spec(spec: TaskSpec, now: datetime) -> list[tuple[str, str | Text]]:
         ("not before", _time(spec.clocks, "start_after", now)),
         ("start by", _time(spec.clocks, "start_by", now)),
         ("due", _time(spec.clocks, "finish_by", now)),
-        ("labels", ", ".join(_pairs(spec.labels))),
+        ("from", _came_from(spec.labels)),
+        ("labels", ", ".join(_pairs(_own(spec.labels)))),
         ("exclusive", "it is begun once at most" if spec.exclusive else ""),
     ]
+
+
+_PEER_LABEL: Final = "hopper."
+"""How labels begin that the federation service gives to what came from a peer."""
+
+
+def _came_from(labels: Mapping[str, str]) -> str:
+    """The peer that handed it over, and the command that shows more."""
+    peer, hand_over = labels.get("hopper.peer"), labels.get("hopper.delegation")
+    if not peer or not hand_over:
+        return ""
+    return f"{bare(peer)}: see `hopper delegation show {short(hand_over)}`"
+
+
+def _own(labels: Mapping[str, str]) -> dict[str, str]:
+    """Those that people gave; where it came from is said in words."""
+    if not _came_from(labels):
+        return dict(labels)
+    return {key: value for key, value in labels.items() if not key.startswith(_PEER_LABEL)}
 
 
 def _pairs(pairs: Mapping[str, str]) -> list[str]:

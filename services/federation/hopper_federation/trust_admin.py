@@ -173,7 +173,12 @@ def _wanted(peer: Peer, wish: Wish) -> Level:
     if wish.policy:
         return peer.level if trust.reaches(peer.level, Level.TRUSTED) else Level.TRUSTED
     raise InvalidArgument(
-        violations=[FieldViolation("level", "say a level, a policy, or how the words were compared")]
+        violations=[
+            FieldViolation(
+                "level",
+                "say a level, a policy (`hopper peer trust PEER --policy FILE`), or how the words were compared",
+            )
+        ]
     )
 
 

@@ -287,6 +287,7 @@ def test_differences_for_people() -> None:
     assert lines[2].endswith("<= 5 open")
     assert lines[-1] == "  level: TRUSTED -> VERIFIED"
     assert differences(after, after) == []
+    assert [line.split(":")[0] for line in differences(None, before)] == ["+ docs", "+ gone"]
     assert differences(Grant((DOCS, after.rules[1])), Grant((after.rules[1], DOCS))) == [
         "  the order of the rules"
     ]

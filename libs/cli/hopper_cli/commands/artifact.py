@@ -90,13 +90,17 @@ def put_beside(cli: Cli, task: str, file: str, name: str = "", media_type: str =
 def list_artifacts(cli: Cli, task: TaskArgument) -> None:
     """List the files beside a task, and those that came with what it was handed to."""
     from hopper.federation.v1.artifact_service_pb2 import ListArtifactsRequest
-    from hopper_cli.artifact_text import table
+    from hopper_cli.artifact_text import is_here, table
 
     found = cli.hopper.artifacts.ListArtifacts(ListArtifactsRequest(task=cli.task(task)))
     if cli.json:
         cli.out.document(found)
     elif found.artifacts:
         cli.out.say(table(found))
+        if any(not each.problem and not is_here(each) for each in found.artifacts):
+            cli.out.note(
+                "what is not here yet comes by itself, once the Hopper that has it answers: `hopper peer status`"
+            )
     else:
         cli.out.note("no files")
 

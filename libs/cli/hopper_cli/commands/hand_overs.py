@@ -84,7 +84,7 @@ def list_hand_overs(
 ) -> None:
     """List hand-overs to and from peers, newest first."""
     from hopper.federation.v1.delegation_service_pb2 import ListRemoteDelegationsRequest
-    from hopper_cli.hand_over_text import hand_over_table, parse_state
+    from hopper_cli.hand_over_text import hand_over_table, parse_state, waits_here
     from hopper_cli.names import peer_name
 
     asked = ListRemoteDelegationsRequest(
@@ -100,6 +100,8 @@ def list_hand_overs(
         cli.out.note("nothing waits for you" if waiting else "nothing has crossed")
     else:
         cli.out.say(hand_over_table(found.delegations, cli.now))
+        if any(map(waits_here, found.delegations)):
+            cli.out.note("`hopper delegation show ID` shows what waits for you, and what you can do")
         if found.next_page_token:
             cli.out.note(f"there are more: `--limit {2 * limit}`")
 
@@ -113,24 +115,30 @@ def show(cli: Cli, hand_over: HandOverArgument) -> None:
     if cli.json:
         cli.out.document(found)
     else:
-        say_hand_over(cli, found)
+        _say(cli, found)
 
 
-def say_hand_over(cli: Cli, found: "GetRemoteDelegationResponse") -> None:
+def _say(cli: Cli, found: "GetRemoteDelegationResponse") -> None:
     """Facts, the chain of custody, and what a person may do now."""
     from rich.text import Text
 
-    from hopper_cli.hand_over_text import custody_lines, hand_over_facts, remedies
+    from hopper_cli.artifact_text import missing_lines
+    from hopper_cli.hand_over_text import custody_lines, hand_over_facts, next_steps, offer_facts
     from hopper_cli.names import short
     from hopper_cli.output import one_line
 
     delegation = found.delegation
     cli.out.say(Text.assemble((short(delegation.id), "bold"), "  ", (one_line(delegation.title), "bold")))
     cli.out.say(hand_over_facts(delegation, cli.now))
+    if found.HasField("body"):
+        cli.out.say(offer_facts(found.body))
     for line in custody_lines(found.custody, cli.now):
         cli.out.say(line)
-    for remedy in remedies(delegation):
-        cli.out.note(remedy)
+    if delegation.task and delegation.artifacts:
+        for line in missing_lines(cli, delegation.task):
+            cli.out.say(line)
+    for step in next_steps(delegation):
+        cli.out.note(step)
 
 
 def cancel(cli: Cli, hand_over: HandOverArgument, reason: ReasonOption = "") -> None:

@@ -198,7 +198,8 @@ def _say_words(cli: Cli, peer: "Peer") -> None:
     if peer.alert:
         cli.out.say(alert_text(peer), style="red")
     cli.out.note(
-        "the other owner sees the same six words, or somebody is in between: compare them, best by voice"
+        "the other owner sees the same six words, or somebody is in between: compare them, best by voice;\n"
+        f"then say what may cross:  hopper peer trust {bare(peer.name)} --policy FILE"
     )
 
 
@@ -397,6 +398,7 @@ def show(cli: Cli, peer: PeerArgument) -> None:
     """Show everything about a peer, with the six words that its owner sees too."""
     from rich.text import Text
 
+    from hopper.common.v1.options_pb2 import TRUST_LEVEL_KNOWN
     from hopper.federation.v1.peer_admin_service_pb2 import GetPeerRequest
     from hopper_cli.names import bare, peer_name
     from hopper_cli.peering import peer_facts
@@ -407,6 +409,11 @@ def show(cli: Cli, peer: PeerArgument) -> None:
         return
     cli.out.say(Text(bare(response.peer.name), style="bold"))
     cli.out.say(peer_facts(response.peer, cli.now))
+    if response.peer.level == TRUST_LEVEL_KNOWN:
+        cli.out.note(
+            "nothing is sent there, and what it offers waits for you, until you say what may cross:\n"
+            f"  hopper peer trust {bare(response.peer.name)} --policy FILE"
+        )
 
 
 def rename(

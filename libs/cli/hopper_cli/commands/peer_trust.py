@@ -8,11 +8,13 @@ from hopper_cli import complete
 from hopper_cli.cli import Cli, command
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from hopper.federation.v1.peer_admin_service_pb2 import (
         CheckPeerResponse,
         ExplainPolicyResponse,
+        GetPeerResponse,
     )
-    from hopper.federation.v1.peer_pb2 import Peer
 
 _CHECK_SECONDS = 60.0
 
@@ -170,7 +172,7 @@ def status(
             if found.status.last_failure:
                 cli.out.note(f"`hopper doctor {bare(found.peer.name)}` looks for what is wrong")
         return
-    all_of_them = [cli.hopper.peers.GetPeer(GetPeerRequest(name=each.name)) for each in _all_peers(cli)]
+    all_of_them = list(all_peers(cli))
     if cli.json:
         from hopper_cli.output import to_json
 
@@ -212,17 +214,18 @@ def audit(
         raise typer.Exit(Exit.FAILED)
 
 
-def _all_peers(cli: Cli) -> "list[Peer]":
-    from hopper.federation.v1.peer_admin_service_pb2 import ListPeersRequest
+def all_peers(cli: Cli) -> "Iterator[GetPeerResponse]":
+    """Every peer, blocked ones too, and how it is."""
+    from hopper.federation.v1.peer_admin_service_pb2 import GetPeerRequest, ListPeersRequest
 
     asked = ListPeersRequest(include_blocked=True, page_size=1000)
-    found: list[Peer] = []
     while True:
         page = cli.hopper.peers.ListPeers(asked)
-        found.extend(page.peers)
+        for each in page.peers:
+            yield cli.hopper.peers.GetPeer(GetPeerRequest(name=each.name))
         asked.page_token = page.next_page_token
         if not page.next_page_token:
-            return found
+            return
 
 
 # No longer.
@@ -238,7 +241,9 @@ def block(cli: Cli, peer: PeerArgument) -> None:
     if cli.json:
         cli.out.document(response)
     else:
-        cli.out.say(f"{bare(response.peer.name)} is blocked")
+        name = bare(response.peer.name)
+        cli.out.say(f"{name} is blocked")
+        cli.out.note(f"what becomes of the work between you: `hopper delegation list --peer {name}`")
 
 
 def revoke(
@@ -283,7 +288,9 @@ def revoke(
     if cli.json:
         cli.out.document(response)
     else:
-        cli.out.say(f"{bare(response.peer.name)} is revoked; {response.ended_calls} of its calls were ended")
+        name = bare(response.peer.name)
+        cli.out.say(f"{name} is revoked; {response.ended_calls} of its calls were ended")
+        cli.out.note(f"what becomes of the work between you: `hopper delegation list --peer {name}`")
 
 
 # Others.

@@ -323,12 +323,14 @@ def _abilities(project: "Project") -> "list[tuple[str, str | Text]]":
 
 def _peer(project: "Project") -> str:
     from hopper.common.v1.options_pb2 import TrustLevel
+    from hopper_cli.output import one_line
     from hopper_cli.render import word
 
     if not project.HasField("border"):
         return ""
     border = project.border
-    return f"{border.peer}, {word(TrustLevel, border.level, 'TRUST_LEVEL_')}: see `hopper peer policy`"
+    policy = f"`hopper peer policy {one_line(project.display_name)}`"
+    return f"{border.peer}, {word(TrustLevel, border.level, 'TRUST_LEVEL_')}: see {policy}"
 
 
 def _limits(project: "Project", cli: Cli) -> "list[tuple[str, str | Text]]":

@@ -244,7 +244,8 @@ def _submit(cli: Cli, instance: str, spec: "TaskSpec", watch: bool, allow_duplic
         cli.out.document(response)
     else:
         cli.out.say(
-            f"{short(response.task.name)} → {decision_line(response.decision)}{_waits(response.task)}"
+            f"{short(response.task.name)} → {decision_line(response.decision)}"
+            f"{_waits(response.task, response.decision.reasoning)}"
         )
         for duplicate in response.duplicates:
             cli.out.say(duplicate_line(duplicate))
@@ -252,12 +253,13 @@ def _submit(cli: Cli, instance: str, spec: "TaskSpec", watch: bool, allow_duplic
         follow(cli, response.task)
 
 
-def _waits(task: "Task") -> str:
+def _waits(task: "Task", said: str) -> str:
+    """What it waits for, unless the reason of the decision has said so."""
     from hopper.router.v1.task_pb2 import Wait
     from hopper_cli.output import one_line
 
     # That a worker has to come is no news about a task that was added this moment.
-    if task.wait.reason in (Wait.REASON_UNSPECIFIED, Wait.REASON_WORKER) or not task.wait.message:
+    if task.wait.reason in (Wait.REASON_UNSPECIFIED, Wait.REASON_WORKER) or task.wait.message in ("", said):
         return ""
     return f" [{one_line(task.wait.message)}]"
 

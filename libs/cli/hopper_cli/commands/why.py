@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from hopper.federation.v1.delegation_service_pb2 import GetRemoteDelegationResponse
     from hopper.memory.v1.episodic_service_pb2 import SimilarEpisode
+    from hopper.registry.v1.project_pb2 import Project
     from hopper.router.v1.decision_pb2 import Decision
     from hopper.router.v1.delegation_pb2 import Delegation
     from hopper.router.v1.task_service_pb2 import ExplainTaskResponse, LearnedReason, WhyNot
@@ -68,7 +69,8 @@ def why(
     if chain.delegations:
         _chain(cli, list(chain.delegations))
     if crossed:
-        _custody(cli, crossed)
+        _custody(cli, name, crossed)
+    _now_what(cli, answer, crossed)
 
 
 def _crossed(cli: Cli, task: str, chain: "list[Delegation]") -> "list[GetRemoteDelegationResponse]":
@@ -89,7 +91,8 @@ def _crossed(cli: Cli, task: str, chain: "list[Delegation]") -> "list[GetRemoteD
     return sorted(found.values(), key=lambda each: each.delegation.create_time.ToMicroseconds())
 
 
-def _custody(cli: Cli, crossed: "list[GetRemoteDelegationResponse]") -> None:
+def _custody(cli: Cli, task: str, crossed: "list[GetRemoteDelegationResponse]") -> None:
+    from hopper_cli.artifact_text import missing_lines
     from hopper_cli.hand_over_text import custody_lines, hand_over_table
 
     _heading(cli, "Between Hoppers")
@@ -97,6 +100,34 @@ def _custody(cli: Cli, crossed: "list[GetRemoteDelegationResponse]") -> None:
         cli.out.say(hand_over_table([each.delegation], cli.now))
         for line in custody_lines(each.custody, cli.now):
             cli.out.say(line)
+    if any(each.delegation.artifacts for each in crossed):
+        for line in missing_lines(cli, task):
+            cli.out.say(line)
+
+
+def _now_what(cli: Cli, answer: "ExplainTaskResponse", crossed: "list[GetRemoteDelegationResponse]") -> None:
+    """What a person can do about a task that does not go on by itself."""
+    from hopper.router.v1.task_pb2 import Wait
+    from hopper_cli.advice import what_to_do
+    from hopper_cli.hand_over_text import next_steps
+
+    steps = [step for each in crossed for step in next_steps(each.delegation)]
+    if answer.decisions and answer.task.wait.reason == Wait.REASON_NO_ELIGIBLE_EXECUTOR:
+        steps += what_to_do(answer.decisions[0], answer.task.name, lambda name: _project(cli, name))
+    if steps:
+        _heading(cli, "What you can do")
+        for step in steps:
+            cli.out.say(f"  {step}")
+
+
+def _project(cli: Cli, name: str) -> "Project | None":
+    from hopper.registry.v1.project_service_pb2 import GetProjectRequest
+    from hopper_client import HopperError
+
+    try:
+        return cli.hopper.projects.GetProject(GetProjectRequest(name=name)).project
+    except HopperError:  # it is gone meanwhile, or not this caller's to see
+        return None
 
 
 def _similar(cli: Cli, answer: "ExplainTaskResponse") -> "Sequence[SimilarEpisode] | None":

@@ -366,6 +366,10 @@ def _names_label(names: Sequence[str], label: str) -> bool:
     return _covers(names, label) or _covers(names, label.partition("=")[0])
 
 
+_EMPTY: Final = Grant(())
+"""No policy lets as much cross as one without rules."""
+
+
 def differences(before: Grant | None, after: Grant | None) -> list[str]:
     """What changes between two policies, a line each, for people."""
     if before == after:
@@ -379,7 +383,7 @@ def differences(before: Grant | None, after: Grant | None) -> list[str]:
         elif old[name] != rule:
             lines += [f"- {name}: {describe(old[name])}", f"+ {name}: {describe(rule)}"]
     for title in ("level", "sensitive"):
-        was, now = getattr(before, title, None), getattr(after, title, None)
+        was, now = getattr(before or _EMPTY, title), getattr(after or _EMPTY, title)
         if was != now:
             lines.append(f"  {title}: {_text(was)} -> {_text(now)}")
     if not lines:

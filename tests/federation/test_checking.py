@@ -246,6 +246,10 @@ async def test_the_clocks_differ(two: Two, ahead: timedelta, outcome: Outcome) -
     wrong = await clocks()
     assert (wrong.outcome, wrong.reason) == (outcome, "CLOCK_SKEW")
     assert "ahead of this one" in wrong.finding
+    await looked(bob, alice)
+    told = alice.peering.statuses.of(bob.install_id).offset  # shown to who was called, too
+    assert told is not None
+    assert abs(told - ahead) < timedelta(minutes=1)
     wrong_by = timedelta()
     assert (await clocks()).outcome is Outcome.OK
 

@@ -90,11 +90,13 @@ class PeerServicer(PeerServiceServicer):
                 violations=[FieldViolation("nonce", f"must have {greeting.NONCE_BYTES} bytes")]
             )
         theirs = request.introduction
-        now = self._introductions.now()
-        check_clock(from_proto(theirs.now), now)
+        then, now = from_proto(theirs.now), self._introductions.now()
         version = agreed_version(versions_from_proto(theirs.versions))
+        self._statuses.met(
+            caller, offset=then - now, version=version
+        )  # also of who is refused by it: it is shown
+        check_clock(then, now)
         await bundles_kept.take(self._federation, caller, theirs.bundle, self._alarm)
-        self._statuses.met(caller, offset=from_proto(theirs.now) - now, version=version)
         ours = self._introductions.ours()
         signature = self._identity.sign(
             greeting.signed(request.nonce, caller, self._identity.install_id, from_proto(ours.now))

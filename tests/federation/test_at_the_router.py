@@ -83,10 +83,13 @@ class Bench:
         body = dpb.TaskBody(title="read", priority=50, **fields)
         return id_, seal_offer(self.identity, body, hand_over, task=id_, not_after=now + _LEASE, now=now)
 
-    async def came(self, errand: Errand, *, state: State = State.ACCEPTED, **fields: Any) -> Delegation:
+    async def came(
+        self, errand: Errand, *, state: State = State.ACCEPTED, unconfirmed: bool = False, **fields: Any
+    ) -> Delegation:
         """Something that a peer has handed over, and what is to be done about it."""
         id_, offer = self.offer(**fields)
-        return await self._put(self._new(id_, Role.IN, offer, state=state), errand)
+        new = self._new(id_, Role.IN, offer, state=state)
+        return await self._put(replace(new, exclusive=unconfirmed, unconfirmed=unconfirmed), errand)
 
     async def went(self, *, retry: int = 1) -> Delegation:
         """A task that is with a peer."""
@@ -119,6 +122,15 @@ class Bench:
             created=now,
             updated=now,
         )
+
+    async def is_confirmed(self, about: Delegation) -> None:
+        """Who handed it over still wants it."""
+        await self._put(replace(await self.known(about), unconfirmed=False), None)
+
+    async def tried(self, about: Delegation) -> bool | None:
+        """Whether an errand of it was tried, and not done."""
+        chores = await self.desks.read(lambda rows: rows.errands(self.desks.steady() + 3600, 100))
+        return any(each.delegation.id == about.id and each.attempts for each in chores) or None
 
     async def _put(self, new: Delegation, errand: Errand | None) -> Delegation:
         def work(sitting: Sitting) -> None:
@@ -242,6 +254,21 @@ async def test_what_came_is_made_a_task_once_however_often_it_is_tried(bench: Be
     await nothing_left(bench)
     (task,) = await bench.made_of(about)
     assert (task.name, task.project) == (known.task, "projects/own")
+
+
+async def test_what_was_in_a_copy_and_must_not_run_twice_is_made_a_task_once_it_is_confirmed(
+    bench: Bench,
+) -> None:
+    over = await bench.came(Errand(Task.SUBMIT), state=State.RECLAIMED, unconfirmed=True)
+    about = await bench.came(Errand(Task.SUBMIT), unconfirmed=True, required_capabilities=["near"])
+    await found(lambda: bench.tried(about))
+    assert await bench.made_of(about) == []
+
+    await bench.is_confirmed(about)
+
+    assert (await bench.until(about, lambda each: each.task)).state is State.ACCEPTED
+    await nothing_left(bench)
+    assert await bench.made_of(over) == []
 
 
 async def test_what_the_router_does_not_take_is_refused(bench: Bench) -> None:

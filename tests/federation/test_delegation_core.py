@@ -44,6 +44,7 @@ from hopper_federation.delegation.model import (
     Update,
     Verdict,
 )
+from hopper_federation.errors import ResyncNeeded
 from tests.federation.sim.memory_store import MemoryDelegations, Tables
 from tests.federation.sim.sim_hopper import Ruled
 
@@ -74,6 +75,7 @@ def out(state: State, *, exclusive: bool = False, **more: object) -> Delegation:
         start_by=NOW + 10_000,
         close_by=NOW + 20_000,
         sent=1,
+        offer=b"offer",
     )
     return replace(was, **more)  # type: ignore[arg-type]
 
@@ -1189,7 +1191,11 @@ def test_who_was_restored_does_not_say_that_it_never_began_what_is_in_the_copy(
 
 
 @pytest.mark.parametrize("exclusive", BOTH)
-def test_who_was_restored_is_told_to_call_off_what_waits_for_a_person_in_the_copy(exclusive: bool) -> None:
+@pytest.mark.parametrize("lost", BOTH)
+def test_who_was_restored_is_told_to_call_off_what_waits_for_a_person_in_the_copy(
+    lost: bool, exclusive: bool
+) -> None:
+    """Found by seed 621622: the receipt was lost, and a comparison of notes said less than that."""
     a, b = two()
     b.ruled = Ruled(True, quarantined=True)
     offer(a, exclusive=exclusive)
@@ -1197,10 +1203,35 @@ def test_who_was_restored_is_told_to_call_off_what_waits_for_a_person_in_the_cop
     b.restored(b.tables)
 
     a.desk().cancel("d1", "no", by_router=False)
+    if lost:
+        b.desk().take("a", a.outbox()[-1])
+        compared(b, a)
+        compared(a, b)
+        carry(b, a)
     exchanged(a, b)
 
     assert a.the(Role.OUT).state is (State.SUSPECT if exclusive else State.CANCELLED)
     assert a.errands() == ([] if exclusive else [Task.RETURN])
+
+
+@pytest.mark.parametrize("exclusive", BOTH)
+def test_who_was_restored_begins_nothing_before_it_has_heard_that_it_is_still_wanted(exclusive: bool) -> None:
+    """It had said no after the copy was made, whoever handed it over had it done elsewhere, and here it began then."""
+    a, b = two()
+    b.ruled = Ruled(True, quarantined=True)
+    offer(a, exclusive=exclusive)
+    carry(a, b)
+    b.restored(b.tables)
+    assert b.the(Role.IN).may_be_begun == (not exclusive)
+
+    if exclusive:
+        with pytest.raises(ResyncNeeded):
+            b.desk().decide("d1", True)
+    compared(b, a)
+    assert b.the(Role.IN).may_be_begun
+    b.desk().decide("d1", True)
+
+    assert b.errands() == [Task.SUBMIT]
 
 
 @pytest.mark.parametrize("exclusive", BOTH)
@@ -1383,6 +1414,21 @@ def test_what_is_over_at_who_handed_over_is_stopped() -> None:
 
     assert b.the(Role.IN).state is State.RECLAIMED
     assert b.errands() == [Task.STOP]
+
+
+def test_what_was_never_offered_has_no_result() -> None:
+    """Found by a world of old copies and a liar: there is no offer that a result could be checked against."""
+    a, b = two()
+    a.desk().doubt(out(State.OFFERED, exclusive=True, sent=0))
+    doubted = a.the(Role.OUT)
+
+    receipt = a.desk().take("b", Message("m1", "d1", 1, 1, DONE, b"x"))
+    compared(a, b)
+    a.desk().noted("b", Note("d1", 1, State.RUNNING, 1, handed_over=False))
+
+    assert (receipt.state, receipt.reason) == (None, "DELEGATION_NOT_FOUND")
+    assert a.the(Role.OUT) == doubted
+    assert a.errands() == []
 
 
 @pytest.mark.parametrize(("verdict", "errand"), [(Verdict.RETRY, Task.RETURN), (Verdict.GIVE_UP, Task.FAIL)])

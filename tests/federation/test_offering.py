@@ -8,11 +8,10 @@ import pytest
 from hopper.federation.v1 import delegation_pb2 as dpb
 from hopper.router.v1.task_pb2 import Task, TaskSpec
 from hopper_federation import grant_store
-from hopper_federation.delegation.border import CLOCKS_APART
 from hopper_federation.delegation.chain import read_offer
 from hopper_federation.delegation.desks import Desks, Sitting
 from hopper_federation.delegation.lineage import Lineage
-from hopper_federation.delegation.model import Delegation, OfferFacts, Role, State
+from hopper_federation.delegation.model import CLOCKS_APART, Delegation, OfferFacts, Role, State
 from hopper_federation.delegation.offering import CLOSING, Offerer, Refused
 from hopper_federation.delegation.redaction import redacted
 from hopper_federation.delegation.steady import SteadyClock

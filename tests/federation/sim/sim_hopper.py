@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from hopper_federation.delegation.border import CLOCKS_APART
 from hopper_federation.delegation.desk import Desk, note_of
 from hopper_federation.delegation.model import (
+    CLOCKS_APART,
     OPEN,
     Appraisal,
     Delegation,
@@ -536,6 +536,8 @@ class SimHopper:
         if each.state is State.QUARANTINED:
             if each.role is Role.IN:
                 yes = rng.random() < 0.7
+                if yes and not each.may_be_begun:
+                    return
                 self.txn(lambda desk, store: desk.decide(each.id, yes))
             return
         if each.state is State.SUSPECT:
@@ -596,6 +598,8 @@ class SimHopper:
 
     def _make(self, chore: Chore, about: Delegation) -> bool:
         kept = chore.errand.reason == "KEEP"
+        if not kept and not about.may_be_begun:
+            return not about.state.open and self._done(chore)
         if not kept and self.world.refused(about.id):
             return self._done(chore, lambda desk: desk.refused(about.id, "LIMIT", "too many"))
         name = self._submit(about, kept)

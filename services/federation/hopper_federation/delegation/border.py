@@ -11,7 +11,7 @@ from typing import Final
 from hopper_common.border.grants import Crossing, Direction, Grant, Ruling, Usage, decide
 from hopper_common.errors import PolicyInvalid
 from hopper_common.identity.errors import SignatureInvalid
-from hopper_federation.delegation.model import OfferFacts
+from hopper_federation.delegation.model import CLOCKS_APART, OfferFacts
 from hopper_federation.delegation.store_sql import SqlDelegations
 from hopper_federation.model import Peer
 from hopper_federation.store_sql import SqlStore
@@ -21,9 +21,6 @@ MOST_OPEN: Final = 100
 """How many hand-overs of one peer may be open here, whatever its policy says."""
 
 BUSY_SECONDS: Final = 60.0
-
-CLOCKS_APART: Final = 3600.0
-"""By how much the clocks of two peers differ at most, in seconds: far more than what any greeting lets pass."""
 
 
 @dataclass(frozen=True, slots=True)

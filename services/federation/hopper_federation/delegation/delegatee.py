@@ -180,9 +180,10 @@ def heard(was: Delegation, body: Body, sequence: int, now: float) -> Step:
 
 def _called_off(was: Delegation, reason: str) -> Step:
     if was.state is State.QUARANTINED:
-        state = State.CANCELLED if _may_have_begun(was) else State.REJECTED
-        done = replace(was, state=state, reason="CANCELLED", detail=reason, settled=True)
-        return Step(_at_rest(done), receipt=Receipt("", state))
+        done = _at_rest(replace(was, state=State.REJECTED, reason="CANCELLED", detail=reason, settled=True))
+        if _may_have_begun(was):
+            done = replace(done, state=State.CANCELLED, reason="DELEGATION_NOT_FOUND")
+        return Step(done, receipt=Receipt("", done.state))
     if was.state in _WORKED_ON:
         going = replace(was, state=State.CANCELLING, detail=reason)
         return Step(going, (Errand(Task.STOP, "CANCELLED", reason),), Receipt("", State.CANCELLING))
@@ -351,7 +352,7 @@ def restarted(was: Delegation, now: float) -> Delegation:
 
 def restored(was: Delegation) -> Delegation:
     """This Hopper was restored from a copy, in which this is."""
-    return replace(was, from_copy=True)
+    return replace(was, from_copy=True, unconfirmed=True)
 
 
 def resolve(was: Delegation, verdict: Verdict, reason: str, now: float) -> Step | None:
@@ -388,6 +389,7 @@ def noted(was: Delegation, note: Note | None, now: float, *, unanswered: Sequenc
         )
     if not note.state.open:
         return overtaken(was, now) if was.state in _WORKED_ON | {State.QUARANTINED} else Step(was)
+    was = replace(was, unconfirmed=False)
     missing = _missing(was, note)
     return Step(was, () if missing is None or type(missing) in unanswered else (missing,))
 

@@ -38,6 +38,7 @@ from hopper_federation.delegation.model import (
     Verdict,
 )
 from hopper_federation.delegation.ports import BorderControl, DelegationStore, Ruling
+from hopper_federation.errors import ResyncNeeded
 
 START_SECONDS: Final = 7 * 86_400.0
 _FROM_DELEGATOR: Final = (Offer, Cancel)
@@ -76,7 +77,7 @@ class Desk:
 
     def offer(self, new: Delegation, body: Offer) -> Delegation:
         """Offer a task to a peer."""
-        return self._put(Step(new, (body,)))
+        return self._put(Step(replace(new, offer=body.sealed), (body,)))
 
     def doubt(self, new: Delegation) -> Delegation:
         """
@@ -84,7 +85,7 @@ class Desk:
         decides.
         """
         detail = "it may have been handed over before this Hopper was restored from a copy"
-        doubted = replace(new, state=State.SUSPECT, reason="DELEGATION_NOT_FOUND", detail=detail)
+        doubted = replace(new, state=State.SUSPECT, reason="DELEGATION_NOT_FOUND", detail=detail, offer=b"")
         return self._put(Step(doubted, (Alarm("suspect", detail),)))
 
     def claimed(self, task: str, token: int) -> Delegation | None:
@@ -123,8 +124,11 @@ class Desk:
 
         Raises:
             DelegationNotFound, DelegationWrongState.
+            ResyncNeeded: It cannot be taken before notes were compared with who handed it over.
         """
         was = self._of(Role.IN, delegation)
+        if accepted and not was.may_be_begun:
+            raise ResyncNeeded(peer=was.peer)
         return self._put(
             _wanted(was, delegatee.decide(was, self._now, accepted=accepted, reason=reason), "a decision")
         )
@@ -160,7 +164,7 @@ class Desk:
         if isinstance(message.body, Appraisal) and self._store.delegation(Role.IN, message.delegation):
             role = Role.IN
         was = self._store.delegation(role, message.delegation)
-        if was is not None and was.peer != peer:
+        if was is not None and not _is_with(was, peer):
             return _unknown()  # another's: not even that there is one is told
         if isinstance(message.body, Offer):
             return self._take_offer(peer, message, message.body, was)
@@ -328,7 +332,7 @@ class Desk:
             What this Hopper knows of it; None: nothing.
         """
         was = self._store.delegation(Role.IN if note.handed_over else Role.OUT, note.delegation)
-        if was is None or was.peer != peer:
+        if was is None or not _is_with(was, peer):
             return None
         return note_of(self._compare(was, note))
 
@@ -336,7 +340,7 @@ class Desk:
         """A peer has never heard of a hand-over that was named to it."""
         for role in Role:
             was = self._store.delegation(role, delegation)
-            if was is not None and was.peer == peer:
+            if was is not None and _is_with(was, peer):
                 self._compare(was, None)
 
     def _compare(self, was: Delegation, note: Note | None) -> Delegation:
@@ -400,6 +404,11 @@ def due_of(delegation: Delegation) -> float | None:
     if delegation.role is Role.OUT:
         return delegator.next_due(delegation)
     return delegatee.next_due(delegation)
+
+
+def _is_with(delegation: Delegation, peer: str) -> bool:
+    """Whether the peer may say anything about it: it is its own, and was ever offered to it."""
+    return delegation.peer == peer and (delegation.role is Role.IN or bool(delegation.offer))
 
 
 def _unknown() -> Receipt:

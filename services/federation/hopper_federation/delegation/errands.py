@@ -53,6 +53,7 @@ from hopper_federation.delegation.desks import Desks, Sitting
 from hopper_federation.delegation.files_wanted import FilesWanted
 from hopper_federation.delegation.model import Delegation, Errand, Role, Task
 from hopper_federation.delegation.store_sql import Chore, SqlDelegations
+from hopper_federation.errors import ResyncNeeded
 from hopper_federation.trust_snapshot import TrustSnapshots
 
 if TYPE_CHECKING:  # they are in the type stubs only
@@ -131,6 +132,10 @@ class Router:
 
     async def _submit(self, about: Delegation, errand: Errand) -> _Note:
         kept = errand.reason == KEPT
+        if not kept and not about.may_be_begun:
+            if about.state.open:
+                raise ResyncNeeded(peer=about.peer)
+            return _nothing
         offer = dpb.Offer.FromString(about.offer)
         peer = self._snapshots.current.peers.get(about.peer)
         path = read_offer(offer, lambda install_id: None).path[:-1]

@@ -19,6 +19,9 @@ STOPS_AT: Final = 0.9
 RENEWS_AT: Final = 1 / 3
 """At which part of a lease who took over renews it."""
 
+CLOCKS_APART: Final = 3600.0
+"""By how much the clocks of two peers differ at most, in seconds: far more than what any greeting lets pass."""
+
 KEPT_FOR: Final = 30 * 86_400.0
 """How long a hand-over that has ended, and what was said about it, are remembered."""
 
@@ -112,6 +115,7 @@ class Delegation:
         result: What came or was sent at the end: a serialised `Result`.
         late: A result came after the end, and was kept without being applied.
         from_copy: IN: it was in the copy that this Hopper was restored from: it may have been begun since.
+        unconfirmed: IN: and who handed it over has not said yet that it still wants it.
         offer: What was offered: a serialised `Offer`.
         appraisal: What the peer said of how well it went: a serialised `Appraisal`.
         title: Of the task, for people.
@@ -141,12 +145,18 @@ class Delegation:
     result: bytes = b""
     late: bool = False
     from_copy: bool = False
+    unconfirmed: bool = False
     fraction: float = 0.0
     offer: bytes = b""
     appraisal: bytes = b""
     title: str = ""
     created: float = 0.0
     updated: float = 0.0
+
+    @property
+    def may_be_begun(self) -> bool:
+        """Whether work on what came may begin: or who handed it over may have had it done elsewhere meanwhile."""
+        return not (self.exclusive and self.unconfirmed)
 
 
 # ---------------------------------------------------------------- what one side tells the other

@@ -844,6 +844,22 @@ def test_f37_a_person_decides_what_is_suspect(verdict: Verdict, errand: Task) ->
     assert b.errands() == [Task.STOP]
 
 
+@pytest.mark.parametrize("there", [State.CANCELLED, None])
+def test_f37_what_is_suspect_is_told_once_though_it_is_called_off(there: State | None) -> None:
+    suspect = delegator.tick(out(State.RUNNING, exclusive=True, lease_end=NOW), NOW)
+    assert done(suspect) == ["suspect"]
+
+    called_off = delegator.cancel(suspect.delegation, "no", NOW, by_router=False).delegation
+    if there is None:
+        again = delegator.tick(called_off, NOW + LEASE + GRACE)
+    else:
+        again = delegator.answered(called_off, Cancel(), Receipt("", there), NOW)
+
+    assert (again.delegation.state, done(again)) == (State.SUSPECT, [])
+    anew = delegator.heard(again.delegation, Renewal(), 2, NOW).delegation
+    assert done(delegator.tick(anew, NOW + 2 * LEASE)) == ["suspect"]
+
+
 def test_f37_swapped_what_was_called_off_half_done_there_has_failed() -> None:
     """Found in review: it went back to the router, and ran again."""
     a, b = handed_over(exclusive=True)

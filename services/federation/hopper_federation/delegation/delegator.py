@@ -279,7 +279,9 @@ def _stopped_there(was: Delegation, there: State | None) -> Step:
 
 def _unsure(was: Delegation, reason: str, detail: str) -> Step:
     unsure = replace(was, state=State.SUSPECT, lease_end=None, reason=reason, detail=detail)
-    return Step(unsure, () if was.state is State.SUSPECT else (Alarm("suspect", detail),))
+    # What is open has a reason once it was suspect, though it was called off since: a person knows of it.
+    known = was.state is State.SUSPECT or was.reason
+    return Step(unsure, () if known else (Alarm("suspect", detail),))
 
 
 def gone(was: Delegation, why: Gone, now: float) -> Step:

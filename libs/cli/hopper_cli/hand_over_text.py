@@ -94,8 +94,9 @@ def _why(hand_over: RemoteDelegation) -> str:
     return ": ".join(part for part in (reason, hand_over.detail) if part)
 
 
-def hand_over_facts(hand_over: RemoteDelegation, now: datetime) -> Table:
-    """Everything about one but its chain."""
+def hand_over_facts(found: GetRemoteDelegationResponse, now: datetime) -> Table:
+    """Everything about one but its chain; of an offer that waits here, what it asks for."""
+    hand_over = found.delegation
     lease = time_field(hand_over, "lease_expire_time")
     rows: list[tuple[str, str | Text]] = [
         ("with", way(hand_over)),
@@ -113,6 +114,7 @@ def hand_over_facts(hand_over: RemoteDelegation, now: datetime) -> Table:
         ("files", ", ".join(one_line(artifact.name) for artifact in hand_over.artifacts)),
         ("made", format_time(from_proto(hand_over.create_time), now)),
         ("changed", format_time(from_proto(hand_over.update_time), now)),
+        *(_asked(found.body) if found.HasField("body") else ()),
     ]
     return facts(rows)
 
@@ -138,19 +140,17 @@ def waits_here(hand_over: RemoteDelegation) -> bool:
     return hand_over.state in _VERDICTS and not there
 
 
-def offer_facts(body: dpb.TaskBody) -> Table:
+def _asked(body: dpb.TaskBody) -> list[tuple[str, str | Text]]:
     """What an offer asks for, in the words of whoever made it."""
-    return facts(
-        [
-            ("asks for", clean(body.description).strip()),
-            ("needs", ", ".join(map(one_line, body.required_capabilities))),
-            ("tags", ", ".join(map(one_line, body.tags))),
-            ("labels", ", ".join(one_line(f"{key}={value}") for key, value in sorted(body.labels.items()))),
-            ("priority", str(body.priority)),
-            ("requester", one_line(body.requester)),
-            ("kept back", ", ".join(map(one_line, body.redacted))),
-        ]
-    )
+    return [
+        ("asks for", clean(body.description).strip()),
+        ("needs", ", ".join(map(one_line, body.required_capabilities))),
+        ("tags", ", ".join(map(one_line, body.tags))),
+        ("labels", ", ".join(one_line(f"{key}={value}") for key, value in sorted(body.labels.items()))),
+        ("priority", str(body.priority)),
+        ("requester", one_line(body.requester)),
+        ("kept back", ", ".join(map(one_line, body.redacted))),
+    ]
 
 
 def custody_lines(links: Iterable[CustodyLink], now: datetime) -> Iterator[Text]:

@@ -10,7 +10,7 @@ from hopper_cli.commands import peer_trust
 from hopper_cli.commands.options import RUN
 
 if TYPE_CHECKING:
-    from hopper_cli.checkup import Check
+    from hopper_cli.checks import Check
 
 
 def register(app: typer.Typer) -> None:
@@ -47,7 +47,8 @@ def doctor(
     if target:
         peer_trust.check(cli, target)
         return
-    from hopper_cli.checkup import Status, examine
+    from hopper_cli.checks import Status
+    from hopper_cli.checkup import examine
     from hopper_cli.exits import Exit
 
     checks = examine(cli)

@@ -123,15 +123,13 @@ def _say(cli: Cli, found: "GetRemoteDelegationResponse") -> None:
     from rich.text import Text
 
     from hopper_cli.artifact_text import missing_lines
-    from hopper_cli.hand_over_text import custody_lines, hand_over_facts, next_steps, offer_facts
+    from hopper_cli.hand_over_text import custody_lines, hand_over_facts, next_steps
     from hopper_cli.names import short
     from hopper_cli.output import one_line
 
     delegation = found.delegation
     cli.out.say(Text.assemble((short(delegation.id), "bold"), "  ", (one_line(delegation.title), "bold")))
-    cli.out.say(hand_over_facts(delegation, cli.now))
-    if found.HasField("body"):
-        cli.out.say(offer_facts(found.body))
+    cli.out.say(hand_over_facts(found, cli.now))
     for line in custody_lines(found.custody, cli.now):
         cli.out.say(line)
     if delegation.task and delegation.artifacts:

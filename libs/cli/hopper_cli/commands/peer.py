@@ -389,7 +389,8 @@ def list_peers(
     if cli.json:
         cli.out.document(found)
     elif not found.peers:
-        cli.out.note("no peer; `hopper peer invite NAME` invites one")
+        others = "" if blocked else "; `--all` lists blocked ones too"
+        cli.out.note(f"no peer; `hopper peer invite NAME` invites one{others}")
     else:
         cli.out.say(peer_table(found.peers))
 

@@ -3,9 +3,10 @@ Transactions at the desk: each has a `Desk`, the rows under it and the service's
 What has to be told afterwards is told once it is durable.
 """
 
-from collections.abc import Callable, Collection
+import asyncio
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
@@ -14,12 +15,14 @@ from hopper_federation.delegation.border import Border
 from hopper_federation.delegation.desk import Desk, Raised
 from hopper_federation.delegation.model import Delegation
 from hopper_federation.delegation.steady import SteadyClock
-from hopper_federation.delegation.store_sql import SqlDelegations
+from hopper_federation.delegation.store_sql import Outgoing, SqlDelegations
 from hopper_federation.store_sql import Federation, SqlStore
 from hopper_federation.trust_admin import TrustAdmin
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
+
+Told = Callable[[str, Sequence[Outgoing] | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +64,16 @@ class Desks:
         self.asked = Signal()
         self._federation = federation
         self._trust = trust
-        self._on_told: list[Callable[[str], None]] = []
+        self._under_way: set[asyncio.Future[Any]] = set()
+        self._on_told: list[Told] = []
         self._on_alarm: list[Callable[[Raised], None]] = []
         self._on_saved: list[Callable[[Delegation], None]] = []
 
-    def on_told(self, callback: Callable[[str], None]) -> None:
-        """Call back with the install id of each peer for whom there are new messages."""
+    def on_told(self, callback: Told) -> None:
+        """
+        Call back for each peer for whom there are new messages: with its install id and those messages, in the order
+        in which they were committed; None: with what there is in the outbox.
+        """
         self._on_told.append(callback)
 
     def on_alarm(self, callback: Callable[[Raised], None]) -> None:
@@ -81,9 +88,20 @@ class Desks:
         """
         Run *work* in one transaction; return its result once that is durable.
 
-        It may be run again: what it does outside of the sitting must not matter.
+        It may be run again: what it does outside of the sitting must not matter. It is told of though whoever wanted it
+        has gone away.
         """
+        writing = asyncio.ensure_future(self._write(work))
+        self._under_way.add(writing)
+        writing.add_done_callback(self._ended)
+        return await asyncio.shield(writing)
 
+    def _ended(self, writing: asyncio.Future[Any]) -> None:
+        self._under_way.discard(writing)
+        if not writing.cancelled():
+            writing.exception()  # whoever waited has it
+
+    async def _write(self, work: Callable[[Sitting], T]) -> T:
         def sit(store: SqlStore) -> tuple[T, Sitting]:
             sitting = self._sitting(store)
             with sitting.rows.gathering():
@@ -128,9 +146,9 @@ class Desks:
             raise_(alarm)
 
     def _tell(self, sitting: Sitting) -> None:
-        for peer in sitting.rows.told:
-            for wake in self._on_told:
-                wake(peer)
+        for peer, messages in sitting.rows.told.items():
+            for tell in self._on_told:
+                tell(peer, messages)
         for alarm in sitting.desk.alarms:
             self.raise_alarm(alarm)
         if sitting.rows.asked:

@@ -235,6 +235,7 @@ def _task_uid(arrived: Arrived) -> str:
 
 def _do_all(sitting: Sitting, peer: str, incarnation: int, arrived: Sequence[Arrived]) -> _Done:
     _check_incarnation(sitting, peer, incarnation)
+    _foresee(sitting, peer, arrived)
     return _Done([_do(sitting, peer, each) for each in arrived], sitting.border.refused_by)
 
 
@@ -253,6 +254,18 @@ def _do_each(sitting: Sitting, peer: str, incarnation: int, arrived: Sequence[Ar
             wait = SPOILT_WAITS.total_seconds()
             receipts.append(Receipt(each.id, None, "INTERNAL", "it could not be done", wait))
     return _Done(receipts, sitting.border.refused_by)
+
+
+def _foresee(sitting: Sitting, peer: str, arrived: Sequence[Arrived]) -> None:
+    """Ask once for what all of them are about."""
+    messages = [each.message for each in arrived if each.message is not None]
+    facts = [each.body.facts for each in messages if isinstance(each.body, Offer)]
+    sitting.rows.foresee(
+        peer,
+        messages=[each.id for each in arrived],
+        ids=[each.delegation for each in messages],
+        task_uids=[each.task_uid for each in facts if each is not None],
+    )
 
 
 def _check_incarnation(sitting: Sitting, peer: str, incarnation: int) -> None:

@@ -165,9 +165,9 @@ class Senders:
         for peer in waiting:
             self._told(peer)
 
-    def _told(self, peer: str) -> None:
+    def _told(self, peer: str, messages: Sequence[Outgoing] | None = None) -> None:
         if peer in self._posts:
-            self._posts[peer].wake.fire()
+            self._posts[peer].told(messages)
 
     def _alive(self, peer: str) -> None:
         if peer in self._posts:
@@ -197,6 +197,8 @@ class Post:
         self._desks = senders.desks
         self._peer = peer.install_id
         self._known = peer
+        self._next: list[Outgoing] = []
+        self._behind = True  # there may be more in the outbox than what is next
         self._one_by_one = 0  # so many messages are sent by themselves, to find the one that is refused
 
     def is_now(self, peer: TrustedPeer) -> None:
@@ -228,6 +230,7 @@ class Post:
                 return await work()
             except _PUT_OFF as error:
                 log.warning("sending is put off", install_id=self._peer, reason=error.reason)
+                self._look_again()
                 await asyncio.sleep(SOONEST_AGAIN)
 
     async def _begin(self) -> None:
@@ -256,18 +259,43 @@ class Post:
             self._all.sending.difference_update(message.id for message in batch)
         return 0.0
 
+    def told(self, messages: Sequence[Outgoing] | None) -> None:
+        """There is something to send, that comes next; None: whatever is in the outbox."""
+        if messages is None or len(self._next) > MOST_MESSAGES:
+            self._look_again()
+        elif not self._behind:
+            self._next += messages
+        self.wake.fire()
+
+    def _look_again(self) -> None:
+        self._next, self._behind = [], True
+
     async def _batch(self) -> tuple[Sequence[Outgoing], float | None]:
         """What is to be sent now; and if that is nothing, when the first message may be."""
         limit = 1 if self._one_by_one or self.hold.open else MOST_MESSAGES
-        now = self._now()
-
-        def work(rows: SqlDelegations) -> tuple[Sequence[Outgoing], float | None]:
-            batch = rows.batch(self._peer, now, limit=limit, most_bytes=MOST_BYTES)
-            return batch, None if batch else rows.waiting_until(self._peer)
-
-        batch, until = await self._desks.read(work)
+        until: float | None = None
+        if self._behind or limit == 1:
+            batch, until = await self._from_outbox(limit)
+        else:
+            batch, self._next = _first(self._next)
         self._one_by_one = max(0, self._one_by_one - len(batch))
         self._all.sending.update(message.id for message in batch)
+        return batch, until
+
+    async def _from_outbox(self, limit: int) -> tuple[Sequence[Outgoing], float | None]:
+        now = self._now()
+
+        def work(rows: SqlDelegations) -> tuple[Sequence[Outgoing], float | None, int]:
+            batch = rows.batch(self._peer, now, limit=limit, most_bytes=MOST_BYTES)
+            return batch, None if batch else rows.waiting_until(self._peer), rows.outbox_count(self._peer)
+
+        # What is committed from now on is told, and some of that is in what is read.
+        self._next, self._behind = [], False
+        batch, until, count = await self._desks.read(work)
+        if len(batch) < count:
+            self._look_again()
+        read = {message.id for message in batch}
+        self._next = [message for message in self._next if message.id not in read]
         return batch, until
 
     def _pause(self, until: float | None) -> float | None:
@@ -285,6 +313,8 @@ class Post:
             self._all.links, self._peer, lambda stub: stub.Deliver(request, timeout=CALL_SECONDS)
         )
         receipts = dict(_readable(answer.receipts))
+        if any(receipt.retry_after is not None for receipt in receipts.values()):
+            self._look_again()  # what waits holds back what was said later of the same
         await self._answered([(each, receipts[each.id]) for each in batch if each.id in receipts])
         self._all.told_slots(self._peer, answer.free_slots)
         left = [each for each in batch if each.id not in receipts]
@@ -301,6 +331,7 @@ class Post:
             raise
         except Exception:
             log.exception("receipts cannot be written down together", install_id=self._peer)
+            self._look_again()
             await self._one_at_a_time(receipts)
         self.hold = Hold()
 
@@ -330,6 +361,7 @@ class Post:
             sitting.rows.save_hold(self._peer, Hold())
 
     async def _failed(self, problem: HopperError, batch: Sequence[Outgoing]) -> None:
+        self._look_again()
         if problem.reason in _RESYNC and self._all.syncer.is_needed(self._peer):
             return
         if problem.reason in _REFUSED and batch:
@@ -363,6 +395,17 @@ class Post:
 
     def _now(self) -> float:
         return self._desks.steady()
+
+
+def _first(messages: list[Outgoing]) -> tuple[list[Outgoing], list[Outgoing]]:
+    """As many as one call carries, and the others."""
+    size = count = 0
+    for message in messages[:MOST_MESSAGES]:
+        size += len(message.body)
+        if count and size > MOST_BYTES:
+            break
+        count += 1
+    return messages[:count], messages[count:]
 
 
 def _least(problem: HopperError) -> float:

@@ -131,7 +131,7 @@ _HELD_BACK: Final = exists().where(
     OUTBOX.c.kind != wire.KINDS[Cancel],
 )
 _READY: Final = (
-    select(OUTBOX.c.id, OUTBOX.c.body, OUTBOX.c.create_time, OUTBOX.c.attempts)
+    select(OUTBOX.c.id, OUTBOX.c.body, OUTBOX.c.create_time)
     .where(OUTBOX.c.peer == bindparam("peer"), OUTBOX.c.not_before <= bindparam("now"), ~_HELD_BACK)
     .order_by(OUTBOX.c.position)
     .limit(bindparam("most"))
@@ -170,13 +170,11 @@ class Outgoing:
     Attributes:
         body: A serialised `Message`.
         create_time: When it was written down: not after it was sent first.
-        attempts: How often sending it has failed.
     """
 
     id: str
     body: bytes
     create_time: float
-    attempts: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +239,7 @@ class SqlDelegations:
 
     Attributes:
         saved: The hand-overs that were written, as they are now.
-        told: Install ids of peers for whom something was put into the outbox.
+        told: What was put into the outbox, by the install ids of peers; None: look at all of it.
         asked: Something is to be done at the router.
     """
 
@@ -258,7 +256,7 @@ class SqlDelegations:
         self._taken: dict[str, Sent | None] = {}  # by message
         self._numbers = itertools.count()
         self.saved: dict[tuple[Role, str], Delegation] = {}
-        self.told: set[str] = set()
+        self.told: dict[str, list[Outgoing] | None] = {}
         self.asked = False
 
     def gathering(self) -> AbstractContextManager[None]:
@@ -273,7 +271,7 @@ class SqlDelegations:
             with self._conn.apart():
                 yield
         except BaseException:
-            self.saved = saved
+            self.saved, self.told = saved, dict.fromkeys(self.told)
             self._ask_again()
             raise
 
@@ -483,7 +481,9 @@ class SqlDelegations:
             "attempts": 0,
         }
         self._conn.put(_ADD_MESSAGE, message, row)
-        self.told.add(delegation.peer)
+        told = self.told.setdefault(delegation.peer, [])
+        if told is not None:
+            told.append(Outgoing(message, row["body"], now))
 
     def _take_back(self, delegation: Delegation, kind: str) -> None:
         """Whatever says the same of the hand-over and has not been sent."""
@@ -492,6 +492,7 @@ class SqlDelegations:
         unsent = [message for message in found if message not in self._sending]
         if unsent:
             self._conn.execute(delete(OUTBOX).where(OUTBOX.c.id.in_(unsent)))
+            self.told[delegation.peer] = None
 
     def forget_message(self, message: str) -> Sent | None:
         if message not in self._taken:
@@ -517,7 +518,7 @@ class SqlDelegations:
         """Whatever was to wait may be said and done: the clock may have been set back since that was written."""
         for table in (OUTBOX, ERRANDS):
             self._conn.execute(update(table).where(table.c.not_before > now).values(not_before=now))
-        self.told.update(self.outbox_peers())
+        self.told |= dict.fromkeys(self.outbox_peers())
         self.asked = True
 
     def batch(self, peer: str, now: float, *, limit: int, most_bytes: int) -> list[Outgoing]:
@@ -533,12 +534,16 @@ class SqlDelegations:
             size += len(row.body)
             if found and size > most_bytes:
                 break
-            found.append(Outgoing(row.id, bytes(row.body), row.create_time, row.attempts))
+            found.append(Outgoing(row.id, bytes(row.body), row.create_time))
         return found
 
     def waiting_until(self, peer: str) -> float | None:
         """When the first message for a peer may be sent; None: there is none."""
         return self._least(_WAITS_UNTIL, peer=peer)
+
+    def outbox_count(self, peer: str) -> int:
+        """How many messages there are for a peer."""
+        return self._count(OUTBOX, OUTBOX.c.peer == peer)
 
     def outbox_peers(self) -> list[str]:
         """Install ids of everybody for whom there are messages."""
@@ -553,6 +558,7 @@ class SqlDelegations:
         """Say nothing more to a peer but how what it handed over has ended, for when it is one again."""
         kept = [wire.KINDS[Result], wire.KINDS[Appraisal]]
         self._conn.execute(delete(OUTBOX).where(OUTBOX.c.peer == peer, OUTBOX.c.kind.not_in(kept)))
+        self.told[peer] = None
 
     def unanswered_count(self, delegation: Delegation) -> int:
         """How many messages about a hand-over have not been answered."""

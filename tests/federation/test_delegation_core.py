@@ -379,6 +379,24 @@ def test_what_nobody_there_can_do_goes_back_once_it_is_called_off_there(exclusiv
     assert a.errands() == [Task.RETURN]
 
 
+@pytest.mark.parametrize("exclusive", BOTH)
+def test_what_nobody_there_can_do_any_more_goes_back_unless_it_must_not_run_twice(exclusive: bool) -> None:
+    """Found by the nemesis: a third Hopper had begun and was lost; both waited for ever."""
+    a, b = two()
+    offer(a, exclusive=exclusive)
+    exchanged(a, b)
+    b.desk().submitted("d1", "made")
+    b.desk().news("d1", TaskNews(running=True))
+    exchanged(a, b)
+
+    b.desk().unplaced("d1")
+    b.desk().news("d1", TaskNews(outcome=Outcome.CANCELLED, sealed=b"x"))
+    exchanged(a, b)
+
+    assert a.the(Role.OUT).state is b.the(Role.IN).state is (State.CANCELLED if exclusive else State.REJECTED)
+    assert a.errands() == ([Task.PROGRESS, Task.FAIL] if exclusive else [Task.PROGRESS, Task.RETURN])
+
+
 def test_what_somebody_there_has_begun_after_all_does_not_go_back_unseen() -> None:
     a, b = two()
     offer(a, exclusive=True)

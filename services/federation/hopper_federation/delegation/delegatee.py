@@ -252,8 +252,11 @@ def _let_go(was: Delegation) -> Step:
 
 
 def unplaced(was: Delegation, now: float) -> Step:
-    """Nobody here can do it. It is called off first: what goes back must not begin here any more."""
-    if was.state is not State.ACCEPTED:
+    """
+    Nobody here can do it, or no longer: a third Hopper that had begun was lost. It is called off first, for what goes
+    back must not begin here any more.
+    """
+    if was.state is not State.ACCEPTED and (was.state is not State.RUNNING or was.exclusive):
         return Step(was)
     detail = "nobody there could take it"
     going = replace(was, state=State.CANCELLING, reason=_UNPLACED, detail=detail, updated=now)

@@ -17,6 +17,7 @@ log = structlog.get_logger(__name__)
 
 PATIENCE: Final = 60.0
 LOOK_EVERY: Final = 15.0
+_WORKED_ON: Final = frozenset({State.ACCEPTED, State.RUNNING})
 
 
 class Unplaced:
@@ -49,9 +50,7 @@ class Unplaced:
                 each
                 for peer in rows.open_peers()
                 for each in rows.open_of(peer)
-                if (each.role, each.state) == (Role.IN, State.ACCEPTED)
-                and each.task
-                and each.created < before
+                if each.role is Role.IN and each.state in _WORKED_ON and each.task and each.created < before
             ]
         )
         for each in waiting:

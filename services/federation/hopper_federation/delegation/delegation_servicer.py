@@ -223,7 +223,10 @@ def _decide(sitting: Sitting, was: Delegation, request: _Request) -> Delegation:
     ):
         if was.role is Role.OUT:
             raise DelegationWrongState(
-                "it waits for a person of the peer", delegation=was.id, state=was.state, verb="decide"
+                "who it was offered to accepts or discards it",
+                delegation=was.id,
+                state=was.state,
+                verb="decide",
             )
         accepted = request.verdict == _Request.VERDICT_ACCEPT
         return sitting.desk.decide(was.id, accepted=accepted, reason=request.reason)

@@ -42,6 +42,7 @@ _AGREE: Final = {
     "FAILED": {"FAILED"},
     "REJECTED": {"REJECTED", "CANCELLED", "EXPIRED", "RECLAIMED", "ORPHANED"},
 }
+_KEPT: Final = {"result", "appraisal"}
 _CALLER_GONE: Final = "ExecuteBatchError raised in core by servicer method"
 
 _HAND_OVERS: Final = "SELECT role, id, peer, task_uid, epoch, task, state, settled, body FROM {s}delegations"
@@ -103,13 +104,19 @@ async def look(stage: Stage, asked: Sequence[Asked]) -> Seen:
 
 
 def _without_what_is_kept(stage: Stage, there: dict[str, There]) -> None:
-    """How it ended is kept for a peer that is revoked, for when it is one again."""
+    """
+    How it ended is kept for a peer that is revoked, for when it is one again; and everything for one that is silent: it
+    may be back.
+    """
     for each in there.values():
-        gone = {stage.member(name).install_id for name in each.member.revoked}
+        gone, away = [
+            {stage.member(name).install_id for name in names}
+            for names in (each.member.revoked, each.member.shut_out)
+        ]
         each.outbox = [
             row
             for row in each.outbox
-            if row["peer"] not in gone or row["kind"] not in ("result", "appraisal")
+            if row["peer"] not in away and (row["peer"] not in gone or row["kind"] not in _KEPT)
         ]
 
 
@@ -151,13 +158,22 @@ def unfinished(seen: Seen) -> Iterator[str]:
 
 
 def _waiting_for_people(seen: Seen) -> set[str]:
-    """Tasks of which some Hopper shows a hand-over that a person has to decide about."""
-    return {
+    """Tasks of which some Hopper shows a hand-over that a person has to decide about, or that wait for who is away."""
+    decided = {
         there.uids[row["task"]]
         for there in seen.there.values()
         for row in there.hand_overs
         if row["state"] in _PERSON and row["task"] in there.uids
     }
+    away = {
+        there.uids[task.name]
+        for there in seen.there.values()
+        for task in there.tasks
+        if task.state == Task.STATE_QUEUED
+        and task.wait.reason == Wait.REASON_WORKER
+        and task.name.partition("/tasks/")[0] in {f"instances/peer-{name}" for name in there.member.shut_out}
+    }
+    return decided | away
 
 
 def _waits(task: Task) -> bool:

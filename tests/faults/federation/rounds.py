@@ -7,6 +7,7 @@ when they strike, the machine decides.
 """
 
 import asyncio
+import json
 import random
 import shutil
 import time
@@ -140,6 +141,7 @@ async def _round(
         _count(result, seen)
         if result.violations:
             _keep_small_disks(stage)
+            _keep_seen(stage, seen)
     for line in result.violations:
         say(f"seed {result.seed}: {line}")
 
@@ -159,6 +161,8 @@ async def _revoke(
     request = peers.RevokePeerRequest(name=f"peers/{other.name}", mode=mode, drain=drain)
     one.revoked.add(other.name)
     other.revoked.add(one.name)
+    if mode == Peer.REVOCATION_COMPROMISED:
+        other.shut_out.add(one.name)
     while True:
         try:
             await one.client.peers.RevokePeer(request)
@@ -212,6 +216,14 @@ def _count(result: Result, seen: Seen) -> None:
             if row["role"] == "OUT":
                 result.counts[row["state"].lower()] += 1
             result.counts["late results"] += bool(row["role"] == "OUT" and row.get("late"))
+
+
+def _keep_seen(stage: Stage, seen: Seen) -> None:
+    """A server's databases go with it."""
+    for name, there in seen.there.items():
+        rows = [*there.hand_overs, *there.outbox, *there.errands]
+        lines = [*(json.dumps(row, default=repr) for row in rows), *(str(task) for task in there.tasks)]
+        (stage.directory / f"{name}.seen").write_text("\n".join(lines))
 
 
 def _keep_small_disks(stage: Stage) -> None:

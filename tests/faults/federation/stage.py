@@ -68,6 +68,8 @@ class Member:
         client: To its socket; goes on after a restart.
         small_disk: Its data are on a disk that can be made full.
         revoked: Names of members it has revoked, or was revoked by.
+        shut_out: Names of those of them that have revoked it as compromised: they let it in no more, so that to it they
+            are away.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Member:
     install_id: str = ""
     baseline: tuple[int, int] = (0, 0)
     revoked: set[str] = field(default_factory=set)
+    shut_out: set[str] = field(default_factory=set)
     kills: int = 0
     _worker: subprocess.Popen[bytes] | None = None
 

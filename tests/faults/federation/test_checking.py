@@ -165,6 +165,15 @@ def test_what_waits_for_a_person_has_been_done_with(seen: Seen) -> None:
     assert written(seen) == []
 
 
+def test_what_is_for_a_peer_that_is_away_for_good_waits_for_a_person(seen: Seen) -> None:
+    seen.there["ann"].hand_overs.clear()  # it is not even offered
+    task = seen.there["ann"].tasks[1]
+    task.state, task.wait.reason = Task.STATE_QUEUED, Wait.REASON_WORKER
+    assert written(seen)
+    seen.there["ann"].member.shut_out.add("bob")
+    assert written(seen) == []
+
+
 def test_what_nobody_can_do_waits_for_a_person(seen: Seen) -> None:
     task = seen.there["bob"].tasks[0]
     task.state, task.wait.reason = Task.STATE_SUBMITTED, Wait.REASON_NO_ELIGIBLE_EXECUTOR

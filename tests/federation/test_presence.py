@@ -1,6 +1,6 @@
 """What the registry should have of a peer, and what a peer says of itself."""
 
-from hopper.common.v1.options_pb2 import TRUST_LEVEL_BLOCKED, TRUST_LEVEL_TRUSTED
+from hopper.common.v1.options_pb2 import TRUST_LEVEL_BLOCKED, TRUST_LEVEL_KNOWN, TRUST_LEVEL_TRUSTED
 from hopper.federation.v1.peer_service_pb2 import GetCapabilitiesResponse
 from hopper.registry.v1.project_pb2 import Border, Project, WorkingHours, WorkingStretch
 from hopper_federation.delegation.advertising import _merged
@@ -41,12 +41,19 @@ def test_what_a_peer_said_earlier_stays_until_it_says_something_else() -> None:
 
 
 def test_nothing_is_handed_to_who_is_trusted_less_and_its_policy_is_gone() -> None:
-    for level in (Level.BLOCKED, Level.UNTRUSTED, Level.KNOWN):
+    for level in (Level.BLOCKED, Level.UNTRUSTED):
         assert not place_of(bob(level), "[[rule]]", None).open
     assert not place_of(bob(Level.TRUSTED), "", None).open
     assert not place_of(bob(Level.TRUSTED), "[[rule]]", None, refuses=True).open
     border = place_of(bob(Level.BLOCKED), "[[rule]]", None).project.border
     assert (border.policy, border.level) == ("", TRUST_LEVEL_BLOCKED)
+
+
+def test_who_is_no_more_than_known_has_a_place_that_the_router_does_not_choose() -> None:
+    place = place_of(bob(Level.KNOWN), "[[rule]]", None)
+    assert place.open
+    assert place.project.border == Border(policy="", level=TRUST_LEVEL_KNOWN, peer=BOB)
+    assert not place_of(bob(Level.KNOWN), "", None, refuses=True).open
 
 
 def test_what_a_peer_says_is_believed_as_far_as_it_can_be() -> None:

@@ -15,7 +15,7 @@ of what must not run twice the router cannot tell whether it has left.
 import asyncio
 import contextlib
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import grpc.aio
 import structlog
@@ -25,6 +25,7 @@ from hopper.router.v1 import work_service_pb2 as wsvc
 from hopper.router.v1.delegation_service_pb2_grpc import DelegationServiceStub
 from hopper.router.v1.task_pb2 import Task
 from hopper.router.v1.work_service_pb2_grpc import WorkServiceStub
+from hopper_common.border.grants import PENDING_OF_KNOWN
 from hopper_common.database import Signal
 from hopper_common.errors import HopperError
 from hopper_common.timestamps import to_proto
@@ -48,6 +49,20 @@ WAIT: Final = timedelta(seconds=20)
 MOST_AT_ONCE: Final = 20
 _AGAIN_AFTER: Final = 1.0
 _MOST_REASON: Final = 500
+
+
+class _Queue(NamedTuple):
+    """
+    What is to be claimed.
+
+    Attributes:
+        free: How many tasks at once.
+        by_hand: A person has sent there whatever is in it now.
+    """
+
+    instance: str
+    free: int
+    by_hand: bool = False
 
 
 class Claimer:
@@ -93,23 +108,26 @@ class Claimer:
 
     async def _claim_for(self, install_id: str) -> None:
         while True:
-            free, instance = self._to_claim(install_id)
-            if not free or not instance:
+            queue = self._to_claim(install_id)
+            if not queue.free or not queue.instance:
                 await self._until_free()
                 continue
             try:
-                await self._claim(install_id, instance, free)
+                await self._claim(install_id, queue)
             except HopperError as error:
                 log.info("nothing is claimed for a peer", install_id=install_id, reason=error.reason)
                 await asyncio.sleep(_AGAIN_AFTER)
 
-    def _to_claim(self, install_id: str) -> tuple[int, str]:
-        """How much of which instance."""
+    def _to_claim(self, install_id: str) -> _Queue:
         peer = self._snapshots.current.peers.get(install_id)
-        working = self._places.working(install_id) if peer is not None and peer.may(Level.TRUSTED) else ""
-        if working:
-            return min(self._credit.of(install_id), MOST_AT_ONCE), working
-        return MOST_AT_ONCE, self._places.closing(install_id)
+        by_hand = self._places.by_hand(install_id)
+        needed = Level.KNOWN if by_hand else Level.TRUSTED
+        working = self._places.working(install_id) if peer is not None and peer.may(needed) else ""
+        if not working:
+            return _Queue(self._places.closing(install_id), MOST_AT_ONCE)
+        # Who is no more than known does not say how much it would take.
+        free = PENDING_OF_KNOWN if by_hand else min(self._credit.of(install_id), MOST_AT_ONCE)
+        return _Queue(working, free, by_hand)
 
     async def _until_free(self) -> None:
         seen = self._credit.changed.count
@@ -117,11 +135,11 @@ class Claimer:
             async with asyncio.timeout(_AGAIN_AFTER):
                 await self._credit.changed.wait(after=seen)
 
-    async def _claim(self, install_id: str, instance: str, free: int) -> None:
+    async def _claim(self, install_id: str, queue: _Queue) -> None:
         request = wsvc.ClaimTasksRequest(
-            queue=instance,
+            queue=queue.instance,
             worker=WORKER,
-            max_tasks=free,
+            max_tasks=queue.free,
             lease_duration=to_proto(CLAIM_LEASE),
             wait=to_proto(WAIT),
         )
@@ -129,18 +147,19 @@ class Claimer:
         answer = await made(self._work.ClaimTasks(request, timeout=seconds))
         self._credit.spent(install_id, len(answer.tasks))
         for outcome in await asyncio.gather(
-            *(self._offer(install_id, task) for task in answer.tasks), return_exceptions=True
+            *(self._offer(install_id, task, by_hand=queue.by_hand) for task in answer.tasks),
+            return_exceptions=True,
         ):
             if isinstance(outcome, BaseException):
                 raise outcome
 
-    async def _offer(self, install_id: str, task: Task) -> None:
+    async def _offer(self, install_id: str, task: Task, *, by_hand: bool) -> None:
         """What cannot be offered now for want of an answer here is claimed again when its lease has run out."""
         request = dsvc.ListDelegationsRequest(task=task.name)
         chain = await made(self._delegations.ListDelegations(request, timeout=CALL_SECONDS))
         lineage = lineage_of(task.name, chain.delegations)
         closing = bool(self._places.closing(install_id))
-        outcome = await self._offerer.offer(install_id, task, lineage, closing=closing)
+        outcome = await self._offerer.offer(install_id, task, lineage, closing=closing, by_hand=by_hand)
         if isinstance(outcome, Refused):
             await self._send_back(install_id, task, lineage, outcome)
 

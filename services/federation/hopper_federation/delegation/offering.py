@@ -4,7 +4,7 @@ of it is sealed, and the hand-over and its first message are written down.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Final
 
@@ -80,18 +80,21 @@ class Offerer:
         self._ids = Ids()
 
     async def offer(
-        self, peer: str, task: Task, lineage: Lineage, *, closing: bool = False
+        self, peer: str, task: Task, lineage: Lineage, *, closing: bool = False, by_hand: bool = False
     ) -> Delegation | Refused:
         """
         Offer a claimed task to a peer, or adopt the hand-over that it has.
 
         Args:
             closing: Nothing new is handed to it any more.
+            by_hand: A person has sent it there, not the router.
         """
-        return await self._desks.write(lambda sitting: self._offer(sitting, peer, task, lineage, closing))
+        return await self._desks.write(
+            lambda sitting: self._offer(sitting, peer, task, lineage, closing=closing, by_hand=by_hand)
+        )
 
     def _offer(
-        self, sitting: Sitting, peer: str, task: Task, lineage: Lineage, closing: bool
+        self, sitting: Sitting, peer: str, task: Task, lineage: Lineage, *, closing: bool, by_hand: bool
     ) -> Delegation | Refused:
         adopted = sitting.desk.claimed(task.name, task.claim.fencing_token)
         came = _brought(sitting, lineage)
@@ -106,6 +109,8 @@ class Offerer:
         body = bodies.body_of(task.spec) if came is None else _body_of(came)
         origin = "" if came is None else came.task_uid.partition("/")[0]
         crossing = bodies.crossing_of(body, exclusive=exclusive, origin=origin)
+        if by_hand and came is None:  # another Hopper's work is not for people here to send on
+            crossing = replace(crossing, by_hand=True)
         verdict = sitting.border.rule(peer, crossing)
         if not verdict.allowed:
             return Refused(verdict.rule, verdict.reason, verdict.detail)

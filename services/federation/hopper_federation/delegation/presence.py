@@ -1,6 +1,6 @@
 """
-Each trusted peer's place in this Hopper's registry: a project that the router chooses like any other, and an instance
-that what is routed to it is handed to.
+Each peer's place in this Hopper's registry: a project that the router chooses like any other, if the peer is trusted,
+and an instance that what is routed to it is handed to.
 
     trust, policy ─┐
     what it says ──┼─► place_of ─► the step that is missing ─► registry ─► router
@@ -11,6 +11,9 @@ The policy goes along as the project's border, so that the router sees at once w
 sets on the project besides, its price, tags or boosts, stays; pausing it is the owner's way to send nothing there. A
 peer that is no longer trusted so far, or wants nothing more of this Hopper, keeps its project, and its instance is
 stopped: what is under way there goes on, what waits goes back.
+
+A peer that is only known has a place too, which the router does not choose: what is there, a person has sent. So where
+a peer has fallen to that level, its instance is stopped first, and what was routed there goes back.
 """
 
 import asyncio
@@ -25,6 +28,7 @@ import structlog
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
+from hopper.common.v1.options_pb2 import TRUST_LEVEL_KNOWN
 from hopper.registry.v1 import instance_service_pb2 as isvc
 from hopper.registry.v1 import project_service_pb2 as psvc
 from hopper.registry.v1.instance_pb2 import SCOPE_FEDERATED, Instance, InstanceConfig
@@ -94,10 +98,9 @@ def place_of(peer: TrustedPeer, policy: str, said: Advertised | None, *, refuses
         said: What the peer says of itself; None: nothing yet, and then what it said earlier stays.
         refuses: It wants nothing more of this Hopper, so that nothing is to wait for it.
     """
-    takes_work = bool(policy) and peer.may(Level.TRUSTED) and not refuses
-    border = Border(
-        policy=policy if takes_work else "", level=level_to_proto(peer.level), peer=peer.install_id
-    )
+    trusted = bool(policy) and peer.may(Level.TRUSTED) and not refuses
+    takes_work = trusted or (peer.level is Level.KNOWN and not refuses)
+    border = Border(policy=policy if trusted else "", level=level_to_proto(peer.level), peer=peer.install_id)
     project = Project(display_name=peer.name.removeprefix("peers/"), border=border)
     if said is None:
         return Place(takes_work, project, ("display_name", "border"))
@@ -146,6 +149,11 @@ class Places:
         instance = None if project is None else self.instance_for(project.name)
         stopping = instance is not None and instance.state == Instance.STATE_STOPPING
         return instance.name if instance is not None and stopping else ""
+
+    def by_hand(self, install_id: str) -> bool:
+        """Whether all that waits for a peer was sent there by a person: it is no more than known."""
+        project = self.project_of(install_id)
+        return project is not None and project.border.level == TRUST_LEVEL_KNOWN
 
     def peer_at(self, instance: str) -> str:
         """The install id of the peer that an instance stands for; empty: it stands for none."""
@@ -237,6 +245,8 @@ class PlaceKeeper:
             if place.open:
                 await self._register(peer, place)
             return
+        if await self._emptied(peer, project, place):
+            return
         paths = list(_differing(project, place))
         if paths:
             wanted = Project(name=project.name)
@@ -245,6 +255,15 @@ class PlaceKeeper:
             await made(self._projects.UpdateProject(request, timeout=CALL_SECONDS))
             log.info("a peer's project is up to date", peer=peer.name, project=project.name, fields=paths)
         await self._settle_instance(peer, project.name, place)
+
+    async def _emptied(self, peer: TrustedPeer, project: Project, place: Place) -> bool:
+        """Whether a peer that has fallen to where only people send work had to be emptied of what was routed there."""
+        fallen = place.project.border.level == TRUST_LEVEL_KNOWN != project.border.level
+        instance = self._places.instance_for(project.name)
+        if not fallen or instance is None or instance.state not in _TO_STOP:
+            return False
+        await self._stop(peer, instance)
+        return True
 
     async def _register(self, peer: TrustedPeer, place: Place) -> None:
         project = Project(
@@ -275,9 +294,12 @@ class PlaceKeeper:
                 )
             )
         elif not place.open and instance.state in _TO_STOP:
-            request = isvc.StopInstanceRequest(name=instance.name, reason=f"{peer.name} is {peer.level}")
-            await made(self._instances.StopInstance(request, timeout=CALL_SECONDS))
-            log.info("a peer is handed nothing any more", peer=peer.name, level=peer.level)
+            await self._stop(peer, instance)
+
+    async def _stop(self, peer: TrustedPeer, instance: Instance) -> None:
+        request = isvc.StopInstanceRequest(name=instance.name, reason=f"{peer.name} is {peer.level}")
+        await made(self._instances.StopInstance(request, timeout=CALL_SECONDS))
+        log.info("a peer is handed nothing that waited for it", peer=peer.name, level=peer.level)
 
     async def _create_instance(self, peer: TrustedPeer, project: str) -> None:
         instance = Instance(

@@ -81,14 +81,14 @@ class Delegation(_message.Message):
         STATE_EXPIRED: Delegation._State.ValueType  # 6
         """Nobody answered in time; as RETURNED. Final."""
         STATE_CANCELLED: Delegation._State.ValueType  # 7
-        """Called off by the delegator. Final."""
+        """Called off by the delegator, or sent back for what passes. Final."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """Where a delegation is in its life.
 
             OFFERED -Accept-> ACCEPTED -(its tasks end)-> COMPLETED | FAILED
             OFFERED, ACCEPTED -Reject, Escalate-> RETURNED    OFFERED -timeout-> EXPIRED
-            OFFERED, ACCEPTED -Cancel of the delegator's task-> CANCELLED
+            OFFERED, ACCEPTED -Cancel of the delegator's task, Reject for what passes-> CANCELLED
         """
 
     STATE_UNSPECIFIED: Delegation.State.ValueType  # 0
@@ -106,7 +106,7 @@ class Delegation(_message.Message):
     STATE_EXPIRED: Delegation.State.ValueType  # 6
     """Nobody answered in time; as RETURNED. Final."""
     STATE_CANCELLED: Delegation.State.ValueType  # 7
-    """Called off by the delegator. Final."""
+    """Called off by the delegator, or sent back for what passes. Final."""
 
     NAME_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int

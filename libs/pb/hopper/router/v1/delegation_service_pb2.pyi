@@ -224,6 +224,7 @@ class RejectDelegationRequest(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     FENCING_TOKEN_FIELD_NUMBER: _builtins.int
+    MAY_COME_AGAIN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Required. Format: `delegations/{delegation}`."""
     reason: _builtins.str
@@ -232,6 +233,10 @@ class RejectDelegationRequest(_message.Message):
     """Optional. A UUID that makes a repeat safe."""
     fencing_token: _builtins.int
     """Required where a worker has the task: its claim's token, which ends with this."""
+    may_come_again: _builtins.bool
+    """What kept it passes, e.g. a peer was not heard: the task may come there again, until that has happened three times.
+    The delegation is CANCELLED then, and not RETURNED.
+    """
     def __init__(
         self,
         *,
@@ -239,10 +244,11 @@ class RejectDelegationRequest(_message.Message):
         reason: _builtins.str = ...,
         request_id: _builtins.str = ...,
         fencing_token: _builtins.int = ...,
+        may_come_again: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fencing_token", b"fencing_token", "name", b"name", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fencing_token", b"fencing_token", "may_come_again", b"may_come_again", "name", b"name", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -23,6 +23,7 @@ from hopper_router.delegation_servicer import DelegationServicer
 from hopper_router.episode_source import StoredEpisodes
 from hopper_router.episodes import episode, outcome
 from hopper_router.holders import Holders
+from hopper_router.intake import MOST_LOST
 from hopper_router.model import Border, Lesson, Scope, Truth
 from hopper_router.work_servicer import WorkServicer
 from tests.router.harness import (
@@ -297,6 +298,28 @@ async def test_what_came_back_is_sent_to_the_peer_again_by_who_names_it(router: 
     claimed = await router.claim_one(instance, FEDERATION)
     await router.complete(claimed, result=b"done there")
     assert (await router.get(task)).state == State.STATE_SUCCEEDED
+
+
+async def test_what_a_peer_has_lost_comes_there_again_once_it_is_back_and_not_for_ever(
+    router: Router,
+) -> None:
+    """Nobody else can do it: it waited for a person because the peer was away for as long as a lease."""
+    project, instance = peer(router)
+    task = await routed(router)
+    for _ in range(MOST_LOST - 1):
+        claimed = await router.claim_one(instance, FEDERATION)
+        router.registry.change(project, live_workers=0)
+        sent = await send_back(router, claimed, may_come_again=True)
+        assert sent.state == Delegation.STATE_CANCELLED
+        waits = await router.get(task)
+        assert (waits.state, dict(waits.wait.exclusions)) == (State.STATE_SUBMITTED, {"no-live-worker": 1})
+        router.registry.change(project, live_workers=1)
+        await router.follow()
+        assert where(await router.child_of(task)) == instance
+
+    await send_back(router, await router.claim_one(instance, FEDERATION), may_come_again=True)
+    assert dict((await router.get(task)).wait.exclusions) == {"rejected-before": 1}
+    assert [made.state for made in await router.chain(task)] == [Delegation.STATE_CANCELLED] * MOST_LOST
 
 
 async def test_a_repeat_of_sending_back_is_the_first_answer(router: Router) -> None:

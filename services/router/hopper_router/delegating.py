@@ -179,12 +179,13 @@ def accept(unit: Unit, name: str) -> Delegation:
     return unit.delegation(name)
 
 
-def reject(unit: Unit, name: str, reason: str, token: int = 0) -> Delegation:
+def reject(unit: Unit, name: str, reason: str, token: int = 0, *, may_come_again: bool = False) -> Delegation:
     """
     Send a task back to the delegator's queue.
 
     Args:
         token: Of the claim that ends with this, where a worker has the task; 0: nobody has it.
+        may_come_again: What kept it passes: it may be handed over to that instance again.
 
     Raises:
         DelegationWrongState: It is closed.
@@ -203,7 +204,8 @@ def reject(unit: Unit, name: str, reason: str, token: int = 0) -> Delegation:
                 task=child.name, state=child.state.value, event="REJECT",
             )  # fmt: skip
         transitions.require_repeatable(child, "REJECT")
-    returned = handover.give_back(unit, delegation, DelegationState.RETURNED, reason)
+    state = DelegationState.CANCELLED if may_come_again else DelegationState.RETURNED
+    returned = handover.give_back(unit, delegation, state, reason)
     placing.settle(unit)
     return returned
 

@@ -84,7 +84,9 @@ class DelegationServicer(DelegationServiceServicer):
             await self._holders.require_own(claims)
 
         def effect(unit: Unit) -> svc.RejectDelegationResponse:
-            rejected = delegating.reject(unit, request.name, request.reason, token)
+            rejected = delegating.reject(
+                unit, request.name, request.reason, token, may_come_again=request.may_come_again
+            )
             return svc.RejectDelegationResponse(delegation=delegation_to_proto(rejected))
 
         return await self._engine.mutate("RejectDelegation", request, svc.RejectDelegationResponse, effect)

@@ -5,6 +5,7 @@ that exist and do not lead back to it, and a way that has not led through the sa
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from typing import Final
 
@@ -29,6 +30,9 @@ from hopper_router.scopes import planned
 from hopper_router.unit import Unit
 
 ACCEPTING: Final = frozenset({InstanceState.STARTING, InstanceState.RUNNING, InstanceState.PAUSED})
+
+MOST_LOST: Final = 3
+"""How often an instance may send the same task back for what passes."""
 
 
 def new_task(
@@ -117,14 +121,14 @@ def nested_out(unit: Unit, task: Task) -> bool:
 
 
 def visited(unit: Unit, task: Task) -> frozenset[str]:
-    """The instances that had the work before, or sent it back: it must not go there again."""
+    """The instances that had the work before, sent it back, or lost it too often: it must not go there again."""
     had = set(unit.delegation(task.delegation).path) if task.delegation else {task.instance}
     if task.decision:  # A task nobody has decided about yet cannot have been handed over.
-        had.update(
-            past.to_instance
-            for past in unit.store.delegations_of([task.name])
-            if past.state in (DelegationState.RETURNED, DelegationState.EXPIRED)
-        )
+        past = unit.store.delegations_of([task.name])
+        sent_back = (DelegationState.RETURNED, DelegationState.EXPIRED)
+        had.update(each.to_instance for each in past if each.state in sent_back)
+        lost = Counter(each.to_instance for each in past if each.state is DelegationState.CANCELLED)
+        had.update(name for name, times in lost.items() if times >= MOST_LOST)
     return frozenset(had)
 
 

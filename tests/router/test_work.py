@@ -1,6 +1,7 @@
 """WorkService over real gRPC: claims, leases, ends, limits, long polls, and the stream."""
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -18,8 +19,10 @@ from hopper.router.v1 import task_pb2 as pb
 from hopper.router.v1 import task_service_pb2 as task_svc
 from hopper.router.v1 import work_service_pb2 as svc
 from hopper_common.sqlite import SqliteDatabase
+from hopper_router.errors import TaskNotFound
 from hopper_router.hub import Hub
 from hopper_router.model import InstanceState, Project, Scope
+from hopper_router.unit import Unit
 from tests.router.harness import (
     HOUR,
     MINUTE,
@@ -592,6 +595,25 @@ async def waiting(
     finally:
         poll.cancel()
         await asyncio.gather(poll, return_exceptions=True)
+
+
+async def test_a_refusal_of_what_nobody_waits_for_any_more_is_no_error(router: Router) -> None:
+    """Its caller has gone while it was under way."""
+    loop, said = asyncio.get_running_loop(), []
+    loop.set_exception_handler(lambda _, context: said.append(context["message"]))
+
+    def work(_: Unit) -> None:
+        raise TaskNotFound(task="instances/global/tasks/1")
+
+    calling = asyncio.create_task(router.engine.run(work))
+    await asyncio.sleep(0)
+    calling.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await calling
+    for _ in range(3):
+        await router.db.write(lambda conn: None)  # after it
+    gc.collect()
+    assert said == []
 
 
 async def test_a_waiting_worker_has_a_new_task_at_once(live_router: Router) -> None:

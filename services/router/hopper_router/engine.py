@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar, cast
 
+import structlog
 from google.protobuf.message import Message
 from sqlalchemy import Connection
 
@@ -52,6 +53,8 @@ from hopper_router.unit import Change, Unit, World, count_load
 from hopper_router.waiting import Facts, why_waiting
 from hopper_router.words_index import WordIndex
 from hopper_router.working import ClaimRequest
+
+log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
@@ -149,7 +152,12 @@ class Engine:
 
         It is finished even if the caller goes away: what follows a commit must follow it.
         """
-        return await asyncio.shield(asyncio.ensure_future(self._run(work)))
+        running = asyncio.ensure_future(self._run(work))
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            running.add_done_callback(_unheard)
+            raise
 
     async def _run(self, work: Callable[[Unit], T]) -> T:
         counted: Sequence[Change] = ()
@@ -501,6 +509,13 @@ class Engine:
         finally:
             if look_again is not None:
                 self._wake_at(wanted.queue, look_again)
+
+
+def _unheard(done: asyncio.Future[Any]) -> None:
+    """Whoever wanted to know has gone: a refusal is nobody's news, a defect is."""
+    error = None if done.cancelled() else done.exception()
+    if error is not None and not isinstance(error, HopperError | _NothingReady):
+        log.error("a unit failed whose caller had gone", exc_info=error)
 
 
 def _stopped_running(change: Change) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Row, func, select, tuple_
+from sqlalchemy import Row, bindparam, func, select, tuple_
 
 from hopper.common.v1.identity_pb2 import SigningKey
 from hopper_common.border.grant_toml import read_grant
@@ -94,6 +94,15 @@ def _signed_bytes(owner: str, grant: SignedGrant) -> bytes:
     return _LABEL + b"".join(len(part).to_bytes(4, "big") + part for part in encoded)
 
 
+# Asked for with each offer: it is made once.
+_LATEST: Final = (
+    select(GRANTS)
+    .where(GRANTS.c.install_id == bindparam("install_id"))
+    .order_by(GRANTS.c.version.desc())
+    .limit(1)
+)
+
+
 def latest(store: SqlStore, install_id: str) -> SignedGrant | None:
     """A peer's policy; None: it has none."""
     return _first(store, install_id, None)
@@ -105,10 +114,8 @@ def version_of(store: SqlStore, install_id: str, version: int) -> SignedGrant | 
 
 
 def _first(store: SqlStore, install_id: str, version: int | None) -> SignedGrant | None:
-    query = select(GRANTS).where(GRANTS.c.install_id == install_id).order_by(GRANTS.c.version.desc()).limit(1)
-    if version is not None:
-        query = query.where(GRANTS.c.version == version)
-    row = store.conn.execute(query).one_or_none()
+    query = _LATEST if version is None else _LATEST.where(GRANTS.c.version == version)
+    row = store.conn.execute(query, {"install_id": install_id}).one_or_none()
     return None if row is None else _grant(row)
 
 

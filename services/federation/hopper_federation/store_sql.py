@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar
 
 from google.protobuf.message import Message
-from sqlalchemy import Connection, Row, Table, case, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, Table, bindparam, case, delete, func, insert, select, update
 
 from hopper.common.v1.identity_pb2 import SignedBundle, TrustBundle
 from hopper_common.clock import Clock
@@ -52,6 +52,9 @@ M = TypeVar("M", bound=Message)
 
 _LOG: Final = EventLog(EVENTS)
 _LOGGED: Final = "federation.logged"
+_PEER_OF: Final = select(PEERS).where(
+    PEERS.c.install_id == bindparam("install_id")
+)  # asked for with each offer
 
 
 class SqlStore:
@@ -83,7 +86,7 @@ class SqlStore:
         return None if row is None else _peer(row)
 
     def peer_of(self, install_id: str) -> Peer | None:
-        row = self.conn.execute(select(PEERS).where(PEERS.c.install_id == install_id)).one_or_none()
+        row = self.conn.execute(_PEER_OF, {"install_id": install_id}).one_or_none()
         return None if row is None else _peer(row)
 
     def peers(self, *, after: str = "", limit: int | None = None, blocked: bool = True) -> list[Peer]:

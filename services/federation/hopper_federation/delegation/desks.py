@@ -4,7 +4,7 @@ What has to be told afterwards is told once it is durable.
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -91,15 +91,7 @@ class Desks:
         It may be run again: what it does outside of the sitting must not matter. It is told of though whoever wanted it
         has gone away.
         """
-        writing = asyncio.ensure_future(self._write(work))
-        self._under_way.add(writing)
-        writing.add_done_callback(self._ended)
-        return await asyncio.shield(writing)
-
-    def _ended(self, writing: asyncio.Future[Any]) -> None:
-        self._under_way.discard(writing)
-        if not writing.cancelled():
-            writing.exception()  # whoever waited has it
+        return await self._to_the_end(self._write(work))
 
     async def _write(self, work: Callable[[Sitting], T]) -> T:
         def sit(store: SqlStore) -> tuple[T, Sitting]:
@@ -118,6 +110,9 @@ class Desks:
         Raises:
             IdempotencyConflict: The request's id was used for another request.
         """
+        return await self._to_the_end(self._answer(request, response, effect))
+
+    async def _answer(self, request: Message, response: type[M], effect: Callable[[Sitting], M]) -> M:
         sittings: list[Sitting] = []
 
         def sit(store: SqlStore) -> M:
@@ -129,6 +124,17 @@ class Desks:
         for sitting in sittings:
             self._tell(sitting)
         return answered
+
+    async def _to_the_end(self, writing: Coroutine[Any, Any, T]) -> T:
+        task = asyncio.ensure_future(writing)
+        self._under_way.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    def _ended(self, writing: asyncio.Future[Any]) -> None:
+        self._under_way.discard(writing)
+        if not writing.cancelled():
+            writing.exception()  # whoever waited has it
 
     async def read(self, work: Callable[[SqlDelegations], T]) -> T:
         """Run *work* on one snapshot."""

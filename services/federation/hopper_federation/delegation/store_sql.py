@@ -24,6 +24,7 @@ from sqlalchemy import (
     exists,
     func,
     insert,
+    literal_column,
     or_,
     select,
     tuple_,
@@ -93,10 +94,19 @@ _THIS_ONE: Final = and_(
 )
 _FIND: Final = select(DELEGATIONS).where(_THIS_ONE)
 _FIND_BODY: Final = select(DELEGATIONS.c.body).where(_THIS_ONE)
-_EITHER_SIDE: Final = and_(
-    DELEGATIONS.c.role.in_(sorted(Role)), DELEGATIONS.c.id.in_(bindparam("ids", expanding=True))
-)
+_ANY_ROLE: Final = DELEGATIONS.c.role.in_([literal_column(f"'{role}'") for role in Role])
+_EITHER_SIDE: Final = and_(_ANY_ROLE, DELEGATIONS.c.id.in_(bindparam("ids", expanding=True)))
 _OF_THE_TASKS: Final = DELEGATIONS.c.task_uid.in_(bindparam("task_uids", expanding=True))
+_FIND_ONE_AND_COPIES: Final = (
+    select(DELEGATIONS)
+    .where(
+        or_(
+            and_(_ANY_ROLE, DELEGATIONS.c.id == bindparam("this_id")),
+            DELEGATIONS.c.task_uid == bindparam("task_uid"),
+        )
+    )
+    .order_by(*_OLDEST)
+)
 _FIND_MANY: Final = select(DELEGATIONS).where(_EITHER_SIDE)
 _FIND_MANY_AND_COPIES: Final = select(DELEGATIONS).where(or_(_EITHER_SIDE, _OF_THE_TASKS)).order_by(*_OLDEST)
 _REPLACE: Final = update(DELEGATIONS).where(_THIS_ONE)
@@ -117,10 +127,10 @@ _FIND_ANSWERS: Final = select(INBOX.c.message, INBOX.c.digest, INBOX.c.receipt).
     INBOX.c.peer == bindparam("peer"), INBOX.c.message.in_(bindparam("messages", expanding=True))
 )
 _FIND_INCARNATION: Final = select(SENDERS.c.incarnation).where(SENDERS.c.peer == bindparam("peer"))
-_TAKE_OUT: Final = (
-    delete(OUTBOX)
-    .where(OUTBOX.c.id.in_(bindparam("messages", expanding=True)))
-    .returning(OUTBOX.c.id, OUTBOX.c.role, OUTBOX.c.delegation, OUTBOX.c.body)
+_WHAT_IT_SAID: Final = (OUTBOX.c.id, OUTBOX.c.role, OUTBOX.c.delegation, OUTBOX.c.body)
+_TAKE_OUT: Final = delete(OUTBOX).where(OUTBOX.c.id == bindparam("message")).returning(*_WHAT_IT_SAID)
+_TAKE_OUT_MANY: Final = (
+    delete(OUTBOX).where(OUTBOX.c.id.in_(bindparam("messages", expanding=True))).returning(*_WHAT_IT_SAID)
 )
 _EARLIER: Final = OUTBOX.alias("earlier")
 _HELD_BACK: Final = exists().where(
@@ -299,19 +309,28 @@ class SqlDelegations:
             ids: Of hand-overs, on either side.
             task_uids: Of tasks that are offered.
         """
-        answered = self._conn.execute(_FIND_ANSWERS, {"peer": peer, "messages": sorted(messages)})
-        self._answers |= dict.fromkeys((peer, message) for message in messages)
-        self._answers |= {(peer, row.message): _answer(row) for row in answered}
+        if len(messages) > 1:
+            answered = self._conn.execute(_FIND_ANSWERS, {"peer": peer, "messages": sorted(messages)})
+            self._answers |= dict.fromkeys((peer, message) for message in messages)
+            self._answers |= {(peer, row.message): _answer(row) for row in answered}
         self.foresee_hand_overs(ids, task_uids)
 
     def foresee_hand_overs(self, ids: Collection[str], task_uids: Collection[str] = ()) -> None:
         """Ask once for many hand-overs, by their ids or by what they are of."""
-        query = _FIND_MANY_AND_COPIES if task_uids else _FIND_MANY
-        of_tasks = {"task_uids": sorted(task_uids)} if task_uids else {}
-        found = self._read(query, ids=sorted(ids), **of_tasks)
+        if len(ids) + len(task_uids) < 2:
+            return  # what is asked for anyway
+        found = self._read_many(ids, task_uids)
         self._absent |= {(role, each) for role in Role for each in ids} - self._known.keys()
         for task_uid in task_uids:
             self._copies[task_uid] = [each for each in found if each.task_uid == task_uid]
+
+    def _read_many(self, ids: Collection[str], task_uids: Collection[str]) -> Sequence[Delegation]:
+        # A list among the parameters costs as much as another statement.
+        if len(ids) == len(task_uids) == 1:
+            return self._read(_FIND_ONE_AND_COPIES, this_id=next(iter(ids)), task_uid=next(iter(task_uids)))
+        if task_uids:
+            return self._read(_FIND_MANY_AND_COPIES, ids=sorted(ids), task_uids=sorted(task_uids))
+        return self._read(_FIND_MANY, ids=sorted(ids))
 
     # ---------------------------------------------------------------- hand-overs
 
@@ -469,13 +488,14 @@ class SqlDelegations:
         if isinstance(body, REPLACED):
             self._take_back(delegation, kind)
         message = _IDS.new(datetime.fromtimestamp(now, UTC))
+        written = wire.message_to_proto(message, delegation, body).SerializeToString(deterministic=True)
         row = {
             "id": message,
             "peer": delegation.peer,
             "role": delegation.role,
             "delegation": delegation.id,
             "kind": kind,
-            "body": wire.message_to_proto(message, delegation, body).SerializeToString(deterministic=True),
+            "body": written,
             "create_time": now,
             "not_before": now,
             "attempts": 0,
@@ -483,7 +503,7 @@ class SqlDelegations:
         self._conn.put(_ADD_MESSAGE, message, row)
         told = self.told.setdefault(delegation.peer, [])
         if told is not None:
-            told.append(Outgoing(message, row["body"], now))
+            told.append(Outgoing(message, written, now))
 
     def _take_back(self, delegation: Delegation, kind: str) -> None:
         """Whatever says the same of the hand-over and has not been sent."""
@@ -502,7 +522,10 @@ class SqlDelegations:
 
     def take_out(self, messages: Collection[str]) -> list[Sent]:
         """Take messages out of the outbox, that are told by `forget_message`. Returns those that were in it."""
-        rows = self._conn.execute(_TAKE_OUT, {"messages": sorted(messages)})
+        if len(messages) == 1:
+            rows = self._conn.execute(_TAKE_OUT, {"message": next(iter(messages))})
+        else:
+            rows = self._conn.execute(_TAKE_OUT_MANY, {"messages": sorted(messages)})
         found = {row.id: _sent(row) for row in rows}
         self._taken |= {**dict.fromkeys(messages), **found}
         return list(found.values())

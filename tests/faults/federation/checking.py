@@ -43,6 +43,7 @@ _AGREE: Final = {
     "REJECTED": {"REJECTED", "CANCELLED", "EXPIRED", "RECLAIMED", "ORPHANED"},
 }
 _KEPT: Final = {"result", "appraisal"}
+_WRONG: Final = ("Traceback", "this is a defect", "never retrieved")
 _CALLER_GONE: Final = "ExecuteBatchError raised in core by servicer method"
 
 _HAND_OVERS: Final = "SELECT role, id, peer, task_uid, epoch, task, state, settled, body FROM {s}delegations"
@@ -301,5 +302,5 @@ def _defects(seen: Seen) -> Iterator[str]:
     """What no log may say, whatever goes wrong."""
     for member in seen.stage.members:
         for line in member.process.log_text().splitlines():
-            if ("Traceback" in line or "this is a defect" in line) and _CALLER_GONE not in line:
+            if any(each in line for each in _WRONG) and _CALLER_GONE not in line:
                 yield f"log of {member.name}: {line[:1500]}"

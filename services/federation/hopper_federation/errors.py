@@ -44,12 +44,6 @@ class PeerUnknown(PermissionDenied):
     reason = "PEER_UNKNOWN"
 
 
-class TrustLevelTooLow(PermissionDenied):
-    """The peer is not trusted far enough."""
-
-    reason = "TRUST_LEVEL_TOO_LOW"
-
-
 class PeerUnreachable(Unavailable):
     """The peer does not answer."""
 

@@ -6,6 +6,7 @@ import typer
 
 from hopper_cli import access_complete
 from hopper_cli.cli import Cli, command
+from hopper_cli.commands.options import YesOption
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -218,9 +219,7 @@ def rotate(
         )
 
 
-def revoke(
-    cli: Cli, key: KeyArgument, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False
-) -> None:
+def revoke(cli: Cli, key: KeyArgument, yes: YesOption = False) -> None:
     """End a key, everywhere, within a second."""
     from hopper.registry.v1.access_service_pb2 import RevokeApiKeyRequest
     from hopper_cli.access_names import key_name, shown_key

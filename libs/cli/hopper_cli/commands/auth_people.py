@@ -9,6 +9,7 @@ import typer
 
 from hopper_cli import access_complete
 from hopper_cli.cli import Cli, command
+from hopper_cli.commands.options import YesOption
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -44,7 +45,6 @@ ForOption = Annotated[
     str,
     typer.Option("--for", metavar="PERSON", help="Whom it acts for.", autocompletion=access_complete.people),
 ]
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 _Command = Callable[..., None]
 

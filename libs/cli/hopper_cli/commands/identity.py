@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from hopper_cli.cli import Cli, command
-from hopper_cli.commands.options import SET_UP
+from hopper_cli.commands.options import SET_UP, YesOption
 from hopper_cli.commands.projects import confirm
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ PassphraseFile = Annotated[
         help="A file with the passphrase, which only you may read, or - for standard input. Default: it is asked for.",
     ),
 ]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Yes = YesOption
 
 
 def register(app: typer.Typer) -> None:

@@ -8,7 +8,7 @@ import typer
 
 from hopper_cli import complete
 from hopper_cli.cli import Cli, command
-from hopper_cli.commands.options import SET_UP, InstanceArgument, ReasonOption
+from hopper_cli.commands.options import SET_UP, InstanceArgument, ReasonOption, YesOption
 from hopper_cli.commands.projects import confirm
 
 if TYPE_CHECKING:
@@ -456,7 +456,7 @@ def stop(cli: Cli, instance: InstanceArgument, reason: ReasonOption = "") -> Non
 def terminate(
     cli: Cli,
     instance: InstanceArgument,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: YesOption = False,
 ) -> None:
     """End an instance for good. It stays readable."""
     from hopper.registry.v1.instance_service_pb2 import TerminateInstanceRequest

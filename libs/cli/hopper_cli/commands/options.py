@@ -27,6 +27,27 @@ InstanceOption = Annotated[
         "--instance", "-i", metavar="INSTANCE", help="Which instance.", autocompletion=complete.instances
     ),
 ]
+RoutedToOption = Annotated[
+    str,
+    typer.Option(
+        "--project",
+        "-p",
+        metavar="PROJECT",
+        help="Only those routed there.",
+        autocompletion=complete.projects,
+    ),
+]
+WithinOption = Annotated[
+    str,
+    typer.Option(
+        "--instance", "-i", metavar="INSTANCE", help="Only those in it.", autocompletion=complete.instances
+    ),
+]
+FinishedOption = Annotated[bool, typer.Option("--all", "-a", help="Finished ones too.")]
+PeerArgument = Annotated[
+    str, typer.Argument(metavar="PEER", help="Its name here.", autocompletion=complete.peers)
+]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 ReasonOption = Annotated[str, typer.Option("--reason", "-m", metavar="TEXT", help="Why, for those who look.")]
 AuthorOption = Annotated[
     str | None,

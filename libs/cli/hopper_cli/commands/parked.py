@@ -6,7 +6,7 @@ import typer
 
 from hopper_cli import complete
 from hopper_cli.cli import Cli, command
-from hopper_cli.commands.options import TASKS
+from hopper_cli.commands.options import TASKS, WithinOption
 
 if TYPE_CHECKING:
     from hopper.router.v1.task_service_pb2 import ListTasksResponse, ReplayTasksRequest, ReplayTasksResponse
@@ -21,12 +21,7 @@ ParkedProject = Annotated[
         autocompletion=complete.projects,
     ),
 ]
-ParkedInstance = Annotated[
-    str,
-    typer.Option(
-        "--instance", "-i", metavar="INSTANCE", help="Only those in it.", autocompletion=complete.instances
-    ),
-]
+ParkedInstance = WithinOption
 
 
 def register(app: typer.Typer) -> None:

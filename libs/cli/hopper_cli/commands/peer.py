@@ -7,7 +7,7 @@ import typer
 from hopper_cli import complete
 from hopper_cli.cli import Cli, command
 from hopper_cli.commands import peer_trust
-from hopper_cli.commands.options import SET_UP
+from hopper_cli.commands.options import SET_UP, PeerArgument
 
 if TYPE_CHECKING:
     from hopper.federation.v1.peer_pb2 import Pairing, Peer
@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 PATIENCE: Final = 60.0
 """Seconds that pairing may take: the other Hopper is called, perhaps at several addresses."""
 
-PeerArgument = Annotated[
-    str, typer.Argument(metavar="PEER", help="Its name here.", autocompletion=complete.peers)
-]
 PairingArgument = Annotated[
     str,
     typer.Argument(

@@ -6,6 +6,7 @@ import typer
 
 from hopper_cli import complete
 from hopper_cli.cli import Cli, command
+from hopper_cli.commands.options import PeerArgument
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
 
 _CHECK_SECONDS = 60.0
 
-PeerArgument = Annotated[
-    str, typer.Argument(metavar="PEER", help="Its name here.", autocompletion=complete.peers)
-]
 LevelOption = Annotated[
     str,
     typer.Option(

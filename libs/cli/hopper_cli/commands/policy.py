@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from hopper_cli.cli import Cli, command
-from hopper_cli.commands.options import SET_UP, InstanceOption
+from hopper_cli.commands.options import SET_UP, InstanceOption, YesOption
 from hopper_cli.commands.peer_trust import explain
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ VersionOption = Annotated[
 StrategyOption = Annotated[
     str, typer.Option("--strategy", metavar="STRATEGY", help="rules or learned, and no file.")
 ]
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
 def register(app: typer.Typer) -> None:

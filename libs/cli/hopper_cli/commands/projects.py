@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hopper_cli.cli import Cli, command
-from hopper_cli.commands.options import SET_UP, ProjectArgument
+from hopper_cli.commands.options import SET_UP, ProjectArgument, YesOption
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -460,7 +460,7 @@ def _update(cli: Cli, project: str, change: "Callable[[Project], list[str]]", do
 def remove(
     cli: Cli,
     project: ProjectArgument,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: YesOption = False,
 ) -> None:
     """Remove a project; its open tasks are routed anew."""
     from hopper.registry.v1.project_service_pb2 import UnregisterProjectRequest

@@ -6,7 +6,14 @@ import typer
 
 from hopper_cli import complete
 from hopper_cli.cli import Cli, command
-from hopper_cli.commands.options import TASKS, StateChoice, TaskArgument
+from hopper_cli.commands.options import (
+    TASKS,
+    FinishedOption,
+    RoutedToOption,
+    StateChoice,
+    TaskArgument,
+    WithinOption,
+)
 
 if TYPE_CHECKING:
     from hopper.router.v1.task_pb2 import Task, TaskSpec
@@ -270,31 +277,13 @@ def list_tasks(
         list[StateChoice] | None,
         typer.Option("--state", "-s", help="Only those in this state. Repeatable. Default: open."),
     ] = None,
-    project: Annotated[
-        str,
-        typer.Option(
-            "--project",
-            "-p",
-            metavar="PROJECT",
-            help="Only those routed there.",
-            autocompletion=complete.projects,
-        ),
-    ] = "",
-    instance: Annotated[
-        str,
-        typer.Option(
-            "--instance",
-            "-i",
-            metavar="INSTANCE",
-            help="Only those in it.",
-            autocompletion=complete.instances,
-        ),
-    ] = "",
+    project: RoutedToOption = "",
+    instance: WithinOption = "",
     tag: Annotated[str, typer.Option("--tag", "-t", metavar="TAG", help="Only those that carry it.")] = "",
     requester: Annotated[
         str, typer.Option("--requester", metavar="WHO", help="Only those that they asked for.")
     ] = "",
-    everything: Annotated[bool, typer.Option("--all", "-a", help="Finished ones too.")] = False,
+    everything: FinishedOption = False,
     limit: Annotated[int, typer.Option("--limit", "-n", metavar="N", min=1, help="Most to list.")] = 100,
 ) -> None:
     """List tasks, newest first: the open ones, unless you ask for others."""
@@ -354,17 +343,8 @@ def _pages(cli: Cli, request: "ListTasksRequest", limit: int) -> "ListTasksRespo
 def search(
     cli: Cli,
     words: Annotated[list[str], typer.Argument(metavar="WORDS...", help="A task must have all of them.")],
-    instance: Annotated[
-        str,
-        typer.Option(
-            "--instance",
-            "-i",
-            metavar="INSTANCE",
-            help="Only those in it.",
-            autocompletion=complete.instances,
-        ),
-    ] = "",
-    everything: Annotated[bool, typer.Option("--all", "-a", help="Finished ones too.")] = False,
+    instance: WithinOption = "",
+    everything: FinishedOption = False,
     limit: Annotated[
         int, typer.Option("--limit", "-n", metavar="N", min=1, max=100, help="Most to list.")
     ] = 20,

@@ -4,9 +4,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hopper_cli import complete
 from hopper_cli.cli import Cli, command, task_argument
-from hopper_cli.commands.options import TASKS
+from hopper_cli.commands.options import TASKS, RoutedToOption, WithinOption
 
 if TYPE_CHECKING:
     from hopper.router.v1.task_pb2 import Task
@@ -31,26 +30,8 @@ def register(app: typer.Typer) -> None:
 def watch(
     cli: Cli,
     task: Annotated[str | None, task_argument("Only this one, to its end: 0 if it succeeds, else 1.")] = None,
-    project: Annotated[
-        str,
-        typer.Option(
-            "--project",
-            "-p",
-            metavar="PROJECT",
-            help="Only those routed there.",
-            autocompletion=complete.projects,
-        ),
-    ] = "",
-    instance: Annotated[
-        str,
-        typer.Option(
-            "--instance",
-            "-i",
-            metavar="INSTANCE",
-            help="Only those in it.",
-            autocompletion=complete.instances,
-        ),
-    ] = "",
+    project: RoutedToOption = "",
+    instance: WithinOption = "",
 ) -> None:
     """Follow tasks live: what is open, then every change. It outlives lost connections."""
     from hopper.router.v1.task_service_pb2 import GetTaskRequest

@@ -32,17 +32,22 @@ def main() -> int:
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
     total = rounds.Result(arguments.seed)
-    for seed in _seeds(arguments, time.monotonic()):
-        result = one(seed, arguments.seconds, say)
-        total.add(result)
-        say(
-            f"seed {seed} at {commit}: {result.counts['tasks']} tasks, {result.counts['hand-overs']} hand-overs, "
-            f"{result.counts['kills']} kills, {sum(result.struck.values())} faults, "
-            f"{len(result.violations)} violations, {result.seconds:.0f} s"
-        )
+    stopped = False
+    try:
+        for seed in _seeds(arguments, time.monotonic()):
+            result = one(seed, arguments.seconds, say)
+            total.add(result)
+            say(
+                f"seed {seed} at {commit}: {result.counts['tasks']} tasks, "
+                f"{result.counts['hand-overs']} hand-overs, {result.counts['kills']} kills, "
+                f"{sum(result.struck.values())} faults, {len(result.violations)} violations, {result.seconds:.0f} s"
+            )
+    except KeyboardInterrupt:
+        stopped = True
+        say("stopped; what was under way does not count")
     for line in total.lines():
         say(line)
-    return 1 if total.violations else 0
+    return 1 if total.violations or stopped else 0
 
 
 def _seeds(arguments: argparse.Namespace, began: float) -> Iterator[int]:

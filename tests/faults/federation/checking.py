@@ -166,15 +166,21 @@ def _waiting_for_people(seen: Seen) -> set[str]:
         for row in there.hand_overs
         if row["state"] in _PERSON and row["task"] in there.uids
     }
-    away = {
-        there.uids[task.name]
-        for there in seen.there.values()
-        for task in there.tasks
-        if task.state == Task.STATE_QUEUED
-        and task.wait.reason == Wait.REASON_WORKER
-        and task.name.partition("/tasks/")[0] in {f"instances/peer-{name}" for name in there.member.shut_out}
-    }
-    return decided | away
+    return decided.union(*(_waiting_for_who_is_away(seen, there) for there in seen.there.values()))
+
+
+def _waiting_for_who_is_away(seen: Seen, there: There) -> Iterator[str]:
+    """What is for a peer that has revoked this one without a word, and was not sent: it may be begun for a week."""
+    names = there.member.shut_out
+    away = {seen.stage.member(name).install_id for name in names}
+    for row in there.hand_overs:
+        if row["role"] == "OUT" and row["state"] == "OFFERED" and row["peer"] in away:
+            yield there.uids.get(row["task"], "")
+    places = {f"instances/peer-{name}" for name in names}
+    for task in there.tasks:
+        waits = task.state == Task.STATE_QUEUED and task.wait.reason == Wait.REASON_WORKER
+        if waits and task.name.partition("/tasks/")[0] in places:
+            yield there.uids[task.name]
 
 
 def _waits(task: Task) -> bool:

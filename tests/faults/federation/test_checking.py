@@ -166,11 +166,14 @@ def test_what_waits_for_a_person_has_been_done_with(seen: Seen) -> None:
 
 
 def test_what_is_for_a_peer_that_is_away_for_good_waits_for_a_person(seen: Seen) -> None:
-    seen.there["ann"].hand_overs.clear()  # it is not even offered
-    task = seen.there["ann"].tasks[1]
-    task.state, task.wait.reason = Task.STATE_QUEUED, Wait.REASON_WORKER
+    ann = seen.there["ann"]
+    ann.hand_overs[0]["state"], ann.tasks[1].state = "OFFERED", Task.STATE_RUNNING
     assert written(seen)
-    seen.there["ann"].member.shut_out.add("bob")
+    ann.member.shut_out.add("bob")
+    assert written(seen) == []
+    ann.hand_overs.clear()  # not even offered
+    assert written(seen)
+    ann.tasks[1].state, ann.tasks[1].wait.reason = Task.STATE_QUEUED, Wait.REASON_WORKER
     assert written(seen) == []
 
 

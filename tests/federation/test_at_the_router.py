@@ -1,7 +1,7 @@
 """What is done at this Hopper's router for hand-overs, with the real one: errands, claims, and what nobody can do."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -54,6 +54,13 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PEER: Final = "p" * 32
 INSTANCE: Final = "instances/peer-bob"
+POLICY: Final = """
+[[rule]]
+name = "what is done far away"
+effect = "allow"
+direction = "out"
+capabilities = ["far"]
+"""
 CLOCK: Final = SystemClock()
 _LEASE: Final = timedelta(minutes=15)
 
@@ -91,17 +98,20 @@ class Bench:
         new = self._new(id_, Role.IN, offer, state=state)
         return await self._put(replace(new, exclusive=unconfirmed, unconfirmed=unconfirmed), errand)
 
-    async def went(self, *, retry: int = 1) -> Delegation:
-        """A task that is with a peer."""
+    async def went(self, *, retry: int = 1, only_there: bool = False) -> Delegation:
+        """A task that is with a peer: because somebody said so, or because it can be done only there."""
         spec = TaskSpec(title="read", retry=RetryPolicy(max_attempts=retry))
+        if only_there:
+            spec.required_capabilities.append("far")
         submitting = tsvc.SubmitTaskRequest(parent="instances/global", spec=spec)
         answer = await self.client.tasks.SubmitTask(submitting)
-        request = dsvc.DelegateTaskRequest(
-            task=answer.task.name, kind=Handed.KIND_ROUTE, to_instance=INSTANCE
-        )
-        await self.client.delegations.DelegateTask(request)
+        if not only_there:
+            request = dsvc.DelegateTaskRequest(
+                task=answer.task.name, kind=Handed.KIND_ROUTE, to_instance=INSTANCE
+            )
+            await self.client.delegations.DelegateTask(request)
         claimed = await self.client.work.ClaimTasks(
-            wsvc.ClaimTasksRequest(queue=INSTANCE, worker="federation")
+            wsvc.ClaimTasksRequest(queue=INSTANCE, worker="federation", wait=to_proto(timedelta(seconds=20)))
         )
         (task,) = claimed.tasks
         id_, offer = self.offer()
@@ -174,6 +184,11 @@ class Bench:
         ).delegations
         return await self.task(chain[0].task)
 
+    async def ways_of(self, about: Delegation) -> Sequence[Handed]:
+        """The hand-overs of the task within the router, oldest first."""
+        request = dsvc.ListDelegationsRequest(task=about.task)
+        return (await self.client.delegations.ListDelegations(request)).delegations
+
     async def made_of(self, about: Delegation) -> list[RouterTask]:
         """The tasks that were made of what came."""
         states = [value for value in RouterTask.State.values() if value]
@@ -215,7 +230,7 @@ async def _make_places(client: AsyncHopper) -> None:
     """A peer's project and instance, and a project of this Hopper's own."""
     peer = Project(
         executor=Executor(type=Executor.TYPE_PEER),
-        border=Border(peer=PEER, level=TRUST_LEVEL_TRUSTED),
+        border=Border(peer=PEER, level=TRUST_LEVEL_TRUSTED, policy=POLICY),
         capabilities=["far"],
     )
     await client.projects.RegisterProject(psvc.RegisterProjectRequest(project_id="peer-bob", project=peer))
@@ -359,19 +374,33 @@ async def test_a_failure_is_tried_again_as_the_task_says_and_counts_once(bench: 
     assert (ready.state, ready.failure.reason) == (RouterTask.STATE_QUEUED, "ILLEGIBLE")
 
 
-async def test_what_comes_back_is_decided_about_without_the_peer(bench: Bench) -> None:
-    about = await bench.went()
-    returned = replace(about, state=State.REJECTED)
+@pytest.mark.parametrize(
+    ("reason", "closed"),
+    [
+        ("QUOTA", Handed.STATE_RETURNED),
+        ("PEER_REVOKED", Handed.STATE_RETURNED),
+        ("LEASE_LOST", Handed.STATE_CANCELLED),
+        ("DELEGATION_NOT_FOUND", Handed.STATE_CANCELLED),
+    ],
+)
+async def test_what_comes_back_is_decided_about_without_the_peer_unless_it_may_come_again(
+    bench: Bench, reason: str, closed: Handed.State.ValueType
+) -> None:
+    about = await bench.went(only_there=True)
+    returned = replace(about, state=State.RECLAIMED)
     await bench.desks.write(lambda sitting: sitting.rows.save(returned))
     for _ in range(2):
         await bench.desks.write(
-            lambda sitting: sitting.rows.errand(returned, Errand(Task.RETURN, "QUOTA", "full"))
+            lambda sitting: sitting.rows.errand(returned, Errand(Task.RETURN, reason, "said"))
         )
     await bench.until(about, lambda each: each.settled)
     await nothing_left(bench)
+    there, *again = await bench.ways_of(about)
+    assert there.state == closed
+    assert [way.to_instance for way in again] == ([INSTANCE] if closed == Handed.STATE_CANCELLED else [])
     top = await bench.top(about.task)
-    assert top.state != RouterTask.STATE_DELEGATED
-    assert top.project != "projects/peer-bob"
+    assert (top.state == RouterTask.STATE_DELEGATED) == bool(again)
+    await bench.client.tasks.CancelTask(tsvc.CancelTaskRequest(name=top.name))
 
 
 async def test_what_nobody_here_can_do_goes_back(bench: Bench) -> None:

@@ -499,6 +499,27 @@ def test_what_has_not_ended_in_time(exclusive: bool) -> None:
     assert done(step) == ([Cancel] if exclusive else [Cancel, Task.RETURN])
 
 
+COMES_BACK = [
+    # why it goes back to the router, and whether it may come to the same peer again
+    (lambda was: delegator.tick(replace(was, lease_end=NOW), NOW), True),
+    (lambda was: delegator.heard(was, Decision(False, "LEASE_LOST"), 2, NOW), True),
+    (lambda was: delegator.noted(was, None, NOW, offer_unanswered=False), True),
+    (lambda was: delegator.heard(was, Decision(False, "NO_ELIGIBLE_EXECUTOR"), 2, NOW), False),
+    (lambda was: delegator.heard(was, STOPPED, 2, NOW), False),
+    (lambda was: delegator.tick(replace(was, close_by=NOW), NOW), False),
+    (lambda was: delegator.gone(was, Gone.REVOKED, NOW), False),
+]
+
+
+@pytest.mark.parametrize(("ends", "may_come_again"), COMES_BACK)
+def test_what_passes_does_not_keep_a_task_from_the_same_peer(
+    ends: Callable[[Delegation], Step], may_come_again: bool
+) -> None:
+    errands = [each for each in ends(out(State.RUNNING)).actions if isinstance(each, Errand)]
+
+    assert [(each.task, each.may_come_again) for each in errands] == [(Task.RETURN, may_come_again)]
+
+
 def test_what_has_begun_may_begin_late() -> None:
     assert delegator.tick(out(State.RUNNING, start_by=NOW), NOW).delegation.state is State.RUNNING
 

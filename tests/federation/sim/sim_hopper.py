@@ -589,7 +589,7 @@ class SimHopper:
                     self.router.cancel(about.task)
                 self.step()
                 return self._done(chore)
-        answer = self._tell_router(about, chore.errand.task)
+        answer = self._tell_router(about, chore.errand)
         self.step()
         if answer == "stale":
             self._keep_claim(about)
@@ -646,13 +646,13 @@ class SimHopper:
             self.world.exempt(cargo.what.uid)
         return self.router.submit(name, task)
 
-    def _tell_router(self, about: Delegation, task: Task) -> str:
-        if task is Task.COMPLETE:
+    def _tell_router(self, about: Delegation, errand: Errand) -> str:
+        if errand.task is Task.COMPLETE:
             result = about.result.decode().partition("|")[0]
             return self.router.end(about.task, about.token, TaskState.SUCCEEDED, result)
-        if task is Task.FAIL:
+        if errand.task is Task.FAIL:
             return self.router.end(about.task, about.token, TaskState.FAILED, "")
-        return self.router.give_back(about.task, about.token)
+        return self.router.give_back(about.task, about.token, may_come_again=errand.may_come_again)
 
     def _done(self, chore: Chore, tell: Callable[[Desk], object] | None = None) -> bool:
         def work(desk: Desk, store: MemoryDelegations) -> None:

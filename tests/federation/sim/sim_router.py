@@ -7,6 +7,7 @@ task is routed to a peer it becomes another child there, with a name of its own.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 CLAIM_LEASE = 300.0
 LOCAL = "local"
+MOST_LOST = 3
 
 
 class TaskState(StrEnum):
@@ -88,6 +90,7 @@ class SimTask:
         leg: How often it was routed: names the child at a peer.
         claims: How often this leg was claimed.
         sent_back: Peers that sent it back.
+        lost: How often each peer has sent it back for what passes.
     """
 
     name: str
@@ -105,6 +108,7 @@ class SimTask:
     lease_end: float | None = None
     run: Run | None = None
     sent_back: set[str] = field(default_factory=set)
+    lost: Counter[str] = field(default_factory=Counter)
     result: str = ""
     results: list[str] = field(default_factory=list)
 
@@ -230,12 +234,14 @@ class SimRouter:
         self._end(task, state)
         return "ok"
 
-    def give_back(self, child: str, token: int) -> str:
-        """Decide anew, without that peer. Returns `ok`, `stale` or `over`."""
+    def give_back(self, child: str, token: int, *, may_come_again: bool = False) -> str:
+        """Decide anew, without that peer unless what kept it passes. Returns `ok`, `stale` or `over`."""
         task = self._held(child, token)
         if isinstance(task, str):
             return task
-        task.sent_back.add(task.at)
+        task.lost[task.at] += may_come_again
+        if not may_come_again or task.lost[task.at] >= MOST_LOST:
+            task.sent_back.add(task.at)
         self.route(task)
         return "ok"
 

@@ -362,7 +362,7 @@ def _unknown_there(was: Delegation, now: float) -> Step:
 
 
 def _back(was: Delegation, state: State, reason: str, detail: str) -> tuple[Delegation, *tuple[Action, ...]]:
-    """It goes back to the router, which decides anew, without this peer."""
+    """It goes back to the router, which decides anew: without this peer, unless what kept it passes."""
     done = replace(was, state=state, reason=reason, detail=detail, lease_end=None)
     return (done,) if was.settled else (done, Errand(Task.RETURN, reason, detail))
 

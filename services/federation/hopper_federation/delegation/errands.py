@@ -229,6 +229,7 @@ class Router:
             name=task.delegation,
             reason=": ".join(filter(None, (errand.reason, errand.detail)))[:_MOST_REASON],
             fencing_token=about.token,
+            may_come_again=errand.may_come_again,
         )
         try:
             await made(self._delegations.RejectDelegation(request, timeout=CALL_SECONDS))

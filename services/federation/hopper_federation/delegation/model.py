@@ -257,6 +257,12 @@ REPLACED: Final = (Update, Renewal)
 """What a later one of the same kind makes pointless while it has not been sent."""
 
 
+UNREADABLE: Final = frozenset(
+    {"INVALID_REQUEST", "MALFORMED_REQUEST", "UNKNOWN_FIELD", "REQUEST_TOO_LARGE", "METHOD_NOT_OFFERED"}
+)
+"""Why a message is refused that the peer cannot read, as one that is older or newer: saying it again never helps."""
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """
@@ -325,7 +331,7 @@ class Task(StrEnum):
     FAIL = "FAIL"
     """OUT: fail the claim."""
     RETURN = "RETURN"
-    """OUT: send the task back to who decides, without this peer."""
+    """OUT: send the task back to who decides, without this peer unless what kept it passes."""
     FEEDBACK = "FEEDBACK"
     """Either: pass on to memory what the peer said of how well it went."""
 
@@ -344,6 +350,15 @@ class Errand:
     reason: str = ""
     detail: str = ""
     fraction: float = 0.0
+
+    @property
+    def may_come_again(self) -> bool:
+        """Of RETURN: whether what kept the task passes, so that it may be handed over to the same peer again."""
+        return self.reason in _PASSES
+
+
+_PASSES: Final = frozenset({"LEASE_LOST", "DELEGATION_NOT_FOUND"})
+"""The peer was not heard for as long as a lease, or was restored from a copy and has forgotten it."""
 
 
 @dataclass(frozen=True, slots=True)

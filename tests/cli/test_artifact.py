@@ -4,7 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from hopper.federation.v1.artifact_service_pb2 import ListArtifactsResponse, StoredArtifact
+from hopper.federation.v1.delegation_pb2 import Artifact
+from hopper_cli.artifact_text import table
 from tests.cli.conftest import Terminal
 
 
@@ -66,6 +70,42 @@ def test_what_is_wrong_is_said(
     hopper.ok("artifact", "put", task, "-", "--name", "note", stdin="there")
     made = [each.format(task=task, dir=tmp_path) for each in arguments]
     assert hopper("artifact", *made, "--json").error["reason"] == reason
+
+
+def test_a_damaged_file_is_not_a_mistake_of_who_asks_for_it(
+    hopper: Terminal, task: str, tmp_path: Path
+) -> None:
+    content = os.urandom(2_000)
+    hopper.ok("artifact", "put", task, "-", "--name", "plan", stdin=content)
+    kept = [path for path in (hopper.data_dir / "blobs").rglob("*") if path.is_file()]
+    (blob,) = [path for path in kept if path.read_bytes() == content]
+    blob.chmod(0o600)
+    blob.write_bytes(content[::-1])
+    ran = hopper("artifact", "get", task, "plan", "-o", str(tmp_path / "plan"), "--json")
+    assert (ran.code, ran.error["reason"]) == (1, "ARTIFACT_INVALID")
+    assert ran.error["remedy"]
+    assert not (tmp_path / "plan").exists()
+
+
+def test_why_a_file_is_not_here_is_in_the_list() -> None:
+    """And one that is on its way is not said to be missing for good."""
+    made = ListArtifactsResponse(
+        artifacts=[
+            StoredArtifact(artifact=Artifact(name="whole", size=3), stored=3),
+            StoredArtifact(artifact=Artifact(name="coming", size=3)),
+            StoredArtifact(
+                artifact=Artifact(name="full", size=3), problem="QUOTA", detail="there is no room"
+            ),
+        ]
+    )
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(table(made))
+    whole, coming, full = capture.get().splitlines()[1:]
+    assert whole.split()[3] == "yes"
+    assert "not yet" in coming
+    assert full.split()[3] == "no"
+    assert full.rstrip().endswith("there is no room")
 
 
 def test_no_files_is_no_error(hopper: Terminal, task: str) -> None:

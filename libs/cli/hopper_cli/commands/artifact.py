@@ -123,6 +123,7 @@ def get(
     from hopper_cli.artifact_text import bar, size
     from hopper_cli.output import ReaderGone
     from hopper_cli.problems import CommandError
+    from hopper_common.errors import InvalidArgument
 
     target = _target(cli, output or Path(name).name, force=force)
     full = cli.task(task)
@@ -131,6 +132,14 @@ def get(
             got = cli.hopper.get_artifact(full, name, target, progress=progress)
     except BrokenPipeError:
         raise ReaderGone from None
+    except InvalidArgument as error:
+        if error.reason != "ARTIFACT_INVALID":
+            raise
+        raise CommandError(  # what is wrong is the file, and not what was typed
+            error.message,
+            remedy="ask whoever did the task for the file, or have it done again",
+            reason=error.reason,
+        ) from error
     except OSError as error:
         raise CommandError(
             f"{output or name} cannot be written: {error.strerror}", reason="FILE_NOT_WRITTEN"

@@ -108,8 +108,8 @@ def _custody(cli: Cli, task: str, crossed: "list[GetRemoteDelegationResponse]") 
 def _now_what(cli: Cli, answer: "ExplainTaskResponse", crossed: "list[GetRemoteDelegationResponse]") -> None:
     """What a person can do about a task that does not go on by itself."""
     from hopper.router.v1.task_pb2 import Wait
-    from hopper_cli.advice import what_to_do
     from hopper_cli.hand_over_text import next_steps
+    from hopper_cli.stuck import what_to_do
 
     steps = [step for each in crossed for step in next_steps(each.delegation)]
     if answer.decisions and answer.task.wait.reason == Wait.REASON_NO_ELIGIBLE_EXECUTOR:

@@ -21,6 +21,7 @@ from hopper_federation.delegation.model import (
     ENDED_AS,
     RENEWS_AT,
     STOPS_AT,
+    UNREADABLE,
     Action,
     Alarm,
     Appraisal,
@@ -196,6 +197,8 @@ def answered(was: Delegation, body: Body, receipt: Receipt, sent_at: float, now:
         return Step(was)
     if isinstance(body, Result):
         return _result_answered(replace(was, updated=now), receipt)
+    if receipt.reason in UNREADABLE:
+        return Step(was)  # of the hand-over it says nothing
     there = receipt.state
     if was.state not in _WORKED_ON:
         return Step(was)

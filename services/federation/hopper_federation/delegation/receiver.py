@@ -25,7 +25,7 @@ from hopper_common.identity.errors import SignatureInvalid
 from hopper_federation.delegation import syncing, wire
 from hopper_federation.delegation.desk import Raised
 from hopper_federation.delegation.desks import Desks, Sitting
-from hopper_federation.delegation.model import Alarm, Message, Offer, OfferFacts, Receipt, Role
+from hopper_federation.delegation.model import Alarm, Message, Offer, OfferFacts, Receipt, Result, Role
 from hopper_federation.delegation.ports import Opener
 from hopper_federation.errors import ResyncNeeded
 from hopper_federation.trust import Alert
@@ -164,13 +164,10 @@ class Receiver:
         if wait is not None:
             return Arrived(proto.id, digest, is_offer, refusal=wait)
         try:
-            facts = None
-            match kind:
-                case "offer":
-                    facts = self._opened(peer, proto)
-                case "result" if offer:
-                    self._opener.check_result(peer, offer, wire.sealed_result(proto))
-            return Arrived(proto.id, digest, is_offer, message=wire.message_from_proto(proto, facts))
+            message = wire.message_from_proto(proto, self._opened(peer, proto) if is_offer else None)
+            if isinstance(message.body, Result) and offer:
+                self._opener.check_result(peer, offer, message.body.sealed)
+            return Arrived(proto.id, digest, is_offer, message=message)
         except HopperError as error:
             self._raise_alarm(peer, proto.delegation, error)
             return Arrived(proto.id, digest, is_offer, refusal=_refusal(error))

@@ -37,7 +37,7 @@ from hopper_common.errors import (
 from hopper_federation.delegation import wire
 from hopper_federation.delegation.breaker import LONGEST, Hold
 from hopper_federation.delegation.desks import Desks, Sitting
-from hopper_federation.delegation.model import Gone, Receipt
+from hopper_federation.delegation.model import UNREADABLE, Gone, Receipt
 from hopper_federation.delegation.store_sql import Outgoing, SqlDelegations
 from hopper_federation.delegation.syncing import Syncer, Unanswered, asked
 from hopper_federation.model import Revocation
@@ -60,10 +60,6 @@ SPOILT_WAITS: Final = 300.0
 _PUT_OFF: Final = (StorageFull, StorageUnavailable, Overloaded)
 _ENDED: Final = frozenset({"PEER_REVOKED", "PEER_UNKNOWN"})
 """What a peer answers that wants nothing more of this Hopper."""
-_REFUSED: Final = frozenset(
-    {"INVALID_REQUEST", "MALFORMED_REQUEST", "UNKNOWN_FIELD", "REQUEST_TOO_LARGE", "METHOD_NOT_OFFERED"}
-)
-"""What saying it again never changes."""
 _RESYNC: Final = frozenset({"RESYNC_NEEDED"})
 _CUT_SHORT: Final = frozenset({"PEER_UNREACHABLE", "SHUTTING_DOWN", "SERVICE_UNAVAILABLE"})
 """After these, a sign of life means that it is worth trying again; after others it is there, and will not."""
@@ -364,7 +360,7 @@ class Post:
         self._look_again()
         if problem.reason in _RESYNC and self._all.syncer.is_needed(self._peer):
             return
-        if problem.reason in _REFUSED and batch:
+        if problem.reason in UNREADABLE and batch:
             await self._refused(problem, batch)
             return
         self.hold = hold = self.hold.after(

@@ -51,8 +51,10 @@ class WrappedDatabase(Database):
     async def read(self, work: Callable[[Connection], T]) -> T:
         return await self.inner.read(work)
 
-    async def lead(self, role: str, work: Callable[[], Awaitable[T]]) -> T:
-        return await self.inner.lead(role, work)
+    async def lead(
+        self, role: str, work: Callable[[], Awaitable[T]], *, waiting: Callable[[], None] | None = None
+    ) -> T:
+        return await self.inner.lead(role, work, waiting=waiting)
 
     async def clock_offset(self) -> timedelta:
         return await self.inner.clock_offset()

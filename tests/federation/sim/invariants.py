@@ -142,7 +142,11 @@ def _agreed_on(world: World, name: str, out: Delegation) -> Iterator[str]:
     there = world.hoppers[out.peer].tables.delegations.get((Role.IN, out.id))
     if there is None or there.peer != name:
         return
-    if out.state.open or there.state.open or world.plan.restores:
+    if (
+        out.state.open
+        or there.state.open
+        or not world.untouched(out.id, world.hoppers[name], world.hoppers[out.peer])
+    ):
         return
     if out.state is State.FAILED and out.reason:
         return  # a person gave it up
@@ -185,7 +189,7 @@ def _fenced(world: World) -> Iterator[str]:
     a machine comes up, workers may begin before leases are looked at: what has none any more is stopped at once.
     """
     plan = world.plan
-    if plan.skew or plan.revocations or plan.restores or plan.cancels or plan.called_off or plan.hurried:
+    if plan.skew or plan.revocations or plan.cancels or plan.called_off or plan.hurried:
         return
     runs: dict[str, list[Run]] = defaultdict(list)
     for run in world.ledger:
@@ -193,6 +197,8 @@ def _fenced(world: World) -> Iterator[str]:
         if len(run.path) < 2 and guarded and run.uid not in world.exempted:
             runs[run.uid].append(run)
     for uid, of_it in sorted(runs.items()):
+        if not world.untouched(uid, *world.hoppers.values()):
+            continue
         for one, other in combinations(of_it, 2):
             if other.begun < (one.end if one.end is not None else world.now):
                 yield (

@@ -142,6 +142,7 @@ class SimHopper:
         self.life = 0
         self.incarnation = 1
         self.restored = False
+        self.restored_last = 0.0
         self._restored_at: float | None = None  # by its own clock; None: it has not come up since
         self.unsynced: list[list[Change]] = []
         self.copy: Tables | None = None
@@ -231,7 +232,7 @@ class SimHopper:
         self.tables = copy.copy()
         self.unsynced.clear()
         self.incarnation += 1
-        self.restored, self._restored_at = True, None
+        self.restored, self._restored_at, self.restored_last = True, None, self.world.now
         store = MemoryDelegations(self.tables, self.world.number, self.name)
         Desk(store, self.steady()).restored(sorted(self._open_with()))
 
@@ -435,8 +436,10 @@ class SimHopper:
 
     def _hand_over(self, store: MemoryDelegations, task: SimTask, cargo: str) -> Delegation:
         what, now = task.what, self.steady()
+        id_ = f"{self.name}d{self.world.number()}"
+        self.world.begun[id_] = self.world.now
         return Delegation(
-            id=f"{self.name}d{self.world.number()}",
+            id=id_,
             role=Role.OUT,
             peer=task.at,
             task_uid=what.uid,

@@ -144,6 +144,7 @@ class World:
         self.exempted: set[str] = set()
         self.acknowledged: set[tuple[str, str, Role]] = set()
         self.most_open: dict[str, int] = {}
+        self.begun: dict[str, float] = {}  # when a task came, and a hand-over was made, by uid and by id
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._numbers = itertools.count(1)
@@ -243,6 +244,10 @@ class World:
         above = self.hoppers[task.path[-1]]
         came = above.tables.delegations.get((Role.OUT, task.inbound))
         return self._below(above, came) if came is not None and came.state.open else task.inbound
+
+    def untouched(self, name: str, *hoppers: SimHopper) -> bool:
+        """Whether a task came, or a hand-over was made, after each of those Hoppers was restored last, if ever."""
+        return all(hopper.restored_last < self.begun[name] for hopper in hoppers)
 
     def exempt(self, uid: str) -> None:
         """Somebody has lied about it, or a person has had it made again: the core does not answer for it."""
@@ -346,6 +351,7 @@ class World:
                 self.after(60.0, submit)
                 return
             self.submitted.append((home, task.name))
+            self.begun[what.uid] = self.now
             if self.hoppers[home].lies:
                 self.exempt(what.uid)
             self.hoppers[home].router.submit(task.name, task)

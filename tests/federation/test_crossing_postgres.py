@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import pytest
 import pytest_asyncio
@@ -10,7 +11,7 @@ from hopper.federation.v1.delegation_pb2 import DELEGATION_STATE_COMPLETED, DELE
 from hopper.router.v1.task_pb2 import Task
 from hopper_testing.postgres import postgres_server
 from hopper_testing.processes import temporary_directory
-from tests.federation.hoppers import WholeHopper, pair
+from tests.federation.hoppers import WholeHopper, found, pair
 from tests.federation.test_crossing import Reviewer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -22,6 +23,7 @@ class Two(NamedTuple):
     files: WholeHopper
     server: WholeHopper
     reviewer: Reviewer
+    database: str
 
     def sides(self, here: str) -> tuple[WholeHopper, WholeHopper]:
         """Who hands over, and who takes over."""
@@ -42,7 +44,7 @@ async def two() -> AsyncIterator[Two]:
                 await one.project("reviews", f"docs.{one.name}")
                 await one.work("reviews", reviewer)
                 await one.trust(other.name)
-            yield Two(files, server, reviewer)
+            yield Two(files, server, reviewer, database)
 
 
 @pytest.mark.parametrize("side", ["files", "server"])
@@ -69,3 +71,33 @@ async def test_what_is_on_the_server_is_there_when_it_was_started_anew(two: Two,
     await two.server.start()
     await two.server.work("reviews", two.reviewer)
     assert (await here.reached(name, Task.STATE_SUCCEEDED)).result == b"read: wait for it"
+
+
+def who_leads(database: str, what: str = "max(pid)") -> int:
+    """The connection that this Hopper's being the federation service hangs on."""
+    name = urlsplit(database).path[1:]
+    query = f"SELECT coalesce({what}, 0) FROM pg_stat_activity WHERE datname = '{name}'"
+    held = "AND application_name = 'hopper federation leader'"
+    return int(postgres_server().execute(f"{query} {held}"))
+
+
+async def test_who_is_cut_off_from_the_database_for_a_moment_goes_on_as_after_a_start(two: Two) -> None:
+    """It has lost its role with the connection, and is the federation service again once it has another one."""
+    here, there, reviewer = two.files, two.server, two.reviewer
+    reviewer.again()
+    await here.offers(f"docs.{there.name}")
+    name = await here.submit("wait, it is back soon", f"docs.{there.name}")
+    await reviewer.begun.wait()
+    before = who_leads(two.database)
+    assert before
+    who_leads(two.database, "count(pg_terminate_backend(pid))")
+
+    async def again() -> bool | None:
+        return who_leads(two.database) not in (0, before) or None
+
+    await found(again)
+    reviewer.may_end.set()
+    assert (await here.reached(name, Task.STATE_SUCCEEDED)).result == b"read: wait, it is back soon"
+    assert (await there.hand_over(DELEGATION_STATE_COMPLETED)).title == "wait, it is back soon"
+    back = await there.submit("the other way", f"docs.{here.name}")
+    assert (await there.reached(back, Task.STATE_SUCCEEDED)).result == b"read: the other way"

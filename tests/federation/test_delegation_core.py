@@ -1289,6 +1289,17 @@ def test_who_was_restored_begins_nothing_before_it_has_heard_that_it_is_still_wa
     assert b.errands() == [Task.SUBMIT]
 
 
+@pytest.mark.parametrize("made", ["", "made"])
+def test_what_is_called_off_and_over_there_does_not_wait_to_be_confirmed(made: str) -> None:
+    """Found by a world of old copies: it was to be made a task first, for which nobody asked any more."""
+    was = taken(State.CANCELLING, exclusive=True, from_copy=True, unconfirmed=True, task=made)
+
+    step = delegatee.noted(was, Note("d1", 1, State.CANCELLED, 1, handed_over=True), NOW, unanswered=[])
+
+    assert step.delegation.state is (State.CANCELLING if made else State.RECLAIMED)
+    assert done(step) == ([] if made else [Task.STOP])
+
+
 @pytest.mark.parametrize("exclusive", BOTH)
 def test_what_waits_for_a_person_in_a_copy_may_have_been_begun_for_who_is_gone(exclusive: bool) -> None:
     a, b = two()

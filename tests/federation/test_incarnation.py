@@ -122,7 +122,7 @@ async def test_who_was_killed_was_not_restored(federation: Federation, tmp_path:
     identity = IdentityStore.open(tmp_path / "identity", clock)
 
     async def started() -> IncarnationKeeper:
-        keeper = IncarnationKeeper(federation, identity, tmp_path, clock)
+        keeper = IncarnationKeeper(federation, identity, tmp_path / FILE, clock)
         await keeper.begin()
         return keeper
 
@@ -152,11 +152,13 @@ async def test_each_peer_is_compared_with_once_and_what_is_open_is_marked(
         await federation.write(lambda store, peer=peer: store.save_peer(peer))  # type: ignore[misc]  # bound now
     taken = Delegation("d1", Role.IN, "b" * 32, "b/t1", 1, State.QUARANTINED, 900.0, exclusive=True)
     await federation.write(lambda store: SqlDelegations(store.conn).save(taken))
-    keeper = IncarnationKeeper(federation, IdentityStore.open(tmp_path / "identity", clock), tmp_path, clock)
+    keeper = IncarnationKeeper(
+        federation, IdentityStore.open(tmp_path / "identity", clock), tmp_path / FILE, clock
+    )
     assert not await federation.read(lambda store: store.must_sync("b" * 32))
     await keeper.begin()
     from_copy = await federation.read(lambda store: SqlDelegations(store.conn).delegation(Role.IN, "d1"))
-    assert from_copy == replace(taken, from_copy=True)
+    assert from_copy == replace(taken, from_copy=True, unconfirmed=True)
     assert federation.resync
     assert await federation.read(lambda store: store.unsynced()) == ["peers/b", "peers/c"]
     await federation.write(lambda store: store.note_synced("b" * 32))

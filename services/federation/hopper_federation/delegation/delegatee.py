@@ -394,7 +394,9 @@ def noted(was: Delegation, note: Note | None, now: float, *, unanswered: Sequenc
             was, "DELEGATION_NOT_FOUND", "who handed it over knows nothing of it any more", now
         )
     if not note.state.open:
-        return overtaken(was, now) if was.state in _WORKED_ON | {State.QUARANTINED} else Step(was)
+        waits = was.state is State.CANCELLING and not was.task and not was.may_be_begun
+        stops = waits or was.state in _WORKED_ON | {State.QUARANTINED}
+        return overtaken(was, now) if stops else Step(was)
     was = replace(was, unconfirmed=False)
     missing = _missing(was, note)
     return Step(was, () if missing is None or type(missing) in unanswered else (missing,))

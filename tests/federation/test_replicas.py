@@ -18,6 +18,7 @@ from hopper.federation.v1.peer_admin_service_pb2_grpc import PeerAdminServiceStu
 from hopper.router.v1.task_pb2 import Task
 from hopper_client import AsyncHopper, TaskContext
 from hopper_federation.incarnation import Restored
+from hopper_federation.incarnation_keeping import FILE as MARK
 from hopper_federation.succession import OtherIdentity
 from hopper_testing.clock import ManualClock
 from hopper_testing.postgres import postgres_server
@@ -138,6 +139,7 @@ async def test_one_dies_in_the_middle_and_nothing_is_lost_or_done_twice(scene: S
 
     assert await found(agreed)
     assert Restored.UNMARKED not in second.process.log_text()
+    assert (first.directory.parent / "shared" / f"identity.{MARK}").exists()
 
 
 async def stands_by(replica: Replica) -> None:

@@ -33,7 +33,7 @@ from hopper_federation.delegation.delegation_servicer import RemoteDelegationSer
 from hopper_federation.delegation.opening import open_delegations
 from hopper_federation.discovery.finding import Finder
 from hopper_federation.discovery.mdns import Announcer, require_zeroconf
-from hopper_federation.incarnation_keeping import IncarnationKeeper
+from hopper_federation.incarnation_keeping import IncarnationKeeper, mark_of
 from hopper_federation.introductions import Introductions
 from hopper_federation.joining import Joiner
 from hopper_federation.journal import TrustJournal
@@ -97,8 +97,7 @@ async def open_whole(
     clock, identity = context.clock, context.identity
     blobs = settings.artifact_dir or context.data_dir / "blobs"
     federation = Federation(db, clock)
-    # Beside the identity, which all processes of this Hopper share.
-    incarnations = IncarnationKeeper(federation, identity, context.settings.identity_path.parent, clock)
+    incarnations = IncarnationKeeper(federation, identity, mark_of(context.settings), clock)
     try:
         await incarnations.begin()
         whereabouts = _Whereabouts(settings)

@@ -11,6 +11,7 @@ from hopper_common.clock import Clock
 from hopper_common.errors import Overloaded, StorageFull, StorageUnavailable
 from hopper_common.identity.files import write_private
 from hopper_common.identity.store import Identity
+from hopper_common.settings import HostSettings
 from hopper_federation.delegation.desk import Desk
 from hopper_federation.delegation.store_sql import SqlDelegations
 from hopper_federation.incarnation import Incarnation, Mark, Restored, at_start
@@ -24,26 +25,32 @@ MARK_EVERY: Final = 5.0
 _PUT_OFF: Final = (StorageFull, StorageUnavailable, Overloaded, OSError)
 
 
+def mark_of(settings: HostSettings) -> Path:
+    """The mark of this Hopper: beside its identity where processes share one, else in the data directory."""
+    shared = settings.identity_dir
+    return settings.data_dir / FILE if shared is None else shared.with_name(f"{shared.name}.{FILE}")
+
+
 class IncarnationKeeper:
     """
     Begins before anything is sent, runs beside the server, and closes before the database does.
 
     Args:
-        directory: The data directory, where the mark is.
+        mark: The file.
     """
 
     def __init__(
         self,
         federation: Federation,
         identity: Identity,
-        directory: Path,
+        mark: Path,
         clock: Clock,
         *,
         pause: float = MARK_EVERY,
     ) -> None:
         self._federation = federation
         self._identity = identity
-        self._file = directory / FILE
+        self._file = mark
         self._clock = clock
         self._pause = pause
         self._commits = -1

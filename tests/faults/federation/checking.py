@@ -48,7 +48,7 @@ _CALLER_GONE: Final = "ExecuteBatchError raised in core by servicer method"
 
 _HAND_OVERS: Final = "SELECT role, id, peer, task_uid, epoch, task, state, settled, body FROM {s}delegations"
 _OUTBOX: Final = "SELECT id, peer, role, kind, delegation, create_time, attempts FROM {s}outbox"
-_ERRANDS: Final = "SELECT task, role, delegation, create_time, attempts, body FROM {s}errands"
+_ERRANDS: Final = "SELECT position, task, role, delegation, create_time, attempts, body FROM {s}errands"
 
 Row = dict[str, Any]
 
@@ -132,12 +132,22 @@ async def _tasks(member: Member) -> list[Task]:
         request.page_token = page.next_page_token
 
 
-def late(seen: Seen, healed: float) -> Iterator[str]:
-    """I5: what was to be said or done when the last fault was over has been."""
-    for there in seen.there.values():
-        for row in (*there.outbox, *there.errands):
-            if row["create_time"] < healed:
-                yield f"I5 {there.member.name} still has {row}"
+def late(seen: Seen, healed: Seen) -> Iterator[str]:
+    """I5: what was to be said or done when the last fault was over has been. When that was, no clock can tell."""
+    for name, there in seen.there.items():
+        before = {_which(row) for row in _unsaid(healed.there[name])}
+        for row in _unsaid(there):
+            if _which(row) in before:
+                yield f"I5 {name} still has {row}"
+
+
+def _unsaid(there: There) -> list[Row]:
+    return [*there.outbox, *there.errands]
+
+
+def _which(row: Row) -> tuple[str, Any]:
+    """A message, or an errand."""
+    return ("message", row["id"]) if "id" in row else ("errand", row["position"])
 
 
 def unfinished(seen: Seen) -> Iterator[str]:
@@ -154,7 +164,7 @@ def unfinished(seen: Seen) -> Iterator[str]:
                 yield f"I1 {row['role']} {row['id']} at {name} is {row['state']}: {row['task']}"
             if row["role"] == "OUT" and row["state"] not in _OPEN | _PERSON and not row["settled"]:
                 yield f"I1 OUT {row['id']} at {name} is {row['state']}, and the router does not know"
-        for row in (*there.outbox, *there.errands):
+        for row in _unsaid(there):
             yield f"I5 {name} has {row}"
 
 

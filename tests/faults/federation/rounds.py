@@ -174,7 +174,8 @@ async def _revoke(
 
 async def _at_rest(stage: Stage, asker: Asker, result: Result) -> Seen:
     """Once nothing goes on any more, or it has taken too long."""
-    healed, begun = time.time(), time.monotonic()
+    healed: Seen | None = None
+    begun = time.monotonic()
     while True:
         taken = time.monotonic() - begun
         try:
@@ -184,6 +185,7 @@ async def _at_rest(stage: Stage, asker: Asker, result: Result) -> Seen:
                 raise
             await asyncio.sleep(_LOOK_EVERY)
             continue
+        healed = healed or seen
         if taken > DRAIN_SECONDS and not result.violations:
             result.violations += late(seen, healed)
         if not any(unfinished(seen)):

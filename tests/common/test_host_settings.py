@@ -100,3 +100,9 @@ def test_a_password_is_not_shown_with_the_settings(monkeypatch: pytest.MonkeyPat
     with pytest.raises(SettingsWrong) as caught:
         load_settings()
     assert "hunter2" not in str(caught.value)
+
+
+def test_what_processes_share_lies_beside_the_identity_that_they_share(tmp_path: Path) -> None:
+    assert HostSettings(data_dir=tmp_path).shared_path("mark") == tmp_path / "mark"
+    shared = HostSettings(data_dir=tmp_path / "one", identity_dir=tmp_path / "alice")
+    assert shared.shared_path("mark") == tmp_path / "alice.mark"

@@ -65,7 +65,7 @@ def examine(cli: Cli) -> list[Check]:
     running = all(check.status is Status.OK for check in answers)
     if cli.data_dir.is_dir():
         found += [_database(cli.data_dir / name, running) for name in _DATABASES]
-        found += [_identity(cli), *_restored(cli.data_dir), _claims(cli.data_dir / CLAIMS)]
+        found += [_identity(cli), *_restored(_mark(cli.data_dir)), _claims(cli.data_dir / CLAIMS)]
     found.append(_clock(cli, running))
     if running:
         found += [_asked(name, check, cli) for name, check in _CALLS]
@@ -180,9 +180,18 @@ def _identity(cli: Cli) -> Check:
     return ok("identity", f"{shown(state.bundle.install_id)}, its files are sound and yours alone")
 
 
-def _restored(data_dir: Path) -> Iterator[Check]:
+def _mark(data_dir: Path) -> Path:
+    from hopper_common.settings import SettingsWrong, load_settings
+
+    try:
+        settings = load_settings()
+    except SettingsWrong:  # said by the check of the identity
+        return data_dir / _MARK
+    return settings.model_copy(update={"data_dir": data_dir}).shared_path(_MARK)
+
+
+def _restored(path: Path) -> Iterator[Check]:
     """Whether the federation service found its database, or the identity, brought back from a copy."""
-    path = data_dir / _MARK
     if not path.exists():
         return
     try:

@@ -186,6 +186,11 @@ class HostSettings(BaseSettings):
         """Where this Hopper's keys and certificates are."""
         return self.identity_dir or self.data_dir / "identity"
 
+    def shared_path(self, name: str) -> Path:
+        """A file of all processes that share the identity: beside it, where that has a place of its own."""
+        shared = self.identity_dir
+        return self.data_dir / name if shared is None else shared.with_name(f"{shared.name}.{name}")
+
     def services_socket_path(self, service: str) -> Path:
         """Where other services reach one that runs here."""
         return self.data_dir / f"{service}.mtls.sock"

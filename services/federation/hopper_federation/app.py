@@ -33,7 +33,7 @@ from hopper_federation.delegation.delegation_servicer import RemoteDelegationSer
 from hopper_federation.delegation.opening import open_delegations
 from hopper_federation.discovery.finding import Finder
 from hopper_federation.discovery.mdns import Announcer, require_zeroconf
-from hopper_federation.incarnation_keeping import IncarnationKeeper, mark_of
+from hopper_federation.incarnation_keeping import FILE, IncarnationKeeper
 from hopper_federation.introductions import Introductions
 from hopper_federation.joining import Joiner
 from hopper_federation.journal import TrustJournal
@@ -97,7 +97,7 @@ async def open_whole(
     clock, identity = context.clock, context.identity
     blobs = settings.artifact_dir or context.data_dir / "blobs"
     federation = Federation(db, clock)
-    incarnations = IncarnationKeeper(federation, identity, mark_of(context.settings), clock)
+    incarnations = IncarnationKeeper(federation, identity, context.settings.shared_path(FILE), clock)
     try:
         await incarnations.begin()
         whereabouts = _Whereabouts(settings)

@@ -11,7 +11,6 @@ from hopper_common.clock import Clock
 from hopper_common.errors import Overloaded, StorageFull, StorageUnavailable
 from hopper_common.identity.files import write_private
 from hopper_common.identity.store import Identity
-from hopper_common.settings import HostSettings
 from hopper_federation.delegation.desk import Desk
 from hopper_federation.delegation.store_sql import SqlDelegations
 from hopper_federation.incarnation import Incarnation, Mark, Restored, at_start
@@ -23,12 +22,6 @@ FILE: Final = "federation.mark"
 MARK_EVERY: Final = 5.0
 
 _PUT_OFF: Final = (StorageFull, StorageUnavailable, Overloaded, OSError)
-
-
-def mark_of(settings: HostSettings) -> Path:
-    """The mark of this Hopper: beside its identity where processes share one, else in the data directory."""
-    shared = settings.identity_dir
-    return settings.data_dir / FILE if shared is None else shared.with_name(f"{shared.name}.{FILE}")
 
 
 class IncarnationKeeper:

@@ -17,8 +17,10 @@ from hopper.federation.v1.peer_admin_service_pb2 import ListPeersRequest
 from hopper.federation.v1.peer_admin_service_pb2_grpc import PeerAdminServiceStub
 from hopper.router.v1.task_pb2 import Task
 from hopper_client import AsyncHopper, TaskContext
+from hopper_federation.app import Whereabouts
 from hopper_federation.incarnation import Restored
 from hopper_federation.incarnation_keeping import FILE as MARK
+from hopper_federation.settings import FederationSettings
 from hopper_federation.succession import OtherIdentity
 from hopper_testing.clock import ManualClock
 from hopper_testing.postgres import postgres_server
@@ -165,3 +167,12 @@ async def test_who_died_comes_back_and_stands_by(scene: Scene) -> None:
     ]
     name = await first.submit("once more", "docs.theirs")
     assert (await first.reached(name, Task.STATE_SUCCEEDED)).result == b"done: once more"
+
+
+async def test_a_port_that_was_free_is_listened_on_again_by_who_gets_the_role_back() -> None:
+    """Found by the nemesis: peers knew the one before, and it was never heard by them again."""
+    whereabouts = Whereabouts(FederationSettings(peer_listen="127.0.0.1:0"))
+    assert whereabouts.listen == "127.0.0.1:0"
+    whereabouts.port = 40_001
+    assert whereabouts.listen == "127.0.0.1:40001"
+    assert Whereabouts(FederationSettings(peer_listen="127.0.0.1:8470")).listen == "127.0.0.1:8470"

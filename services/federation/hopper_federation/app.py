@@ -78,7 +78,8 @@ async def open_federation(context: HostContext) -> AsyncIterator[Running]:
     """Open the database, and the service if no other process of this Hopper is it."""
     settings = FederationSettings()
     db = await Database.open(context.database(NAME), metadata=METADATA, migrations=MIGRATIONS, service=NAME)
-    succession = Succession(db, lambda: open_whole(context, settings, db), OFFERED)
+    whereabouts = Whereabouts(settings)
+    succession = Succession(db, lambda: open_whole(context, settings, db, whereabouts), OFFERED)
     try:
         await succession.begin()
         if succession.stands_by:
@@ -91,7 +92,7 @@ async def open_federation(context: HostContext) -> AsyncIterator[Running]:
 
 @asynccontextmanager
 async def open_whole(
-    context: HostContext, settings: FederationSettings, db: Database
+    context: HostContext, settings: FederationSettings, db: Database, whereabouts: "Whereabouts"
 ) -> AsyncIterator[Running]:
     """Open all of the service, and learn whom to trust before anybody calls."""
     clock, identity = context.clock, context.identity
@@ -100,7 +101,6 @@ async def open_whole(
     incarnations = IncarnationKeeper(federation, identity, context.settings.shared_path(FILE), clock)
     try:
         await incarnations.begin()
-        whereabouts = _Whereabouts(settings)
         introductions = Introductions(
             identity, federation, clock, name=settings.name, peer_addresses=whereabouts.addresses
         )
@@ -139,7 +139,7 @@ async def open_whole(
                 snapshots,
                 clock,
                 context.audit,
-                listen=settings.peers_at,
+                listen=whereabouts.listen,
                 answers=Answers(
                     takes=delegations.advertiser.to,
                     deliver=delegations.receiver.deliver,
@@ -215,12 +215,20 @@ async def open_whole(
         await incarnations.close()
 
 
-class _Whereabouts:
-    """Where others reach the peer port, once it is listened on."""
+class Whereabouts:
+    """Where others reach the peer port, once it is listened on; the same one each time that this process opens it."""
 
     def __init__(self, settings: FederationSettings) -> None:
         self._settings = settings
         self.port = 0
+
+    @property
+    def listen(self) -> str | None:
+        """Where to listen; None: nowhere."""
+        listen = self._settings.peers_at
+        if listen is None or not self.port:
+            return listen
+        return addresses.joined(addresses.split(listen, least_port=0)[0], self.port)
 
     def addresses(self) -> Sequence[str]:
         """Nothing while there is none."""

@@ -409,7 +409,7 @@ def show(cli: Cli, peer: PeerArgument) -> None:
     cli.out.say(peer_facts(response.peer, cli.now))
     if response.peer.level == TRUST_LEVEL_KNOWN:
         cli.out.note(
-            "nothing is sent there, and what it offers waits for you, until you say what may cross:\n"
+            "nothing goes there by itself, and what it offers waits for you, until you say what may cross:\n"
             f"  hopper peer trust {bare(response.peer.name)} --policy FILE"
         )
 

@@ -142,7 +142,7 @@ async def _round(
         if result.violations:
             _keep_small_disks(stage)
             _keep_seen(stage, seen)
-    for line in result.violations:
+    for line in result.violations[:20]:
         say(f"seed {result.seed}: {line}")
 
 

@@ -228,16 +228,14 @@ def _one_result(seen: Seen) -> Iterator[str]:
     known = {entry.result: entry.uid for entry in seen.ledger if entry.what == "done"}
     for there in seen.there.values():
         name = there.member.name
-        done = Counter(
-            row["task"] for row in there.hand_overs if row["role"] == "OUT" and row["state"] == "COMPLETED"
-        )
-        roots = Counter(
-            row["task_uid"]
+        counts = [
+            row
             for row in there.hand_overs
-            if row["role"] == "OUT"
-            and row["state"] == "COMPLETED"
-            and row["task_uid"].startswith(there.member.install_id)
-        )
+            if row["role"] == "OUT" and row["state"] == "COMPLETED" and not row.get("late")
+        ]
+        done = Counter(row["task"] for row in counts)
+        own = there.member.install_id
+        roots = Counter(row["task_uid"] for row in counts if row["task_uid"].startswith(own))
         for what, count in (*done.items(), *roots.items()):
             if count > 1:
                 yield f"I2 {what} at {name} has {count} results that count"
@@ -297,6 +295,8 @@ def _agreed_on(where: str, out: Row, other: Row, *, revoked: bool) -> Iterator[s
     if {out["state"], other["state"]} & (_OPEN | _PERSON) or (out["state"] == "FAILED" and out.get("reason")):
         return  # said elsewhere, or a person has decided
     allowed = _AGREE.get(out["state"])
+    if out["state"] == "COMPLETED" and out.get("late"):
+        allowed = {"COMPLETED", "RECLAIMED"}  # it was stopped, had ended before, and does not count
     if allowed is not None and other["state"] not in allowed:
         yield f"I7 {where}: {out['state']} there, {other['state']} here"
     known = other["state"] == "COMPLETED" and other["settled"]

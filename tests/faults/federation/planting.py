@@ -89,7 +89,11 @@ def _contradict(seen: Seen) -> bool:
 
 
 def _completed(there: There) -> list[Row]:
-    return [row for row in there.hand_overs if row["role"] == "OUT" and row["state"] == "COMPLETED"]
+    return [
+        row
+        for row in there.hand_overs
+        if row["role"] == "OUT" and row["state"] == "COMPLETED" and not row.get("late")
+    ]
 
 
 PLANTS: Final[dict[str, tuple[Callable[[Seen], bool], str]]] = {

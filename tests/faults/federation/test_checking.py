@@ -158,6 +158,14 @@ def test_a_checker_that_looks_away_is_found_out(
     assert {line.split()[5].rstrip(":") for line in blind(seen)} == {rule}
 
 
+def test_what_had_ended_before_it_was_stopped_does_not_count(seen: Seen) -> None:
+    """Found in seed 7004: called off here and overtaken there, and done meanwhile."""
+    seen.there["bob"].hand_overs[0]["state"] = "RECLAIMED"
+    assert written(seen)
+    seen.there["ann"].hand_overs[0]["late"] = True
+    assert written(seen) == []
+
+
 def test_what_waits_for_a_person_has_been_done_with(seen: Seen) -> None:
     seen.there["ann"].hand_overs[0]["state"] = "SUSPECT"
     for task in seen.there["ann"].tasks:

@@ -425,10 +425,13 @@ class ReleaseTaskRequest(_message.Message):
     CLAIM_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    NOT_BEGUN_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """Why, for those who look. At most 500 bytes."""
     request_id: _builtins.str
     """Optional. A UUID that makes a repeat safe."""
+    not_begun: _builtins.bool
+    """The worker has not begun it: then an exclusive task goes back to its queue too, and has not failed."""
     @_builtins.property
     def claim(self) -> Global___ClaimRef:
         """Required. The claim."""
@@ -439,10 +442,11 @@ class ReleaseTaskRequest(_message.Message):
         claim: Global___ClaimRef | None = ...,
         reason: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        not_begun: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim", "not_begun", b"not_begun", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

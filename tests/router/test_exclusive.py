@@ -76,6 +76,14 @@ async def test_an_attempt_that_takes_too_long_is_for_good(router: Router) -> Non
     await assert_failed_for_good(router, claimed, "RUN_TIMEOUT")
 
 
+async def test_one_that_is_given_back_before_it_was_begun_is_for_somebody_else(router: Router) -> None:
+    claimed = await begun(router)
+    request = work_svc.ReleaseTaskRequest(claim=ref(claimed), not_begun=True)
+    assert (await router.work.ReleaseTask(request)).task.state == State.STATE_QUEUED
+    again = await router.claim_one("projects/web", worker="bob")
+    assert (again.name, again.attempt) == (claimed.name, 1)
+
+
 async def test_one_that_is_given_back_is_for_good(router: Router) -> None:
     """Nobody knows how far its worker came."""
     claimed = await begun(router)

@@ -200,7 +200,8 @@ class Shift:
             self._begin(held)
 
     def _give_back(self, held: Held) -> None:
-        request = ReleaseTaskRequest(claim=held.ref, reason="its worker stopped")
+        """Give a claim back that no handler has seen."""
+        request = ReleaseTaskRequest(claim=held.ref, reason="its worker stopped", not_begun=True)
         self.outbox.put(Ending.by(held, request))
 
     @asynccontextmanager

@@ -238,7 +238,8 @@ class WorkServicer(WorkServiceServicer):
         await self._holders.require_own([claim])
 
         def effect(unit: Unit) -> svc.ReleaseTaskResponse:
-            task = working.release(unit, claim.task, claim.fencing_token)
+            give_back = working.undeliver if request.not_begun else working.release
+            task = give_back(unit, claim.task, claim.fencing_token)
             return svc.ReleaseTaskResponse(task=task_view(unit, task))
 
         return await self._engine.mutate("ReleaseTask", request, svc.ReleaseTaskResponse, effect)

@@ -37,7 +37,7 @@ from hopper.router.v1.task_service_pb2 import CancelTaskRequest
 from hopper.router.v1.work_service_pb2 import ClaimTasksRequest
 from hopper_client import InvalidArgument, TaskContext, TaskFailed
 from hopper_common.timestamps import to_proto
-from hopper_federation.delegation.crossings_journal import ALARM
+from hopper_federation.delegation.crossings_journal import ALARM, REFUSED
 from hopper_testing.processes import temporary_directory
 from tests.federation.hoppers import WholeHopper, found, pair
 
@@ -50,6 +50,13 @@ effect = "allow"
 direction = "out"
 capabilities = ["docs.*"]
 exclusive = true
+
+[[rule]]
+name = "one at a time"
+effect = "allow"
+direction = "out"
+capabilities = ["slow.review"]
+in_flight = 1
 
 [[rule]]
 name = "nothing about health"
@@ -70,7 +77,7 @@ ask = true
 name = "papers from home"
 effect = "allow"
 direction = "in"
-capabilities = ["docs.review", "docs.once"]
+capabilities = ["docs.review", "docs.once", "slow.review"]
 exclusive = true
 """
 
@@ -131,7 +138,7 @@ async def both() -> AsyncIterator[Two]:
         async with home.running(), work.running():
             await pair(home, work)
             reviewer = Reviewer()
-            await work.project("reviews", "docs.review", "docs.sign")
+            await work.project("reviews", "docs.review", "docs.sign", "slow.review")
             await work.project("once", "docs.once")
             await at_work(work, reviewer)
             await work.trust("home", AT_WORK)
@@ -246,6 +253,25 @@ async def test_what_the_other_does_not_take_comes_back(both: Two) -> None:
     assert back.wait.reason == Wait.REASON_NO_ELIGIBLE_EXECUTOR
     assert "a secret" not in {each.title for each in await both.work.hand_overs()}
     await both.home.client.tasks.CancelTask(CancelTaskRequest(name=name))
+
+
+async def test_what_this_hoppers_own_quota_holds_back_goes_there_once_there_is_room(both: Two) -> None:
+    both.reviewer.again()
+    first = await both.home.submit("wait, at length", "slow.review")
+    await both.reviewer.begun.wait()
+    second = await both.home.submit("wait no more", "slow.review")
+
+    async def held_back() -> bool | None:
+        request = ListAuditRecordsRequest(method_prefix=REFUSED)
+        records = (await both.home.client.audit.ListAuditRecords(request)).records
+        return any(each.reason == "QUOTA" for each in records) or None
+
+    assert await found(held_back)
+    assert (await both.home.task(second)).project == "projects/peer-work"
+    both.reviewer.may_end.set()
+    for name in (first, second):
+        await both.home.reached(name, Task.STATE_SUCCEEDED)
+    assert [each.title for each in await both.home.hand_overs()].count("wait no more") == 1
 
 
 async def test_what_a_person_has_to_accept_waits_for_one(both: Two) -> None:

@@ -3,7 +3,7 @@ Takes what the router has handed to a peer's instance, and offers it to the peer
 
     instance of the peer ── ClaimTasks, no more than the peer has slots for ──► a claim ─► whose is it? `lineage`
       ▲                                                                                       │
-      │ RejectDelegation: the policy says no, or it has been there                            ▼
+      │ RejectDelegation: the policy says no, or it has been there; ReleaseTask: not yet      ▼
       └───────────────────────────────────────────────────────────────── one transaction: `offering`
 
 The claim is kept for as long as the hand-over is open (`claims`). Where this Hopper was away for longer than its
@@ -104,6 +104,7 @@ class Claimer:
             self._tasks[install_id] = group.create_task(self._claim_for(install_id))
 
     def _on_trust(self, _: TrustSnapshot) -> None:
+        self._credit.let_go()
         self._changed.fire()
 
     async def _claim_for(self, install_id: str) -> None:
@@ -125,6 +126,8 @@ class Claimer:
         working = self._places.working(install_id) if peer is not None and peer.may(needed) else ""
         if not working:
             return _Queue(self._places.closing(install_id), MOST_AT_ONCE)
+        if self._credit.held(install_id):
+            return _Queue(working, 0)
         # Who is no more than known does not say how much it would take.
         free = PENDING_OF_KNOWN if by_hand else min(self._credit.of(install_id), MOST_AT_ONCE)
         return _Queue(working, free, by_hand)
@@ -160,15 +163,33 @@ class Claimer:
         lineage = lineage_of(task.name, chain.delegations)
         closing = bool(self._places.closing(install_id))
         outcome = await self._offerer.offer(install_id, task, lineage, closing=closing, by_hand=by_hand)
-        if isinstance(outcome, Refused):
+        if not isinstance(outcome, Refused):
+            return
+        self._journal.refused(install_id, outcome.reason, outcome.rule)
+        self._credit.earned(install_id)
+        if outcome.retry_after is None:
             await self._send_back(install_id, task, lineage, outcome)
+        else:
+            await self._wait(install_id, task, outcome, outcome.retry_after)
+
+    async def _wait(self, install_id: str, task: Task, why: Refused, seconds: float) -> None:
+        """It may go there later: until then it is in the peer's queue, and nothing more is claimed for that peer."""
+        self._credit.hold(install_id, seconds)
+        request = wsvc.ReleaseTaskRequest(
+            claim=wsvc.ClaimRef(task=task.name, fencing_token=task.claim.fencing_token),
+            reason=_said(why),
+            not_begun=True,
+        )
+        await made(self._work.ReleaseTask(request, timeout=CALL_SECONDS))
 
     async def _send_back(self, install_id: str, task: Task, lineage: Lineage, why: Refused) -> None:
-        self._journal.refused(install_id, why.reason, why.rule)
-        self._credit.earned(install_id)
         request = dsvc.RejectDelegationRequest(
             name=lineage.delegation,
-            reason=f"{why.reason}: {why.detail} ({why.rule})"[:_MOST_REASON],
+            reason=_said(why),
             fencing_token=task.claim.fencing_token,
         )
         await made(self._delegations.RejectDelegation(request, timeout=CALL_SECONDS))
+
+
+def _said(why: Refused) -> str:
+    return f"{why.reason}: {why.detail} ({why.rule})"[:_MOST_REASON]

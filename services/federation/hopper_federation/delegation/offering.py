@@ -36,11 +36,19 @@ PART: Final = "a part of another Hopper's task does not leave"
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Why a task is not offered to a peer: a rule, a reason of the catalogue, and the same for people."""
+    """
+    Why a task is not offered to a peer.
+
+    Attributes:
+        reason: Of the catalogue.
+        detail: The same for people.
+        retry_after: When it may be, in seconds; None: never.
+    """
 
     rule: str
     reason: str
     detail: str
+    retry_after: float | None = None
 
 
 CLOSING: Final = Refused("closing", "PEER_REVOKED", "nothing is handed to it any more")
@@ -113,7 +121,7 @@ class Offerer:
             crossing = replace(crossing, by_hand=True)
         verdict = sitting.border.rule(peer, crossing)
         if not verdict.allowed:
-            return Refused(verdict.rule, verdict.reason, verdict.detail)
+            return Refused(verdict.rule, verdict.reason, verdict.detail, verdict.retry_after)
         kept = [] if came is None else kept_from(body, verdict.redact)
         if kept:
             return Refused(verdict.rule, "LABEL_DENIED", f"{', '.join(kept)} may not leave, and {WHOLE}")

@@ -91,7 +91,7 @@ class Desks:
         It may be run again: what it does outside of the sitting must not matter. It is told of though whoever wanted it
         has gone away.
         """
-        return await self._to_the_end(self._write(work))
+        return await self.to_the_end(self._write(work))
 
     async def _write(self, work: Callable[[Sitting], T]) -> T:
         def sit(store: SqlStore) -> tuple[T, Sitting]:
@@ -110,7 +110,7 @@ class Desks:
         Raises:
             IdempotencyConflict: The request's id was used for another request.
         """
-        return await self._to_the_end(self._answer(request, response, effect))
+        return await self.to_the_end(self._answer(request, response, effect))
 
     async def _answer(self, request: Message, response: type[M], effect: Callable[[Sitting], M]) -> M:
         sittings: list[Sitting] = []
@@ -125,7 +125,8 @@ class Desks:
             self._tell(sitting)
         return answered
 
-    async def _to_the_end(self, writing: Coroutine[Any, Any, T]) -> T:
+    async def to_the_end(self, writing: Coroutine[Any, Any, T]) -> T:
+        """What was begun goes on though nobody waits for it any more."""
         task = asyncio.ensure_future(writing)
         self._under_way.add(task)
         task.add_done_callback(self._ended)

@@ -9,10 +9,10 @@ from the inbox. A message that nothing can be made of is refused by itself.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any, Final, TypeVar
+from typing import Final
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
@@ -40,8 +40,6 @@ MESSAGES: Final = Rate(1_000, 5_000)
 
 SPOILT_WAITS: Final = timedelta(minutes=5)
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
@@ -68,9 +66,6 @@ class Receiver:
     Args:
         free_slots: How many more tasks this Hopper would take from a peer now.
         monotonic: Seconds, of a clock that never goes back.
-
-    Attributes:
-        under_way: What has been begun and goes on to its end.
     """
 
     def __init__(
@@ -88,7 +83,6 @@ class Receiver:
         self._buckets: dict[tuple[str, Rate], Bucket] = {}
         self._on_restored: list[Callable[[str], None]] = []
         self._on_refused: list[Callable[[str, str, str], None]] = []
-        self.under_way: set[asyncio.Future[Any]] = set()
 
     def on_restored(self, callback: Callable[[str], None]) -> None:
         """Call back with the install id of a peer that has begun anew: what it has lost, only this Hopper knows."""
@@ -111,7 +105,7 @@ class Receiver:
         for proto in request.messages:
             arrived.append(self._read(peer, proto, offers.get(proto.delegation, b"")))
             await asyncio.sleep(0)  # signatures take a while, and others want to be served
-        receipts = await self._to_the_end(self._take(peer, request.incarnation, arrived))
+        receipts = await self._desks.to_the_end(self._take(peer, request.incarnation, arrived))
         return svc.DeliverResponse(
             receipts=[wire.receipt_to_proto(receipt) for receipt in receipts],
             free_slots=await self._free_slots(peer),
@@ -125,25 +119,11 @@ class Receiver:
             StorageFull, StorageUnavailable: Nothing was done.
         """
         before = await self._desks.read(lambda rows: rows.incarnation_of(peer))
-        response = await self._to_the_end(
-            self._desks.write(lambda sitting: syncing.answered(sitting, peer, request))
-        )
+        response = await self._desks.write(lambda sitting: syncing.answered(sitting, peer, request))
         if before not in (0, request.incarnation):
             for tell in self._on_restored:
                 tell(peer)
         return response
-
-    async def _to_the_end(self, work: Coroutine[Any, Any, T]) -> T:
-        """What was begun goes on though nobody waits for it any more."""
-        task = asyncio.ensure_future(work)
-        self.under_way.add(task)
-        task.add_done_callback(self._ended)
-        return await asyncio.shield(task)
-
-    def _ended(self, task: asyncio.Future[Any]) -> None:
-        self.under_way.discard(task)
-        if not task.cancelled():
-            task.exception()  # whoever waited has it
 
     # Reading.
 

@@ -469,7 +469,7 @@ async def test_who_goes_away_in_the_middle_has_been_heard(pair: Pair) -> None:
     request = await _request(alice, bob)
     commits = bob.federation.committed.count
     asking = asyncio.ensure_future(bob.receiver.deliver(alice.install_id, request))
-    while not bob.receiver.under_way:  # noqa: ASYNC110 - it is for several turns of the loop
+    while not bob.desks.under_way:  # noqa: ASYNC110 - it is for several turns of the loop
         await asyncio.sleep(0)
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):

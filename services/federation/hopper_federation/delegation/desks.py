@@ -53,6 +53,7 @@ class Desks:
         steady: The clock of everything that is written down here.
         sending: Gives the ids of messages that are under way.
         asked: Fires when something is to be done at the router.
+        under_way: What was begun and goes on to its end.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Desks:
         self.asked = Signal()
         self._federation = federation
         self._trust = trust
-        self._under_way: set[asyncio.Future[Any]] = set()
+        self.under_way: set[asyncio.Future[Any]] = set()
         self._on_told: list[Told] = []
         self._on_alarm: list[Callable[[Raised], None]] = []
         self._on_saved: list[Callable[[Delegation], None]] = []
@@ -128,12 +129,12 @@ class Desks:
     async def to_the_end(self, writing: Coroutine[Any, Any, T]) -> T:
         """What was begun goes on though nobody waits for it any more."""
         task = asyncio.ensure_future(writing)
-        self._under_way.add(task)
+        self.under_way.add(task)
         task.add_done_callback(self._ended)
         return await asyncio.shield(task)
 
     def _ended(self, writing: asyncio.Future[Any]) -> None:
-        self._under_way.discard(writing)
+        self.under_way.discard(writing)
         if not writing.cancelled():
             writing.exception()  # whoever waited has it
 

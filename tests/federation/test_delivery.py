@@ -478,6 +478,20 @@ async def test_who_goes_away_in_the_middle_has_been_heard(pair: Pair) -> None:
     assert await states(bob, Role.IN, made) == [State.ACCEPTED]
 
 
+async def test_what_somebody_wrote_who_has_gone_away_is_told_of(pair: Pair) -> None:
+    alice, bob = pair
+    told: list[str] = []
+    alice.desks.on_told(lambda peer, messages: told.append(peer))
+    writing = asyncio.ensure_future(offer(alice, bob))
+    while not alice.desks.under_way:  # noqa: ASYNC110 - it is for several turns of the loop
+        await asyncio.sleep(0)
+    writing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    await until(lambda: told)
+    assert told == [bob.install_id]
+
+
 async def test_a_message_that_breaks_something_is_undone_alone(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:

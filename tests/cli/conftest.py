@@ -25,7 +25,7 @@ import pytest
 from hopper_cli.main import main
 
 HOPPER = (sys.executable, "-m", "hopper_cli")
-PATIENCE = 60
+PATIENCE = 240  # a whole demo takes 20 s where nothing else runs
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ import pytest
 from hopper_cli import checkup
 from hopper_cli.demo.data import path_of
 from hopper_testing.processes import HopperProcess
-from tests.cli.conftest import Terminal
+from tests.cli.conftest import PATIENCE, Terminal
 
 
 def checks(ran: dict[str, Any]) -> dict[str, str]:
@@ -251,7 +251,7 @@ def test_an_interrupted_demo_cleans_up(alone: Terminal) -> None:
         directory = Path(line.split("unix:")[1].split("/hopper.sock")[0])
         assert directory.is_dir()
         demo.send_signal(signal.SIGINT)
-        assert demo.wait(timeout=60) == 130
+        assert demo.wait(timeout=PATIENCE) == 130
         assert "Traceback" not in demo.stderr.read()
     assert not directory.exists()
 

@@ -495,3 +495,59 @@ class DecideRemoteDelegationResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DecideRemoteDelegationResponse: _TypeAlias = DecideRemoteDelegationResponse  # noqa: Y015
+
+@_typing.final
+class AppraiseRemoteDelegationRequest(_message.Message):
+    """Request of AppraiseRemoteDelegation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    APPRAISAL_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    task: _builtins.str
+    """Required. As it was submitted here, or the one in the peer's instance. Format: `instances/{instance}/tasks/{task}`."""
+    request_id: _builtins.str
+    """Optional. A UUID that makes a repeat safe."""
+    @_builtins.property
+    def appraisal(self) -> _delegation_pb2.Appraisal:
+        """Required. All of it leaves for the peer, who sees from whom it comes but not who said it."""
+
+    def __init__(
+        self,
+        *,
+        task: _builtins.str = ...,
+        appraisal: _delegation_pb2.Appraisal | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["appraisal", b"appraisal"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["appraisal", b"appraisal", "request_id", b"request_id", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AppraiseRemoteDelegationRequest: _TypeAlias = AppraiseRemoteDelegationRequest  # noqa: Y015
+
+@_typing.final
+class AppraiseRemoteDelegationResponse(_message.Message):
+    """Answer of AppraiseRemoteDelegation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELEGATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def delegation(self) -> Global___RemoteDelegation:
+        """The hand-over whose peer is told."""
+
+    def __init__(
+        self,
+        *,
+        delegation: Global___RemoteDelegation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["delegation", b"delegation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delegation", b"delegation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AppraiseRemoteDelegationResponse: _TypeAlias = AppraiseRemoteDelegationResponse  # noqa: Y015

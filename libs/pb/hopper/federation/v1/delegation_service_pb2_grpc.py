@@ -62,6 +62,11 @@ class RemoteDelegationServiceStub:
                 request_serializer=hopper_dot_federation_dot_v1_dot_delegation__service__pb2.DecideRemoteDelegationRequest.SerializeToString,
                 response_deserializer=hopper_dot_federation_dot_v1_dot_delegation__service__pb2.DecideRemoteDelegationResponse.FromString,
                 _registered_method=True)
+        self.AppraiseRemoteDelegation = channel.unary_unary(
+                '/hopper.federation.v1.RemoteDelegationService/AppraiseRemoteDelegation',
+                request_serializer=hopper_dot_federation_dot_v1_dot_delegation__service__pb2.AppraiseRemoteDelegationRequest.SerializeToString,
+                response_deserializer=hopper_dot_federation_dot_v1_dot_delegation__service__pb2.AppraiseRemoteDelegationResponse.FromString,
+                _registered_method=True)
 
 
 class RemoteDelegationServiceServicer:
@@ -113,6 +118,18 @@ class RemoteDelegationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AppraiseRemoteDelegation(self, request, context):
+        """Tells the peer that has completed a task how well it did it, for its memory. Each call is told on; of several the peer
+        counts the last. Callers: member, agent.
+
+        NOT_FOUND / DELEGATION_NOT_FOUND: no peer has completed it, or it was forgotten, 30 days after its end.
+        PERMISSION_DENIED / TRUST_LEVEL_TOO_LOW: the peer is not TRUSTED any more. PERMISSION_DENIED / CAPABILITY_DENIED: the
+        rule that the task crossed by keeps feedback here, or lets nothing out any more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RemoteDelegationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -140,6 +157,11 @@ def add_RemoteDelegationServiceServicer_to_server(servicer, server):
                     servicer.DecideRemoteDelegation,
                     request_deserializer=hopper_dot_federation_dot_v1_dot_delegation__service__pb2.DecideRemoteDelegationRequest.FromString,
                     response_serializer=hopper_dot_federation_dot_v1_dot_delegation__service__pb2.DecideRemoteDelegationResponse.SerializeToString,
+            ),
+            'AppraiseRemoteDelegation': grpc.unary_unary_rpc_method_handler(
+                    servicer.AppraiseRemoteDelegation,
+                    request_deserializer=hopper_dot_federation_dot_v1_dot_delegation__service__pb2.AppraiseRemoteDelegationRequest.FromString,
+                    response_serializer=hopper_dot_federation_dot_v1_dot_delegation__service__pb2.AppraiseRemoteDelegationResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -280,6 +302,33 @@ class RemoteDelegationService:
             '/hopper.federation.v1.RemoteDelegationService/DecideRemoteDelegation',
             hopper_dot_federation_dot_v1_dot_delegation__service__pb2.DecideRemoteDelegationRequest.SerializeToString,
             hopper_dot_federation_dot_v1_dot_delegation__service__pb2.DecideRemoteDelegationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AppraiseRemoteDelegation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hopper.federation.v1.RemoteDelegationService/AppraiseRemoteDelegation',
+            hopper_dot_federation_dot_v1_dot_delegation__service__pb2.AppraiseRemoteDelegationRequest.SerializeToString,
+            hopper_dot_federation_dot_v1_dot_delegation__service__pb2.AppraiseRemoteDelegationResponse.FromString,
             options,
             channel_credentials,
             insecure,

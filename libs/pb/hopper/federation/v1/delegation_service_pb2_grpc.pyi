@@ -58,6 +58,14 @@ class RemoteDelegationServiceStub:
 
     FAILED_PRECONDITION / DELEGATION_WRONG_STATE: that is not what it waits for.
     """
+    AppraiseRemoteDelegation: _grpc.UnaryUnaryMultiCallable[_delegation_service_pb2.AppraiseRemoteDelegationRequest, _delegation_service_pb2.AppraiseRemoteDelegationResponse]
+    """Tells the peer that has completed a task how well it did it, for its memory. Each call is told on; of several the peer
+    counts the last. Callers: member, agent.
+
+    NOT_FOUND / DELEGATION_NOT_FOUND: no peer has completed it, or it was forgotten, 30 days after its end.
+    PERMISSION_DENIED / TRUST_LEVEL_TOO_LOW: the peer is not TRUSTED any more. PERMISSION_DENIED / CAPABILITY_DENIED: the
+    rule that the task crossed by keeps feedback here, or lets nothing out any more.
+    """
 
 @_typing.type_check_only
 class RemoteDelegationServiceAsyncStub(RemoteDelegationServiceStub):
@@ -88,6 +96,14 @@ class RemoteDelegationServiceAsyncStub(RemoteDelegationServiceStub):
     DISPUTED. Callers: operator.
 
     FAILED_PRECONDITION / DELEGATION_WRONG_STATE: that is not what it waits for.
+    """
+    AppraiseRemoteDelegation: _aio.UnaryUnaryMultiCallable[_delegation_service_pb2.AppraiseRemoteDelegationRequest, _delegation_service_pb2.AppraiseRemoteDelegationResponse]  # type: ignore[assignment]
+    """Tells the peer that has completed a task how well it did it, for its memory. Each call is told on; of several the peer
+    counts the last. Callers: member, agent.
+
+    NOT_FOUND / DELEGATION_NOT_FOUND: no peer has completed it, or it was forgotten, 30 days after its end.
+    PERMISSION_DENIED / TRUST_LEVEL_TOO_LOW: the peer is not TRUSTED any more. PERMISSION_DENIED / CAPABILITY_DENIED: the
+    rule that the task crossed by keeps feedback here, or lets nothing out any more.
     """
 
 class RemoteDelegationServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -146,6 +162,20 @@ class RemoteDelegationServiceServicer(metaclass=_abc_1.ABCMeta):
         DISPUTED. Callers: operator.
 
         FAILED_PRECONDITION / DELEGATION_WRONG_STATE: that is not what it waits for.
+        """
+
+    @_abc_1.abstractmethod
+    def AppraiseRemoteDelegation(
+        self,
+        request: _delegation_service_pb2.AppraiseRemoteDelegationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_delegation_service_pb2.AppraiseRemoteDelegationResponse, _abc.Awaitable[_delegation_service_pb2.AppraiseRemoteDelegationResponse]]:
+        """Tells the peer that has completed a task how well it did it, for its memory. Each call is told on; of several the peer
+        counts the last. Callers: member, agent.
+
+        NOT_FOUND / DELEGATION_NOT_FOUND: no peer has completed it, or it was forgotten, 30 days after its end.
+        PERMISSION_DENIED / TRUST_LEVEL_TOO_LOW: the peer is not TRUSTED any more. PERMISSION_DENIED / CAPABILITY_DENIED: the
+        rule that the task crossed by keeps feedback here, or lets nothing out any more.
         """
 
 def add_RemoteDelegationServiceServicer_to_server(servicer: RemoteDelegationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -71,7 +71,7 @@ def test_every_value() -> None:
         rate = "3 / second"
         transit = ["abcdefghijklmnopqrstuvwxyz234567"]
         exclusive = true
-        redact = ["description", "tags.*", "labels.customer", "labels.hr.pay.*"]
+        redact = ["description", "tags.*", "labels.customer", "labels.hr.pay.*", "feedback"]
         ask = true
         expires = 2027-01-01T01:00:00+01:00
         """)
@@ -89,7 +89,7 @@ def test_every_value() -> None:
         rate=Rate(3, timedelta(seconds=1)),
         transit=frozenset({"abcdefghijklmnopqrstuvwxyz234567"}),
         exclusive=True,
-        redact=("description", "tags.*", "labels.customer", "labels.hr.pay.*"),
+        redact=("description", "tags.*", "labels.customer", "labels.hr.pay.*", "feedback"),
         ask=True,
         expires=datetime(2027, 1, 1, tzinfo=UTC),
     )

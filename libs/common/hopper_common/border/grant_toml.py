@@ -21,7 +21,8 @@ The whole form, with the defaults::
     transit = "none"             # work of third Hoppers: none | any | their install ids
     exclusive = false            # true: also work that must run once at most
     redact = []                  # of out and both: what does not leave. description, payload, requester,
-                                 # estimated_effort, and names as tags.urgent, labels.customer, labels.hr.*, labels.*
+                                 # estimated_effort, and names as tags.urgent, labels.customer, labels.hr.*, labels.*;
+                                 # feedback: how well the peer did it is not told
     ask = false                  # true: a person here accepts each
     expires = 2027-01-01         # default: never; a date, or a date and time with its offset
 
@@ -45,7 +46,8 @@ _MOST_NAMES: Final = 200
 
 _NAME: Final = re.compile(r"[^\s.*]+(\.[^\s.*]+)*(\.\*)?", re.ASCII)
 _FIELD: Final = re.compile(
-    r"description|payload|requester|estimated_effort|(tags|labels)(\.[^\s.*]+)*\.(\*|[^\s.*]+)", re.ASCII
+    r"description|payload|requester|estimated_effort|feedback|(tags|labels)(\.[^\s.*]+)*\.(\*|[^\s.*]+)",
+    re.ASCII,
 )
 _INSTALL_ID: Final = re.compile(r"[a-z2-7]{32}")
 _SIZE: Final = re.compile(r"(\d{1,12}) ?(KiB|MiB|GiB)?")
@@ -214,7 +216,7 @@ def _fields(value: Any) -> tuple[str, ...]:
         raise _Wrong(f"must be a list of at most {_MOST_NAMES} fields")
     for name in value:
         if not isinstance(name, str) or len(name) > 200 or not _FIELD.fullmatch(name):
-            kinds = "description, payload, requester, estimated_effort, tags.NAME and labels.NAME"
+            kinds = "description, payload, requester, estimated_effort, feedback, tags.NAME and labels.NAME"
             raise _Wrong(f"{name!r} is none of {kinds}")
     return tuple(value)
 

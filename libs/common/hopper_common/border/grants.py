@@ -64,7 +64,8 @@ class Rule:
             own or this Hopper's own.
         exclusive: Whether work may cross that must run once at most.
         redact: Fields of the work that do not leave by this rule: `description`, `payload`, `requester`,
-            `estimated_effort`, and `tags.NAME` or `labels.NAME`, names and prefixes as in `labels`.
+            `estimated_effort`, and `tags.NAME` or `labels.NAME`, names and prefixes as in `labels`. And `feedback`:
+            what people here say of how well the peer did it.
         ask: A person here accepts each.
         expires: The rule holds before that time.
     """

@@ -23,9 +23,10 @@ from hopper.federation.v1.delegation_pb2 import (
     DELEGATION_STATE_RECLAIMED,
     DELEGATION_STATE_REJECTED,
     DELEGATION_STATE_RUNNING,
+    Appraisal,
 )
 from hopper.federation.v1.peer_pb2 import Peer
-from hopper.memory.v1.feedback_service_pb2 import GetStatsRequest
+from hopper.memory.v1.feedback_service_pb2 import GetStatsRequest, GetStatsResponse
 from hopper.registry.v1.instance_pb2 import Instance
 from hopper.registry.v1.instance_service_pb2 import GetInstanceRequest
 from hopper.registry.v1.project_pb2 import Worker
@@ -207,14 +208,28 @@ def void(_: object) -> None:
     """Nothing of it matters."""
 
 
-async def test_how_it_went_is_known_to_memory_where_it_came_from(both: Two) -> None:
-    await both.home.reached(await both.home.submit("another", "docs.review"), Task.STATE_SUCCEEDED)
+async def test_how_it_went_is_known_to_memory_on_both_sides(both: Two) -> None:
+    """Where it came from by its end, and where it was done by what is said of it at home."""
+    home, work = both.home, both.work
+    name = await home.submit("another", "docs.review")
+    await home.reached(name, Task.STATE_SUCCEEDED)
 
-    async def judged() -> int | None:
-        request = GetStatsRequest(project="projects/peer-work")
-        return (await both.home.client.feedback.GetStats(request)).judged or None
+    async def judged(hopper: WholeHopper, project: str) -> GetStatsResponse | None:
+        stats = await hopper.client.feedback.GetStats(GetStatsRequest(project=project))
+        return stats if stats.judged else None
 
-    assert await found(judged)
+    assert await found(lambda: judged(home, "projects/peer-work"))
+    assert await judged(work, "projects/reviews") is None
+    for right in (False, True, False):  # who changes its mind is heard each time
+
+        async def known(right: bool = right) -> bool | None:
+            stats = await judged(work, "projects/reviews")
+            return (stats is not None and (stats.judged, stats.right) == (1, right)) or None
+
+        said = rsvc.AppraiseRemoteDelegationRequest(task=name, appraisal=Appraisal(good_match=right))
+        told = await home.client.remote_delegations.AppraiseRemoteDelegation(said)
+        assert told.delegation.peer == "peers/work"
+        assert await found(known)
 
 
 async def test_a_failure_there_is_one_here_with_its_reason(both: Two) -> None:

@@ -17,14 +17,15 @@ from hopper_common.errors import (
     PageTokenInvalid,
 )
 from hopper_common.pagination import PageTokens
+from hopper_federation import grant_store
 from hopper_federation.delegation.delegation_servicer import RemoteDelegationServicer
 from hopper_federation.delegation.desks import Desks, Sitting
 from hopper_federation.delegation.known_keys import KnownKeys
 from hopper_federation.delegation.model import Delegation, Outcome, Role, State, Task
 from hopper_federation.delegation.steady import SteadyClock
 from hopper_federation.delegation.store_sql import SqlDelegations
-from hopper_federation.errors import PeerNotFound
-from hopper_federation.model import Revocation
+from hopper_federation.errors import CapabilityDenied, PeerNotFound, TrustLevelTooLow
+from hopper_federation.model import Peer, Revocation
 from hopper_federation.store_sql import Federation
 from hopper_federation.trust import Level
 from hopper_federation.trust_admin import TrustAdmin
@@ -34,6 +35,14 @@ from tests.federation.seals import BODY, FIRST, NOW, Hoppers, made_hoppers, offe
 
 Verdict = svc.DecideRemoteDelegationRequest
 CONTEXT: Final[Any] = None  # no method looks at it
+TRANSLATIONS: Final = """
+[[rule]]
+name = "translations"
+effect = "allow"
+direction = "out"
+capabilities = ["translate"]
+redact = [{redact}]
+"""
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +123,23 @@ class Alice:
     async def explain(self, task: str) -> list[svc.GetRemoteDelegationResponse]:
         request = svc.ExplainCustodyRequest(task=task)
         return list((await self.service.ExplainCustody(request, CONTEXT)).hand_overs)
+
+    async def trust(self, level: Level = Level.TRUSTED, *, redact: str = "") -> None:
+        """Let bob have translations, without a field."""
+        identity, bob = self.hoppers.alice, self.hoppers.bob.install_id
+        text = TRANSLATIONS.format(redact=redact)
+
+        def write(sitting: Sitting) -> None:
+            store = sitting.store
+            store.save_peer(Peer("peers/bob", bob, level, create_time=store.now, policy_version=1))
+            grant_store.add(store, grant_store.signed(identity, bob, 1, text, "owner", store.now))
+
+        await self.desks.write(write)
+
+    async def appraise(self, task: str, **fields: Any) -> svc.RemoteDelegation:
+        said = dpb.Appraisal(good_match=True, quality=0.5, comment="well done")
+        request = svc.AppraiseRemoteDelegationRequest(task=task, appraisal=said, **fields)
+        return (await self.service.AppraiseRemoteDelegation(request, CONTEXT)).delegation
 
     async def outbox(self) -> list[str]:
         """What is to be said to bob, by kind."""
@@ -348,3 +374,55 @@ async def test_a_peer_cannot_hide_its_offer_behind_an_id_of_this_hopper(alice: A
     """What is open is what is meant."""
     await alice.keep(alice.kept(state=State.COMPLETED), alice.kept(role=Role.IN, state=State.QUARANTINED))
     assert (await alice.decide(FIRST, Verdict.VERDICT_DISCARD)).state == dpb.DELEGATION_STATE_REJECTED
+
+
+# Telling how well it went.
+
+
+async def test_who_has_done_it_is_told_how_well_once(alice: Alice) -> None:
+    """The newest hand-over that was completed, by the task it began with or the one in the peer's instance."""
+    await alice.trust()
+    await alice.keep(
+        alice.kept(1, state=State.COMPLETED, rule="translations"),
+        alice.kept(2, state=State.COMPLETED, rule="translations", epoch=2),
+        alice.kept(3, state=State.REJECTED, rule="translations", epoch=3),
+    )
+    request_id = str(uuid.uuid4())
+    told = await alice.appraise("instances/global/tasks/01k", request_id=request_id)
+    assert (told.id, told.peer, told.unanswered) == ("2" * 26, "peers/bob", 1)
+    assert await alice.appraise("instances/global/tasks/01k", request_id=request_id) == told
+    assert await alice.outbox() == ["appraisal"]
+    assert (await alice.appraise("instances/peer-bob/tasks/1")).id == "2" * 26
+
+
+async def test_nobody_is_told_of_what_no_peer_has_completed(alice: Alice) -> None:
+    await alice.trust()
+    await alice.keep(
+        alice.kept(1, rule="translations"),
+        alice.kept(2, state=State.FAILED, rule="translations"),
+        alice.kept(3, role=Role.IN, state=State.COMPLETED),
+    )
+    for task in ("instances/global/tasks/01k", "instances/peer-bob/tasks/3", "instances/global/tasks/none"):
+        with pytest.raises(DelegationNotFound):
+            await alice.appraise(task)
+    assert await alice.outbox() == []
+
+
+@pytest.mark.parametrize(
+    ("level", "redact", "rule", "error"),
+    [
+        (Level.KNOWN, "", "translations", TrustLevelTooLow),
+        (Level.BLOCKED, "", "translations", TrustLevelTooLow),
+        (Level.TRUSTED, '"feedback"', "translations", CapabilityDenied),
+        (Level.TRUSTED, "", "no such rule any more", CapabilityDenied),
+    ],
+    ids=["known", "blocked", "kept back", "another policy"],
+)
+async def test_what_may_not_leave_is_not_told(
+    alice: Alice, level: Level, redact: str, rule: str, error: type[Exception]
+) -> None:
+    await alice.trust(level, redact=redact)
+    await alice.keep(alice.kept(state=State.COMPLETED, rule=rule))
+    with pytest.raises(error):
+        await alice.appraise("instances/global/tasks/01k")
+    assert await alice.outbox() == []

@@ -155,6 +155,12 @@ class FanOutLimit(WrongState):
     reason = "FAN_OUT_LIMIT"
 
 
+class TrustLevelTooLow(PermissionDenied):
+    """The peer is not trusted far enough."""
+
+    reason = "TRUST_LEVEL_TOO_LOW"
+
+
 class CapabilityDenied(PermissionDenied):
     """What the task takes may not cross."""
 

@@ -17,6 +17,7 @@ from hopper_common.timestamps import duration_field, to_proto
 from hopper_federation.delegation.calls import CALL_SECONDS, made
 from hopper_federation.delegation.claims import Claims
 from hopper_federation.delegation.model import Delegation, Outcome, Role
+from hopper_federation.trust import Level
 from hopper_federation.trust_snapshot import TrustSnapshots
 
 if TYPE_CHECKING:  # it is in the type stubs only
@@ -43,25 +44,31 @@ class Appraiser:
         Raises:
             HopperError: It has not been told.
         """
-        feedback = feedback_of(about)
+        peer = self._snapshots.current.peers.get(about.peer)
+        feedback = feedback_of(about, believed=peer is not None and peer.may(Level.TRUSTED))
         task = await self._claims.task(about.task) if about.task else None
         if feedback is None or task is None or not task.decision:
             return
-        peer = self._snapshots.current.peers.get(about.peer)
         name = about.peer if peer is None else peer.name.removeprefix("peers/")
         feedback.author = f"peer.{name}"[:_MOST_AUTHOR]
         content = feedback.SerializeToString(deterministic=True).hex()
+        said = about.heard if about.appraisal else 0  # who changes its mind and changes it back says it again
         request = SubmitFeedbackRequest(
             decision=task.decision,
             feedback=feedback,
-            request_id=str(uuid.uuid5(_NAMESPACE, f"{about.role}/{about.id}/{content}")),
+            request_id=str(uuid.uuid5(_NAMESPACE, f"{about.role}/{about.id}/{said}/{content}")),
         )
         await made(self._feedback.SubmitFeedback(request, timeout=CALL_SECONDS))
 
 
-def feedback_of(about: Delegation) -> Feedback | None:
-    """What is known of how it went; None: nothing."""
-    if about.appraisal:
+def feedback_of(about: Delegation, *, believed: bool) -> Feedback | None:
+    """
+    What is known of how it went; None: nothing.
+
+    Args:
+        believed: What the peer says of it counts.
+    """
+    if about.appraisal and believed:
         return _of_appraisal(dpb.Appraisal.FromString(about.appraisal))
     if about.role is Role.OUT and about.outcome is Outcome.SUCCEEDED and about.result:
         return _of_result(dpb.Result.FromString(about.result))
@@ -81,6 +88,6 @@ def _of_appraisal(appraisal: dpb.Appraisal) -> Feedback:
     feedback = Feedback(comment=one_line(appraisal.comment, most_bytes=_MOST_COMMENT))
     if appraisal.HasField("good_match"):
         feedback.match = Feedback.MATCH_GOOD if appraisal.good_match else Feedback.MATCH_BAD
-    if appraisal.HasField("quality"):
+    if appraisal.HasField("quality") and 0 <= appraisal.quality <= 1:
         feedback.quality = appraisal.quality
     return feedback

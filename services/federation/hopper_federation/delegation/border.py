@@ -6,21 +6,36 @@ A policy that does not hold, because its signature or its form does not, lets no
 """
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
-from hopper_common.border.grants import Crossing, Direction, Grant, Ruling, Usage, decide
+from hopper_common.border.grants import (
+    Crossing,
+    Direction,
+    Effect,
+    Grant,
+    Rule,
+    Ruling,
+    Usage,
+    decide,
+    kept_back,
+)
 from hopper_common.errors import PolicyInvalid
 from hopper_common.identity.errors import SignatureInvalid
 from hopper_federation.delegation.model import CLOCKS_APART, OfferFacts
 from hopper_federation.delegation.store_sql import SqlDelegations
+from hopper_federation.errors import CapabilityDenied, TrustLevelTooLow
 from hopper_federation.model import Peer
 from hopper_federation.store_sql import SqlStore
+from hopper_federation.trust import Level, reaches
 from hopper_federation.trust_admin import TrustAdmin
 
 MOST_OPEN: Final = 100
 """How many hand-overs of one peer may be open here, whatever its policy says."""
 
 BUSY_SECONDS: Final = 60.0
+
+_FEEDBACK: Final = "feedback"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +116,35 @@ class Border:
         ruling = decide(grant, known.level, crossing, self._used(known, grant), self._store.now)
         return _verdict(ruling, grant)
 
+    def check_feedback(self, peer: str, rule: str) -> None:
+        """
+        Check that a peer may hear how well it did what crossed to it.
+
+        Args:
+            rule: By which it crossed.
+
+        Raises:
+            TrustLevelTooLow: The peer, as it is now, is not TRUSTED, or not as far as its policy needs.
+            CapabilityDenied: The rule, as it is now, keeps feedback here, or lets nothing out any more.
+        """
+        try:
+            known, grant = self._standing(peer)
+        except (SignatureInvalid, PolicyInvalid):
+            known, grant = self._store.peer_of(peer), None
+        level = Level.UNTRUSTED if known is None else known.level
+        needed = Level.TRUSTED if grant is None else grant.level
+        if not reaches(level, needed):
+            raise TrustLevelTooLow(level=level.value, needed=needed.value)
+        found = None if grant is None else _lets_out(grant, rule, self._store.now)
+        if found is None or kept_back(found.redact, _FEEDBACK):
+            why = "lets nothing out any more" if found is None else "keeps feedback here"
+            raise CapabilityDenied(
+                f"the rule that it crossed by {why}",
+                rule=rule,
+                capability=_FEEDBACK,
+                direction=Direction.OUT.value,
+            )
+
     def _standing(self, peer: str) -> tuple[Peer | None, Grant | None]:
         """A peer and its policy, which stay as they are for as long as the transaction lasts."""
         if peer not in self._standings:
@@ -113,6 +157,14 @@ class Border:
         windows = {rule.name: rule.rate.per.total_seconds() for rule in rules if rule.rate is not None}
         used = self._rows.used(peer.install_id, windows, self._now)
         return Usage(pending=used.pending, in_flight=used.in_flight, recent=used.recent)
+
+
+def _lets_out(grant: Grant, name: str, now: datetime) -> Rule | None:
+    """The rule of that name, if something may still leave by it."""
+    for rule in grant.rules:
+        if rule.name == name and rule.effect is Effect.ALLOW and Direction.OUT in rule.directions:
+            return rule if rule.expires is None or now < rule.expires else None
+    return None
 
 
 def _no(rule: str, reason: str, detail: str, retry_after: float | None = None) -> Verdict:

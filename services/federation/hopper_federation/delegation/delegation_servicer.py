@@ -20,7 +20,7 @@ from hopper_federation.delegation import wire
 from hopper_federation.delegation.chain import KeysOf
 from hopper_federation.delegation.custody import custody_of
 from hopper_federation.delegation.desks import Desks, Sitting
-from hopper_federation.delegation.model import Delegation, Errand, Role, State, Task, Verdict
+from hopper_federation.delegation.model import Appraisal, Delegation, Errand, Role, State, Task, Verdict
 from hopper_federation.delegation.store_sql import SqlDelegations
 from hopper_federation.errors import PeerNotFound
 from hopper_federation.trust_snapshot import TrustSnapshots
@@ -89,7 +89,7 @@ class RemoteDelegationServicer(RemoteDelegationServiceServicer):
     async def ExplainCustody(
         self, request: svc.ExplainCustodyRequest, context: _Context
     ) -> svc.ExplainCustodyResponse:
-        own_uid = f"{self._desks.own_install}/{request.task.rpartition('/')[2]}"
+        own_uid = self._own_uid(request.task)
 
         def look(rows: SqlDelegations) -> list[svc.GetRemoteDelegationResponse]:
             direct = [*rows.hand_overs_of(request.task), *rows.of_task_uid(own_uid)]
@@ -124,7 +124,29 @@ class RemoteDelegationServicer(RemoteDelegationServiceServicer):
 
         return await self._desks.answer(request, svc.DecideRemoteDelegationResponse, effect)
 
+    # Telling.
+
+    async def AppraiseRemoteDelegation(
+        self, request: svc.AppraiseRemoteDelegationRequest, context: _Context
+    ) -> svc.AppraiseRemoteDelegationResponse:
+        if not request.appraisal.ListFields():
+            raise InvalidArgument(violations=[FieldViolation("appraisal", "says nothing")])
+        own_uid = self._own_uid(request.task)
+
+        def effect(sitting: Sitting) -> svc.AppraiseRemoteDelegationResponse:
+            done = _done_by_peer(sitting.rows, request.task, own_uid)
+            sitting.border.check_feedback(done.peer, done.rule)
+            said = Appraisal(request.appraisal.SerializeToString(deterministic=True))
+            after = sitting.desk.appraise(Role.OUT, done.id, said)
+            return svc.AppraiseRemoteDelegationResponse(delegation=self._to_proto(sitting.rows, after))
+
+        return await self._desks.answer(request, svc.AppraiseRemoteDelegationResponse, effect)
+
     # Names and messages.
+
+    def _own_uid(self, task: str) -> str:
+        """What a task is called everywhere, if its work began with it."""
+        return f"{self._desks.own_install}/{task.rpartition('/')[2]}"
 
     def _name_of(self, install_id: str) -> str:
         peer = self._snapshots.current.peers.get(install_id)
@@ -176,6 +198,21 @@ def _found(rows: SqlDelegations, delegation: str) -> Delegation:
     if not found:
         raise DelegationNotFound(f"there is no hand-over {delegation}", delegation=delegation)
     return found[0]
+
+
+def _done_by_peer(rows: SqlDelegations, task: str, own_uid: str) -> Delegation:
+    """
+    The newest hand-over by which a peer has completed a task.
+
+    Raises:
+        DelegationNotFound: There is none.
+    """
+    direct = [*rows.hand_overs_of(task), *rows.of_task_uid(own_uid)]
+    same_work = [each for uid in {each.task_uid for each in direct} for each in rows.of_task_uid(uid)]
+    done = [each for each in same_work if each.role is Role.OUT and each.state is State.COMPLETED]
+    if not done:
+        raise DelegationNotFound(f"no peer has completed {task}", task=task)
+    return max(done, key=lambda each: (each.created, each.epoch, each.id))
 
 
 def _asked_for(offered: Delegation) -> dpb.TaskBody:

@@ -152,6 +152,23 @@ def test_why_says_nothing_of_it_where_nothing_crossed(hopper: Terminal, task: st
     assert hopper.json("why", task)["hand_overs"] == []
 
 
+def test_who_has_done_it_is_told_how_well(pair: Pair, done: str) -> None:
+    """Unless the policy keeps it here, which does not keep memory from noting it."""
+    uid = pair.alice.json("delegation", "show", done)["delegation"]["task_uid"]
+    said = ("feedback", f"instances/global/tasks/{uid.rpartition('/')[2]}", "--good", "-m", "well done")
+    assert "and told bob" in pair.alice.ok(*said).out
+    kept = POLICY.replace('"labels.customer"', '"labels.customer", "feedback"')
+    pair.alice.ok("peer", "trust", "bob", "--policy", "-", stdin=kept)
+    try:
+        ran = pair.alice.ok(*said)
+        assert "noted for the decision in force" in ran.out
+        assert "keeps feedback here (CAPABILITY_DENIED)" in ran.err
+        document = pair.alice.json(*said)
+        assert (document["told"], document["not_told"]) == ("", "CAPABILITY_DENIED")
+    finally:
+        pair.alice.ok("peer", "trust", "bob", "--policy", "-", stdin=POLICY)
+
+
 def test_every_signature_is_verified_again(pair: Pair, done: str) -> None:
     for who, peer in ((pair.alice, "bob"), (pair.bob, "alice")):
         assert "signatures verified" in who.ok("peer", "audit", peer).out

@@ -1,6 +1,6 @@
 """How it went: what Hopper learns from."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 
 import typer
 
@@ -9,7 +9,10 @@ from hopper_cli.cli import Cli, command
 from hopper_cli.commands.options import TASKS, AuthorOption, TaskArgument
 
 if TYPE_CHECKING:
+    from hopper.federation.v1.delegation_pb2 import Appraisal
     from hopper.memory.v1.episode_pb2 import Feedback
+
+_MOST_COMMENT_BYTES: Final = 1000
 
 
 def register(app: typer.Typer) -> None:
@@ -54,11 +57,17 @@ def feedback(  # noqa: PLR0913, PLR0917 - each option is an argument
     comment: Annotated[str, typer.Option("--comment", "-m", metavar="TEXT", help="Anything else.")] = "",
     author: AuthorOption = None,
 ) -> None:
-    """Say how a task went. It counts for the decision in force and for every decision above it."""
+    """
+    Say how a task went. It counts for the decision in force and for every decision above it.
+
+    Where a peer has done it, its Hopper hears of it too, without your name: whether it was right there, how good the
+    result is, and your comment; unless the policy keeps feedback here.
+    """
     from hopper.memory.v1.episode_pb2 import Feedback
     from hopper.memory.v1.feedback_service_pb2 import SubmitFeedbackRequest
     from hopper_cli.inputs import me
-    from hopper_cli.names import project_name
+    from hopper_cli.names import bare, project_name
+    from hopper_cli.output import to_json
     from hopper_cli.times import parse_duration
     from hopper_common.timestamps import to_proto
 
@@ -73,14 +82,56 @@ def feedback(  # noqa: PLR0913, PLR0917 - each option is an argument
         author=author or me(),
     )
     _require_something(said)
+    name = cli.task(task)
     response = cli.hopper.feedback.SubmitFeedback(
-        SubmitFeedbackRequest(decision=_decision_of(cli, cli.task(task)), feedback=said)
+        SubmitFeedbackRequest(decision=_decision_of(cli, name), feedback=said)
     )
+    told = _tell_peer(cli, name, said)
     if cli.json:
-        cli.out.document(response)
+        cli.out.document({**to_json(response), "told": told.peer, "not_told": told.why_not})
         return
     above = f", and by {len(response.passed_to)} above it" if response.passed_to else ""
-    cli.out.say(f"thank you: noted for the decision in force{above}")
+    peer = f", and told {bare(told.peer)}" if told.peer else ""
+    cli.out.say(f"thank you: noted for the decision in force{above}{peer}")
+
+
+class _Told(NamedTuple):
+    """Which peer hears of it; or why the one that has done it does not, a reason. Both empty: none has done it."""
+
+    peer: str = ""
+    why_not: str = ""
+
+
+def _tell_peer(cli: Cli, task: str, said: "Feedback") -> _Told:
+    """Tell who has done it how well, if that is another Hopper: the match, the quality and the comment."""
+    from hopper.federation.v1.delegation_service_pb2 import AppraiseRemoteDelegationRequest
+    from hopper_client import HopperError, MethodNotOffered, NotFound
+
+    appraisal = _appraisal(said)
+    if not appraisal.ListFields():
+        return _Told()
+    request = AppraiseRemoteDelegationRequest(task=task, appraisal=appraisal)
+    try:
+        answer = cli.hopper.remote_delegations.AppraiseRemoteDelegation(request)
+    except (MethodNotOffered, NotFound):  # this Hopper knows no others, or it was done here
+        return _Told()
+    except HopperError as error:  # it is noted all the same
+        cli.out.note(f"whoever has done it is not told: {error.message} ({error.reason})")
+        return _Told(why_not=error.reason)
+    return _Told(answer.delegation.peer)
+
+
+def _appraisal(said: "Feedback") -> "Appraisal":
+    from hopper.federation.v1.delegation_pb2 import Appraisal
+    from hopper.memory.v1.episode_pb2 import Feedback
+    from hopper_common.text import one_line
+
+    appraisal = Appraisal(comment=one_line(said.comment, most_bytes=_MOST_COMMENT_BYTES))
+    if said.match != Feedback.MATCH_UNSPECIFIED:
+        appraisal.good_match = said.match == Feedback.MATCH_GOOD
+    if said.HasField("quality"):
+        appraisal.quality = said.quality
+    return appraisal
 
 
 def _match(good: bool, bad: bool, nobody: bool) -> "Feedback.Match.ValueType":

@@ -112,7 +112,8 @@ class RemoteDelegationServiceServicer:
         """Says what a person has to say: whether a quarantined offer is taken, and what becomes of what is SUSPECT, ORPHANED or
         DISPUTED. Callers: operator.
 
-        FAILED_PRECONDITION / DELEGATION_WRONG_STATE: that is not what it waits for.
+        FAILED_PRECONDITION / DELEGATION_WRONG_STATE: that is not what it waits for. UNAVAILABLE / RESYNC_NEEDED: what must not
+        run twice is not accepted after a restore before notes were compared with the peer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -56,7 +56,8 @@ class RemoteDelegationServiceStub:
     """Says what a person has to say: whether a quarantined offer is taken, and what becomes of what is SUSPECT, ORPHANED or
     DISPUTED. Callers: operator.
 
-    FAILED_PRECONDITION / DELEGATION_WRONG_STATE: that is not what it waits for.
+    FAILED_PRECONDITION / DELEGATION_WRONG_STATE: that is not what it waits for. UNAVAILABLE / RESYNC_NEEDED: what must not
+    run twice is not accepted after a restore before notes were compared with the peer.
     """
     AppraiseRemoteDelegation: _grpc.UnaryUnaryMultiCallable[_delegation_service_pb2.AppraiseRemoteDelegationRequest, _delegation_service_pb2.AppraiseRemoteDelegationResponse]
     """Tells the peer that has completed a task how well it did it, for its memory. Each call is told on; of several the peer
@@ -95,7 +96,8 @@ class RemoteDelegationServiceAsyncStub(RemoteDelegationServiceStub):
     """Says what a person has to say: whether a quarantined offer is taken, and what becomes of what is SUSPECT, ORPHANED or
     DISPUTED. Callers: operator.
 
-    FAILED_PRECONDITION / DELEGATION_WRONG_STATE: that is not what it waits for.
+    FAILED_PRECONDITION / DELEGATION_WRONG_STATE: that is not what it waits for. UNAVAILABLE / RESYNC_NEEDED: what must not
+    run twice is not accepted after a restore before notes were compared with the peer.
     """
     AppraiseRemoteDelegation: _aio.UnaryUnaryMultiCallable[_delegation_service_pb2.AppraiseRemoteDelegationRequest, _delegation_service_pb2.AppraiseRemoteDelegationResponse]  # type: ignore[assignment]
     """Tells the peer that has completed a task how well it did it, for its memory. Each call is told on; of several the peer
@@ -161,7 +163,8 @@ class RemoteDelegationServiceServicer(metaclass=_abc_1.ABCMeta):
         """Says what a person has to say: whether a quarantined offer is taken, and what becomes of what is SUSPECT, ORPHANED or
         DISPUTED. Callers: operator.
 
-        FAILED_PRECONDITION / DELEGATION_WRONG_STATE: that is not what it waits for.
+        FAILED_PRECONDITION / DELEGATION_WRONG_STATE: that is not what it waits for. UNAVAILABLE / RESYNC_NEEDED: what must not
+        run twice is not accepted after a restore before notes were compared with the peer.
         """
 
     @_abc_1.abstractmethod

@@ -257,7 +257,7 @@ class Post:
 
     def told(self, messages: Sequence[Outgoing] | None) -> None:
         """There is something to send, that comes next; None: whatever is in the outbox."""
-        if messages is None or len(self._next) > MOST_MESSAGES:
+        if messages is None or len(self._next) > MOST_MESSAGES or _size(self._next) > MOST_BYTES:
             self._look_again()
         elif not self._behind:
             self._next += messages
@@ -391,6 +391,10 @@ class Post:
 
     def _now(self) -> float:
         return self._desks.steady()
+
+
+def _size(messages: Iterable[Outgoing]) -> int:
+    return sum(len(message.body) for message in messages)
 
 
 def _first(messages: list[Outgoing]) -> tuple[list[Outgoing], list[Outgoing]]:

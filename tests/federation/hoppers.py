@@ -136,14 +136,14 @@ class WholeHopper:
         states = [value for value in Task.State.values() if value]
         return list((await self.client.tasks.ListTasks(tsvc.ListTasksRequest(states=states))).tasks)
 
-    async def reached(self, name: str, *states: Task.State.ValueType) -> Task:
+    async def reached(self, name: str, *states: Task.State.ValueType, patience: float = PATIENCE) -> Task:
         """The task, once it is in one of the states."""
 
         async def look() -> Task | None:
             task = await self.task(name)
             return task if task.state in states else None
 
-        return await found(look)
+        return await found(look, patience)
 
     async def hand_overs(self) -> list[rsvc.RemoteDelegation]:
         """All hand-overs, the newest first."""
@@ -182,9 +182,9 @@ async def _served(settings: HostSettings) -> AsyncIterator[None]:
         stop.set()
 
 
-async def found(look: Callable[[], Awaitable[T | None]]) -> T:
+async def found(look: Callable[[], Awaitable[T | None]], patience: float = PATIENCE) -> T:
     """What comes of looking, once it is there."""
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(patience):
         while True:
             try:
                 result = await look()

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, delete, func, select, update
 from hopper.federation.v1 import delegation_pb2 as pb
 from hopper.federation.v1 import peer_service_pb2 as svc
 from hopper_common.auth.rates import Rate
+from hopper_common.errors import StorageFull
 from hopper_common.ids import Ids
 from hopper_federation.delegation import receiver, syncing
 from hopper_federation.delegation.breaker import Hold
@@ -297,6 +298,25 @@ async def test_a_peer_that_has_revoked_this_hopper_is_sent_nothing_more(tmp_path
         hold = alice.senders.hold_of(bob.install_id)
         assert hold.reason == "PEER_REVOKED"
         assert hold.until > alice.desks.steady() + 60
+
+
+async def test_who_answers_that_it_cannot_take_it_is_not_left_alone_for_as_long_as_who_was_not_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with neighbour(tmp_path / "alice") as alice, neighbour(tmp_path / "bob") as bob:
+
+        async def full(peer: str, request: svc.DeliverRequest) -> svc.DeliverResponse:
+            raise StorageFull
+
+        monkeypatch.setattr(bob.receiver, "deliver", full)
+        unreached = Hold(9, failed=0.0, until=0.0, reason="PEER_UNREACHABLE")
+        await alice.desks.write(lambda sitting: sitting.rows.save_hold(bob.install_id, unreached))
+        async with running(alice, bob):
+            await trusts(alice, bob)
+            await trusts(bob, alice)
+            await offer(alice, bob)
+            await until(lambda: alice.senders.hold_of(bob.install_id).reason == "STORAGE_FULL")
+            assert alice.senders.hold_of(bob.install_id).failures < 5
 
 
 async def test_a_message_that_cannot_be_read_holds_up_no_other(tmp_path: Path) -> None:

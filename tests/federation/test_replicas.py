@@ -18,6 +18,7 @@ from hopper.federation.v1.peer_admin_service_pb2_grpc import PeerAdminServiceStu
 from hopper.router.v1.task_pb2 import Task
 from hopper_client import AsyncHopper, TaskContext
 from hopper_federation.app import Whereabouts
+from hopper_federation.delegation.claims import CLAIM_LEASE
 from hopper_federation.incarnation import Restored
 from hopper_federation.incarnation_keeping import FILE as MARK
 from hopper_federation.settings import FederationSettings
@@ -32,6 +33,8 @@ from tests.federation.hoppers import WholeHopper, found, pair
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
 
 TASKS = 5
+A_CLAIM_IS_OVER = 3 * CLAIM_LEASE.total_seconds()
+"""Seconds until what the one that died had claimed, and not offered yet, was claimed by another; and some."""
 
 
 class Replica(WholeHopper):
@@ -131,7 +134,7 @@ async def test_one_dies_in_the_middle_and_nothing_is_lost_or_done_twice(scene: S
     once.may_end.set()
     for hopper, names in ((second, out), (peer, back)):
         for name in names:
-            task = await hopper.reached(name, Task.STATE_SUCCEEDED)
+            task = await hopper.reached(name, Task.STATE_SUCCEEDED, patience=A_CLAIM_IS_OVER)
             assert task.result == f"done: {task.spec.title}".encode()
     assert set(once.begun.values()) == {1}
 

@@ -363,7 +363,11 @@ class Post:
         if problem.reason in UNREADABLE and batch:
             await self._refused(problem, batch)
             return
-        self.hold = hold = self.hold.after(
+        before = self.hold
+        if problem.reason not in _CUT_SHORT and before.reason in _CUT_SHORT:
+            # It answers: how long it was not reached says nothing of when it will take something.
+            before = Hold()
+        self.hold = hold = before.after(
             self._now(), problem.reason, problem.message, chance=self._all.chance(), least=_least(problem)
         )
         ended = problem.reason in _ENDED

@@ -32,6 +32,7 @@ from hopper_federation.delegation.sealing import (
     extend_offer,
     open_offer,
     open_result,
+    passes_on,
     seal_offer,
     seal_result,
 )
@@ -544,6 +545,14 @@ def test_a_result_from_further_away_is_passed_on_whole(hoppers: Hoppers) -> None
         keys_of=hoppers.named(("carol",)),
     )
     assert between.ended == ENDED
+
+
+def test_what_came_twice_is_told_apart(hoppers: Hoppers) -> None:
+    first, second = offer_to_bob(hoppers), offer_to_bob(hoppers, now=NOW + timedelta(minutes=1))
+    handed_on = offer_to_carol(hoppers, first)
+    assert passes_on(handed_on, first)
+    assert not passes_on(handed_on, second)
+    assert not passes_on(first, first)
 
 
 def test_who_does_not_know_the_executor_has_the_word_of_who_passed_it_on(hoppers: Hoppers) -> None:

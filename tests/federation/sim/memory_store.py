@@ -181,7 +181,7 @@ class MemoryDelegations:
 
     def of_task(self, task: str) -> Delegation | None:
         found = [self.tables.delegations[key] for key in self.tables.by_task.get(task, ())]
-        return max(found, key=lambda each: (each.created, each.epoch), default=None)
+        return max(found, key=lambda each: (each.epoch, each.created), default=None)
 
     def open_of(self, peer: str) -> Sequence[Delegation]:
         found = [self.tables.delegations[key] for key in self.tables.open]

@@ -17,7 +17,7 @@ from hopper_federation.artifacts.tasks import Tasks
 from hopper_federation.delegation.claims import ENDED, Claims
 from hopper_federation.delegation.desks import Desks
 from hopper_federation.delegation.model import ENDED_AS, Delegation, Outcome, Role, TaskNews
-from hopper_federation.delegation.sealing import Ended, countersign, seal_result
+from hopper_federation.delegation.sealing import Ended, countersign, passes_on, seal_result
 
 _OUTCOMES: Final = {
     Task.STATE_SUCCEEDED: Outcome.SUCCEEDED,
@@ -91,13 +91,15 @@ class Concluder:
 
     async def _passed_on(self, known: Delegation, outcome: Outcome) -> dpb.Result | None:
         """What a third Hopper has done, to which it had been handed on."""
-        further = await self._desks.read(lambda rows: rows.of_task_uid(known.task_uid))
-        results = [
-            each.result
-            for each in further
+        offer = dpb.Offer.FromString(known.offer)
+        copies = await self._desks.read(lambda rows: rows.of_task_uid(known.task_uid))
+        ended = [
+            each
+            for each in copies
             if each.role is Role.OUT and each.state is ENDED_AS[outcome] and each.result
         ]
-        if not results:
+        further = [each for each in ended if passes_on(dpb.Offer.FromString(each.offer), offer)]
+        if not further:
             return None
-        result, offer = dpb.Result.FromString(results[-1]), dpb.Offer.FromString(known.offer)
-        return countersign(self._identity, result, offer, self._clock.now())
+        newest = max(further, key=lambda each: each.epoch)
+        return countersign(self._identity, dpb.Result.FromString(newest.result), offer, self._clock.now())

@@ -203,6 +203,11 @@ def _with_lengths(offer: dpb.Offer, hand_over: HandOver) -> dpb.Offer:
     return offer
 
 
+def passes_on(offer: dpb.Offer, came: dpb.Offer) -> bool:
+    """Whether an offer hands on what another had brought: the same task may have come before, by another one."""
+    return offer.envelope == came.envelope and list(offer.hops[:-1]) == list(came.hops)
+
+
 def open_offer(
     offer: dpb.Offer,
     *,

@@ -87,7 +87,8 @@ _NEVER_CHANGES: Final = ("role", "id", "peer", "task_uid", "created")
 _TO_JSON: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 # What every message asks for is made once: building a statement takes as long as running it.
-_NEWEST: Final = (DELEGATIONS.c.created.desc(), DELEGATIONS.c.epoch.desc(), DELEGATIONS.c.id.desc())
+_NEWEST: Final = (DELEGATIONS.c.epoch.desc(), DELEGATIONS.c.created.desc(), DELEGATIONS.c.id.desc())
+"""By epochs first: clocks may have been set back between two."""
 _OLDEST: Final = (DELEGATIONS.c.created, DELEGATIONS.c.epoch, DELEGATIONS.c.id, DELEGATIONS.c.role)
 _THIS_ONE: Final = and_(
     DELEGATIONS.c.role == bindparam("this_role"), DELEGATIONS.c.id == bindparam("this_id")

@@ -8,9 +8,11 @@ from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import structlog
 from google.protobuf.message import Message
 
 from hopper_common.database import Signal
+from hopper_common.errors import HopperError
 from hopper_federation.delegation.border import Border
 from hopper_federation.delegation.desk import Desk, Raised
 from hopper_federation.delegation.model import Delegation
@@ -18,6 +20,8 @@ from hopper_federation.delegation.steady import SteadyClock
 from hopper_federation.delegation.store_sql import Outgoing, SqlDelegations
 from hopper_federation.store_sql import Federation, SqlStore
 from hopper_federation.trust_admin import TrustAdmin
+
+log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
@@ -130,13 +134,12 @@ class Desks:
         """What was begun goes on though nobody waits for it any more."""
         task = asyncio.ensure_future(writing)
         self.under_way.add(task)
-        task.add_done_callback(self._ended)
-        return await asyncio.shield(task)
-
-    def _ended(self, writing: asyncio.Future[Any]) -> None:
-        self.under_way.discard(writing)
-        if not writing.cancelled():
-            writing.exception()  # whoever waited has it
+        task.add_done_callback(self.under_way.discard)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_unheard)
+            raise
 
     async def read(self, work: Callable[[SqlDelegations], T]) -> T:
         """Run *work* on one snapshot."""
@@ -164,3 +167,10 @@ class Desks:
         for saved in sitting.rows.saved.values() if self._on_saved else ():
             for callback in self._on_saved:
                 callback(saved)
+
+
+def _unheard(done: asyncio.Future[Any]) -> None:
+    """Whoever wanted to know has gone: a refusal is nobody's news, a defect is."""
+    error = None if done.cancelled() else done.exception()
+    if error is not None and not isinstance(error, HopperError):
+        log.error("what was to be written failed, and its caller had gone", exc_info=error)

@@ -74,7 +74,7 @@ class Bench:
         self.client, self.identity, self.federation = client, own, federation
         self.desks = Desks(federation, TrustAdmin(own), SteadyClock(CLOCK), own.install_id)
         self.claims = Claims(channel, self.desks)
-        self.credit = Credits()
+        self.credit = Credits(CLOCK.monotonic)
         appraiser = Appraiser(channel, self.claims, TrustSnapshots())
         self.wanted = FilesWanted(self.desks, lambda: None)
         router = Router(channel, self.claims, TrustSnapshots(), appraiser, self.wanted)

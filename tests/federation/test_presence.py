@@ -1,5 +1,7 @@
 """What the registry should have of a peer, and what a peer says of itself."""
 
+from datetime import timedelta
+
 from hopper.common.v1.options_pb2 import TRUST_LEVEL_BLOCKED, TRUST_LEVEL_KNOWN, TRUST_LEVEL_TRUSTED
 from hopper.federation.v1.peer_service_pb2 import GetCapabilitiesResponse
 from hopper.registry.v1.project_pb2 import Border, Project, WorkingHours, WorkingStretch
@@ -9,6 +11,7 @@ from hopper_federation.delegation.inquiring import Advertised, advertised
 from hopper_federation.delegation.presence import _differing, place_of
 from hopper_federation.trust import Level
 from hopper_federation.trust_snapshot import TrustedPeer
+from hopper_testing.clock import ManualClock
 
 BOB = "b" * 32
 HOURS = WorkingHours(
@@ -71,7 +74,7 @@ def test_what_a_peer_says_is_believed_as_far_as_it_can_be() -> None:
 
 
 def test_a_peer_is_offered_no_more_than_it_said() -> None:
-    credit = Credits()
+    credit = Credits(ManualClock().monotonic)
     assert credit.of(BOB) == 0
     credit.told(BOB, 2)
     credit.spent(BOB, 3)
@@ -84,3 +87,15 @@ def test_a_peer_is_offered_no_more_than_it_said() -> None:
 def test_hours_of_several_are_told_as_one_week() -> None:
     stretches = [(1, 0, 60), (1, 50, 90), (1, 100, 110), (2, 0, 10)]
     assert list(_merged(stretches)) == [(1, 0, 90), (1, 100, 110), (2, 0, 10)]
+
+
+def test_what_a_quota_holds_back_goes_on_when_its_time_is_over_or_something_else_is() -> None:
+    clock = ManualClock()
+    credit = Credits(clock.monotonic)
+    credit.told(BOB, 2)
+    for go_on in (lambda: clock.advance(timedelta(seconds=60)), lambda: credit.earned(BOB), credit.let_go):
+        credit.hold(BOB, 60.0)
+        assert (credit.held(BOB), credit.of(BOB)) == (True, 0)
+        go_on()
+        assert not credit.held(BOB)
+        assert credit.of(BOB) >= 2

@@ -1,6 +1,5 @@
 """How many more tasks each peer would take now, as it said last: nobody is offered more."""
 
-import time
 from collections.abc import Callable
 from typing import Final
 
@@ -20,7 +19,7 @@ class Credits:
         changed: Fires when a peer has said something else.
     """
 
-    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, monotonic: Callable[[], float]) -> None:
         self.changed = Signal()
         self._monotonic = monotonic
         self._free: dict[str, int] = {}

@@ -102,7 +102,7 @@ class Delegations:
         journal = CrossingsJournal(self._context.audit, self._snapshots, peering.alarms, clock.monotonic)
         self.desks.on_alarm(journal.raised)
         self.receiver.on_refused(journal.turned_away)
-        credit, places = Credits(), Places(self._registry)
+        credit, places = Credits(clock.monotonic), Places(self._registry)
         inquirer = Inquirer(peering.links, self._snapshots, credit)
         claims = Claims(self._channels.router, self.desks)
         return [

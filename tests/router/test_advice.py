@@ -409,13 +409,17 @@ async def test_a_copy_of_the_registry_that_may_be_too_old_is_not_gone_by(world: 
     task = await world.router.submit("something is odd")
     registry = world.router.registry
     registry.confirmed = False
-    missing = registry.current.projects[API]
-    registry.remove(API)
+    missing = [registry.current.projects[name] for name in (API, "projects/ops")]
+    for project in missing:
+        registry.remove(project.name)
     async with running(world.adviser):
         with pytest.raises(RegistryUnknown):
             await world.adviser.inquire(task.name)
+        await world.router.follow()  # the only one in the copy is not the only one there is
+        assert (await world.router.get(task)).state == State.STATE_SUBMITTED
         assert not world.server.sent
-        registry.put(missing)
+        for project in missing:
+            registry.put(project)
         registry.confirmed = True
         assert await until(partial(placed_in, world.router, task)) == API
 

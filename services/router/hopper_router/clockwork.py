@@ -23,7 +23,7 @@ from hopper_common.errors import HopperError, ShuttingDown
 from hopper_router import limits, placing, working
 from hopper_router.directory import Directory
 from hopper_router.engine import Engine
-from hopper_router.model import Instance, InstanceState, Task, TaskState
+from hopper_router.model import Instance, InstanceState, Task, TaskState, WaitReason
 from hopper_router.ports import RunReport
 from hopper_router.store_sql import EVENTS
 from hopper_router.unit import Unit, own_savepoint
@@ -120,6 +120,9 @@ class Clockwork:
             if not tasks:
                 return moved
             after = tasks[-1].id
+            if not self._engine.registry.confirmed:
+                # In the copy of before a restart there may be one candidate alone for what two were unsure about.
+                tasks = [task for task in tasks if not _is_unsure(task)]
             moved += await self._engine.run(partial(_place_again, [task.name for task in tasks]))
 
     async def replace_orphans(self) -> int:
@@ -205,6 +208,10 @@ def _run_clocks(apart: timedelta, unit: Unit) -> int:
 
 def _unplaced(unit: Unit, after: str) -> list[Task]:
     return unit.store.unplaced(BATCH, after)
+
+
+def _is_unsure(task: Task) -> bool:
+    return task.wait is not None and task.wait.reason is WaitReason.UNSURE
 
 
 def _place_again(names: list[str], unit: Unit) -> int:

@@ -331,7 +331,7 @@ async def test_a_claim_under_way_when_its_worker_goes_is_released(
     assert (await router.claim_one(web, "bob")).name == task.name
 
 
-async def test_what_cannot_be_delivered_is_released_and_the_rest_lives_on(live_router: Router) -> None:
+async def test_what_was_not_sent_is_released_and_the_rest_lives_on(live_router: Router) -> None:
     """A worker that does not read gets what fits on the way; the others get the rest as soon as it goes."""
     router = live_router
     web = router.registry.project("web")
@@ -360,7 +360,9 @@ async def test_what_cannot_be_delivered_is_released_and_the_rest_lives_on(live_r
     queued, running = await states(router, State.STATE_QUEUED), await states(router, State.STATE_RUNNING)
     assert len(queued) + len(running) == 200
     assert first.name in {task.name for task in running}
-    assert len(running) < 100  # of three parts: not the one whose writing was cut short, nor the one after it
+    assert (
+        len(running) > 100
+    )  # of three parts: also the one whose writing was cut short, for it may have arrived
     assert {task.attempt for task in queued} == {0}
     async with opened(router, web) as stream:
         await stream.work(renew=renewal(first))

@@ -8,8 +8,9 @@ One worker's stream of `Work`.
 Three things go on beside each other. What the worker says is worked on as it comes, many messages at once; those that
 are about the same task take effect one after the other. Answers wait for their turn. And free slots are kept filled.
 
-Claims are never lost with a stream: what was claimed and could not be written is released at once; what was written is
-the worker's until its lease ends. A claim that is under way when the stream ends is waited for, for that reason.
+Claims are never lost with a stream: what was claimed and was not yet to be written is released at once; what was to be
+written may have arrived, and is the worker's until its lease ends. A claim that is under way when the stream ends is
+waited for, for that reason.
 """
 
 from __future__ import annotations
@@ -87,25 +88,21 @@ class WorkStream:
                 if self._answers and self._answers[0].done():
                     yield work_wire.answered(self._next_answer())
                 elif self._assigned and not self._said_all:
-                    yield work_wire.assigned(self._assigned[0])
-                    self._delivered()
+                    # From here on it may arrive, whatever becomes of the stream: it is the worker's.
+                    yield work_wire.assigned(self._assigned.popleft())
+                    self._to_assign.set()
                 elif self._said_all and not self._answers:
                     return
                 else:
                     self._to_write.clear()
                     await self._to_write.wait()
-        except GeneratorExit:
-            # A server that stops ends its streams after a write; when a worker goes, a write is cut short.
-            if self._assigned and self._engine.stopping.is_set():
-                self._delivered()
-            raise
         finally:
             listening.cancel()
             self._stop_assigning()
             await self._servicer.beside(self._wind_up(assigning))
 
     async def _wind_up(self, assigning: asyncio.Future[None]) -> None:
-        """Wait for what is under way, and give back what was claimed and not delivered."""
+        """Wait for what is under way, and give back what was claimed and never sent."""
         under_way: list[asyncio.Future[Any]] = [assigning, *self._answers]
         await asyncio.wait(under_way)
         for answer in self._answers:
@@ -251,10 +248,6 @@ class WorkStream:
             parts = [part.SerializeToString() for part in _parts(claimed.response)]
         self._assigned.extend(parts)
         self._to_write.set()
-
-    def _delivered(self) -> None:
-        self._assigned.popleft()
-        self._to_assign.set()
 
     def _look_at_slots(self) -> None:
         self._to_assign.set()

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hopper_common.clock import LOOK_EVERY, SLEW, SharedClock, SystemClock, WallClock
+from hopper_common.clock import LOOK_EVERY, SLEW, Ahead, SharedClock, SystemClock, WallClock
 from hopper_testing.clock import ManualClock
 
 MICROSECOND = timedelta(microseconds=1)
+MS = timedelta(milliseconds=1)
 HOUR = timedelta(hours=1)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -156,10 +157,10 @@ def test_threads_see_one_order() -> None:
 
 
 def test_processes_agree_on_a_shared_clock() -> None:
-    ours, theirs = ManualClock(NOON), ManualClock(NOON + timedelta(hours=2))
+    ours = ManualClock(NOON)
     clock = SharedClock(ours)
     assert clock.now() == NOON
-    clock.agree(theirs.now())
+    clock.agree(Ahead.by(timedelta(hours=2)))
     assert clock.now() == NOON + timedelta(hours=2)
     ours.advance(timedelta(seconds=5))
     assert clock.now() == NOON + timedelta(hours=2, seconds=5)
@@ -169,23 +170,34 @@ def test_time_passes_also_for_who_was_ahead_of_the_shared_clock() -> None:
     ours = ManualClock(NOON)
     clock = SharedClock(ours)
     assert clock.now() == NOON
-    clock.agree(NOON - timedelta(minutes=5))
+    clock.agree(Ahead.by(timedelta(minutes=-5)))
     ours.advance(timedelta(seconds=1))
     assert clock.now() == NOON - timedelta(minutes=5) + timedelta(seconds=1)
 
 
 @pytest.mark.parametrize("step", [timedelta(hours=1), timedelta(hours=-1)])
 def test_a_step_of_the_shared_clock_is_followed_slowly_and_never_backwards(step: timedelta) -> None:
-    ours = ManualClock(NOON)
-    clock = SharedClock(ours)
-    clock.agree(NOON)
+    clock = SharedClock(ManualClock(NOON))
+    clock.agree(Ahead.by(timedelta()))
     before = clock.now()
-    clock.agree(NOON + step)
+    clock.agree(Ahead.by(step))
     assert abs(clock.now() - before) <= SharedClock.FOLLOW
     assert clock.now() >= before
     for _ in range(100_000):
-        clock.agree(ours.now() + step)
+        clock.agree(Ahead.by(step))
     assert clock.now() == max(NOON + step, before)
+
+
+def test_what_was_measured_badly_moves_nothing_that_may_be_right() -> None:
+    """Else a lease would be as much shorter as the machine was busy when the clocks were compared."""
+    clock = SharedClock(ManualClock(NOON))
+    clock.agree(Ahead(-MS, 3 * MS))
+    assert clock.now() == NOON + MS
+    for ahead in (Ahead(timedelta(), 400 * MS), Ahead(-400 * MS, MS), Ahead.by(MS)):
+        clock.agree(ahead)
+        assert clock.now() == NOON + MS
+    clock.agree(Ahead(3 * MS, 400 * MS))
+    assert clock.now() == NOON + 3 * MS
 
 
 def test_the_wall_clock_itself_steps(machine: Machine) -> None:

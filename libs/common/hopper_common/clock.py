@@ -30,7 +30,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 SLEW: Final = 0.001
 """How far `SystemClock` follows the wall clock, in seconds per second."""
@@ -121,13 +121,44 @@ class WallClock:
         return self._clock.monotonic()
 
 
+class Ahead(NamedTuple):
+    """
+    How far a clock is ahead of ours: by something from *least* to *most*.
+
+    Who asks another for the time does not know when on the way to and fro it was that time. What was measured while
+    the machine was busy says little, but nothing wrong.
+    """
+
+    least: timedelta
+    most: timedelta
+
+    @classmethod
+    def by(cls, ahead: timedelta) -> "Ahead":
+        """Exactly that far."""
+        return cls(ahead, ahead)
+
+    @property
+    def middle(self) -> timedelta:
+        """The best guess."""
+        return self.least + self.width / 2
+
+    @property
+    def width(self) -> timedelta:
+        """How much is not known."""
+        return self.most - self.least
+
+    def nearest(self, shift: timedelta) -> timedelta:
+        """What *shift* must be at least, or at most, to agree with what was measured; itself if it does."""
+        return min(max(shift, self.least), self.most)
+
+
 class SharedClock:
     """
     A clock on which several processes agree: one of their own, moved to what they share.
 
     What is shared is a database server's clock, or what is written in the database. A process that comes takes it as it
-    is; later it is followed by no more than `FOLLOW` at a time, so that a step of that clock is no step of ours. Never
-    backwards from then on. Threads may share it.
+    is; later it is followed by no more than `FOLLOW` at a time, so that a step of that clock is no step of ours, and
+    not at all as long as the two may be the same. Never backwards from then on. Threads may share it.
 
     Args:
         clock: This process's own.
@@ -151,12 +182,12 @@ class SharedClock:
         """Seconds since some fixed point; never backwards."""
         return self._clock.monotonic()
 
-    def agree(self, shared: datetime) -> None:
-        """It is that time where the others look."""
-        ahead = shared - self._clock.now()
+    def agree(self, ahead: Ahead) -> None:
+        """The shared clock is that far ahead of this process's own."""
         with self._lock:
             if self._shift is None:
                 # Whatever was read before: a clock that waited for the shared one to catch up would end no lease.
-                self._shift, self._last = ahead, shared
+                self._shift, self._last = ahead.middle, self._clock.now() + ahead.middle
             else:
-                self._shift += max(-self.FOLLOW, min(self.FOLLOW, ahead - self._shift))
+                wrong = ahead.nearest(self._shift) - self._shift
+                self._shift += max(-self.FOLLOW, min(self.FOLLOW, wrong))

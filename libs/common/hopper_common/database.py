@@ -43,7 +43,6 @@ it. Whoever has a `Database` need not know which it is.
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -51,6 +50,7 @@ import structlog
 from sqlalchemy import Connection, MetaData, make_url
 from sqlalchemy.exc import ArgumentError
 
+from hopper_common.clock import Ahead, Clock
 from hopper_common.errors import DatabaseUnsupported, InvalidArgument
 
 T = TypeVar("T")
@@ -190,9 +190,9 @@ class Database(ABC):
         """
 
     @abstractmethod
-    async def clock_offset(self) -> timedelta:
+    async def clock_ahead(self, clock: Clock) -> Ahead:
         """
-        How far the database server's clock is ahead of ours, to about half a round trip; 0 if we share one.
+        How far the database server's clock is ahead of *clock*; 0 if it has none of its own.
 
         Raises:
             StorageUnavailable: The database does not answer.

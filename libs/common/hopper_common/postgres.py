@@ -35,7 +35,7 @@ import asyncio
 import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import asyncpg
@@ -43,6 +43,7 @@ import structlog
 from sqlalchemy import Connection, MetaData
 
 from hopper_common import database, failpoints
+from hopper_common.clock import Ahead, Clock
 from hopper_common.database import Database, Outcome, Unit, answer, for_future, notifications_of
 from hopper_common.errors import HopperError, Internal, Overloaded, ShuttingDown, StorageUnavailable
 from hopper_common.postgres_connection import (
@@ -75,7 +76,8 @@ ATTEMPTS = 5  # at a group whose transaction is lost again and again
 _MESSAGE_BYTES: Final = 7_900  # NOTIFY takes 8,000
 _LEAD_EVERY_SECONDS: Final = 1.0
 _LISTEN_CHECK_SECONDS: Final = 5.0
-_CLOCK_ROUNDS: Final = 5
+_CLOCK_ROUNDS: Final = 20
+_CLOCK_CLOSE: Final = timedelta(milliseconds=2)
 # Whoever has changed nothing has no id, and nobody needs to know. The first column is the answer.
 _XID_AND_NOTIFY: Final = (
     "SELECT pg_current_xact_id_if_assigned()::text,"
@@ -184,15 +186,18 @@ class PostgresDatabase(Database):
                 connection.terminate()
         raise ShuttingDown(service=self._server.service)
 
-    async def clock_offset(self) -> timedelta:
-        best = offset = timedelta.max
+    async def clock_ahead(self, clock: Clock) -> Ahead:
+        ahead = await self._clock_ahead(clock)
         for _ in range(_CLOCK_ROUNDS):
-            before = datetime.now(UTC)
-            theirs = await self._readers.run_raw("SELECT clock_timestamp()")
-            took = datetime.now(UTC) - before
-            if timedelta() <= took < best:
-                best, offset = took, theirs - (before + took / 2)
-        return offset
+            if ahead.width < _CLOCK_CLOSE:
+                break
+            ahead = min(ahead, await self._clock_ahead(clock), key=lambda one: one.width)
+        return ahead
+
+    async def _clock_ahead(self, clock: Clock) -> Ahead:
+        before = clock.now()
+        theirs: datetime = await self._readers.run_raw("SELECT clock_timestamp()")
+        return Ahead(theirs - clock.now(), theirs - before)
 
     async def close(self) -> None:
         """Commit and answer what is queued, and let go of the connections. Once is enough."""

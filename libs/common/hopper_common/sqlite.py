@@ -28,6 +28,7 @@ from sqlalchemy.pool import NullPool
 
 from hopper_common import database, failpoints, sqlite_file
 from hopper_common import migrations as schema
+from hopper_common.clock import Ahead, Clock
 from hopper_common.database import Database, Outcome, Unit, answer, for_future, notifications_of, sqlite_path
 from hopper_common.errors import (
     DatabaseCorrupt,
@@ -94,8 +95,8 @@ class SqliteDatabase(Database):
         # Nobody else can have the file, so nobody else can have the role.
         return await work()
 
-    async def clock_offset(self) -> timedelta:
-        return timedelta()
+    async def clock_ahead(self, clock: Clock) -> Ahead:
+        return Ahead.by(timedelta())
 
     async def close(self) -> None:
         """Commit and answer what is queued, fold the log into the file, and let go of it. Once is enough."""

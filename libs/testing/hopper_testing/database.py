@@ -16,13 +16,13 @@ import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from sqlalchemy import Connection, MetaData
 
 from hopper_common import migrations as schema
+from hopper_common.clock import Ahead, Clock
 from hopper_common.database import Database
 
 T = TypeVar("T")
@@ -56,8 +56,8 @@ class WrappedDatabase(Database):
     ) -> T:
         return await self.inner.lead(role, work, waiting=waiting)
 
-    async def clock_offset(self) -> timedelta:
-        return await self.inner.clock_offset()
+    async def clock_ahead(self, clock: Clock) -> Ahead:
+        return await self.inner.clock_ahead(clock)
 
     def on_notify(self, callback: Callable[[str], None]) -> Callable[[], None]:
         return self.inner.on_notify(callback)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Final, NamedTuple
 
 import grpc.aio
@@ -25,7 +25,7 @@ from hopper.router.v1.routing_service_pb2_grpc import add_RoutingServiceServicer
 from hopper.router.v1.schedule_service_pb2_grpc import add_ScheduleServiceServicer_to_server
 from hopper.router.v1.task_service_pb2_grpc import add_TaskServiceServicer_to_server
 from hopper.router.v1.work_service_pb2_grpc import add_WorkServiceServicer_to_server
-from hopper_common.clock import Clock, SharedClock
+from hopper_common.clock import Ahead, Clock, SharedClock
 from hopper_common.database import Database
 from hopper_common.errors import HopperError
 from hopper_common.host import HostContext, Running, Service
@@ -82,7 +82,7 @@ async def open_router(context: HostContext) -> AsyncIterator[Running]:
         registry = RegistryClient(registry_channel, db)
         await registry.load()
         clock = SharedClock(context.clock)
-        clock.agree(await _first_time(context.clock, db))
+        clock.agree(await _first_ahead(context.clock, db))
         learned = Learned()
         engine = await Engine.open(db, registry, clock, learned)
         lessons = LessonWatch(memory_channel, learned, file=context.data_dir / "learned.model")
@@ -99,7 +99,7 @@ async def open_router(context: HostContext) -> AsyncIterator[Running]:
             while True:
                 await asyncio.sleep(AGREE_EVERY)
                 with contextlib.suppress(HopperError):  # the database is away; its clock can wait
-                    clock.agree(await _shared_time(context.clock, db))
+                    clock.agree(await db.clock_ahead(context.clock))
 
         async def learn() -> None:
             await learned.wanted.wait()
@@ -173,27 +173,18 @@ async def _open_advice(
             await client.close()
 
 
-async def _shared_time(clock: Clock, db: Database) -> datetime:
+async def _first_ahead(clock: Clock, db: Database) -> Ahead:
     """
-    The time that every router of a database goes by: its server's; of a file, our own.
+    How far the clock to begin with is ahead of ours: the one of the database, but not before what has been logged.
 
-    Leases are given by one router and ended by another: they must read the same clock.
+    Leases are given by one router and ended by another: all of a database read the same clock, its server's; of a file,
+    our own. If it was stepped back while we were away, the leases of before would last longer by that. A log that is
+    far ahead is not believed: then its clock was wrong.
     """
-    if db.dialect == "sqlite":
-        return clock.now()
-    return datetime.now(UTC) + await db.clock_offset()
-
-
-async def _first_time(clock: Clock, db: Database) -> datetime:
-    """
-    The time to begin with: the shared one, but not before what has been logged.
-
-    If the clock was stepped back while we were away, the leases of before would last longer by that. A log that is far
-    ahead is not believed: then its clock was wrong.
-    """
-    shared = await _shared_time(clock, db)
+    ahead = await db.clock_ahead(clock)
     logged = await db.read(EVENTS.newest_time)
-    return logged if logged is not None and shared < logged <= shared + MOST_AHEAD else shared
+    shared = clock.now() + ahead.middle
+    return Ahead.by(logged - clock.now()) if logged and shared < logged <= shared + MOST_AHEAD else ahead
 
 
 def _registered(

@@ -38,6 +38,9 @@ LOOK_EVERY: Final = 0.1
 """Seconds between two looks at the wall clock."""
 
 _SECOND: Final = 1_000_000_000
+_AT_ONCE: Final = 1_000_000
+"""Nanoseconds that two looks at clocks take at most, unless the process was kept waiting between them."""
+_LOOKS: Final = 10
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -72,14 +75,13 @@ class SystemClock:
         self._passed = passed
         self._lock = threading.Lock()
         # The last look at the wall clock: what had passed, what `now` was, and how far the wall clock was ahead of it.
-        self._at = passed()
-        self._was = wall()
+        self._at, self._was = self._look()
         self._ahead = 0
 
     def now(self) -> datetime:
         """The time of day; never backwards, never by leaps."""
         with self._lock:
-            return _EPOCH + timedelta(microseconds=self._now() // 1000)
+            return _EPOCH + timedelta(microseconds=self._now(self._passed()) // 1000)
 
     monotonic = staticmethod(time.monotonic)  # itself, as every call asks for it several times
     """Seconds since some fixed point; never backwards."""
@@ -88,16 +90,25 @@ class SystemClock:
     def behind(self) -> timedelta:
         """How far the wall clock is ahead of `now`; negative: `now` is ahead of it."""
         with self._lock:
-            return timedelta(microseconds=(self._wall() - self._now()) // 1000)
+            passed, wall = self._look()
+            return timedelta(microseconds=(wall - self._now(passed)) // 1000)
 
-    def _now(self) -> int:
-        passed = self._passed()
+    def _now(self, passed: int) -> int:
         length = passed - self._at
         correction = min(int(length * SLEW), abs(self._ahead))
         now = self._was + length + (correction if self._ahead > 0 else -correction)
         if length >= LOOK_EVERY * _SECOND:
-            self._at, self._was, self._ahead = passed, now, self._wall() - now
+            looked, wall = self._look()
+            self._at, self._was, self._ahead = passed, now, wall - (now + looked - passed)
         return now
+
+    def _look(self) -> tuple[int, int]:
+        """What has passed, and the wall clock, at one moment: else a clock would be ahead by what lay between."""
+        for _ in range(_LOOKS):
+            passed, wall = self._passed(), self._wall()
+            if self._passed() - passed < _AT_ONCE:
+                break
+        return passed, wall
 
 
 class WallClock:

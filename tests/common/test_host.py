@@ -38,6 +38,7 @@ from hopper_common.rpc.channel import OPTIONS, open_channel
 from hopper_common.rpc.errors import from_rpc_error
 from hopper_common.settings import HostSettings
 from hopper_common.startup import AddressRefused, DirectoryShared
+from tests.channels import separate_channel
 from tests.common.rpc_toy import Refusal, Toy, Unary, echo, pb, pb_grpc, registered
 
 Task = Callable[[], Awaitable[None]]
@@ -94,7 +95,7 @@ def settings(tmp_path: Path) -> HostSettings:
 
 
 async def put(address: str) -> str:
-    async with open_channel(address) as channel:
+    async with separate_channel(address) as channel:
         response = await pb_grpc.ToyServiceStub(channel).Put(pb.Request(name="a"))
         return str(response.text)
 
@@ -193,7 +194,7 @@ async def test_the_first_failure_ends_everything(settings: HostSettings) -> None
     await hosted.ready()
     fail.set()
     with pytest.raises(ServiceFailed, match="a background task of b failed with ValueError: see the log"):
-        await asyncio.wait_for(hosted.task, 20)
+        await asyncio.wait_for(hosted.task, 60)
     assert story == ["open a", "open b", "cancelled", "close b", "close a"]
 
 
@@ -459,10 +460,10 @@ class Process:
 
     async def line(self) -> str:
         assert self.child.stdout is not None
-        return (await asyncio.wait_for(self.child.stdout.readline(), 30)).decode()
+        return (await asyncio.wait_for(self.child.stdout.readline(), 100)).decode()
 
     async def end(self) -> tuple[int, str]:
-        _, errors = await asyncio.wait_for(self.child.communicate(), 30)
+        _, errors = await asyncio.wait_for(self.child.communicate(), 100)
         assert self.child.returncode is not None
         return self.child.returncode, errors.decode()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
+from structlog.testing import capture_logs
 
 from hopper_common.host import HostContext, Ready, Running, Service, serve
 from hopper_common.metrics import Histogram, Measure, MetricsNotServed, serve_metrics
@@ -83,20 +84,22 @@ async def test_the_host_serves_what_its_services_measure(tmp_path: Path) -> None
 
         return Service(name=name, open=opened)
 
-    with serve_metrics([], address="127.0.0.1", port=0) as free:
-        port = int(free.split(":")[2].split("/")[0])
-    settings = HostSettings(data_dir=tmp_path, socket=tmp_path / "s", metrics_port=port)
+    settings = HostSettings(data_dir=tmp_path, socket=tmp_path / "s", metrics_port=0)
     stop, ready = asyncio.Event(), asyncio.Event()
 
     def is_ready(_: Ready) -> None:
         ready.set()
 
-    serving = asyncio.ensure_future(serve([service("a"), service("b")], settings, ready=is_ready, stop=stop))
-    await ready.wait()
-    text = await asyncio.to_thread(scraped, f"http://127.0.0.1:{port}/metrics")
+    with capture_logs() as logged:
+        serving = asyncio.ensure_future(
+            serve([service("a"), service("b")], settings, ready=is_ready, stop=stop)
+        )
+        await ready.wait()
+    (url,) = [line["url"] for line in logged if line["event"] == "metrics are served"]
+    text = await asyncio.to_thread(scraped, url)
     assert "hopper_a 1.0" in text
     assert "hopper_b 1.0" in text
     stop.set()
     await serving
     with pytest.raises(OSError, match="refused"):
-        await asyncio.to_thread(scraped, f"http://127.0.0.1:{port}/metrics")
+        await asyncio.to_thread(scraped, url)

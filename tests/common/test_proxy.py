@@ -59,7 +59,7 @@ async def test_a_delay_is_for_everything_and_not_for_each_piece(proxy: ChaosProx
     proxy.there.delay, proxy.back.delay = 0.1, 0.1
     begin = time.monotonic()
     assert await said(ends, b"x" * 100_000) == b"x" * 100_000
-    assert time.monotonic() - begin >= 0.19
+    assert time.monotonic() - begin >= 0.15
     ends[1].close()
 
 
@@ -68,7 +68,7 @@ async def test_only_so_much_passes(proxy: ChaosProxy) -> None:
     proxy.there.bytes_per_second, proxy.there.slices = 100_000, 1_000
     begin = time.monotonic()
     assert await said(ends, b"x" * 20_000) == b"x" * 20_000
-    assert time.monotonic() - begin >= 0.19
+    assert time.monotonic() - begin >= 0.15
     ends[1].close()
 
 
@@ -129,11 +129,11 @@ async def test_reset_ends_connections_with_rst(proxy: ChaosProxy) -> None:
 async def test_a_close_may_be_heard_late(proxy: ChaosProxy) -> None:
     reader, writer = ends = await connected(proxy)
     assert await said(ends, b"x") == b"x"
-    proxy.back.close_delay = 0.1
+    proxy.back.close_delay = 0.2
     begin = time.monotonic()
     writer.write_eof()
     assert await reader.read() == b""
-    assert time.monotonic() - begin >= 0.09
+    assert time.monotonic() - begin >= 0.15
     writer.close()
 
 

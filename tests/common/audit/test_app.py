@@ -17,16 +17,16 @@ from hopper.common.v1.audit_service_pb2_grpc import AuditServiceStub
 from hopper_common import failpoints
 from hopper_common.audit.model import OPENED
 from hopper_common.host import Ready, Service, ServiceNotOpened, serve
-from hopper_common.rpc.channel import open_channel
 from hopper_common.rpc.errors import from_rpc_error
 from hopper_common.settings import HostSettings
 from hopper_common.startup import StartupError
 from hopper_registry.app import SERVICE as REGISTRY
+from tests.channels import separate_channel
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 VERIFY = "/hopper.common.v1.AuditService/VerifyAudit"
-PATIENCE = 30
+PATIENCE = 60
 
 
 @asynccontextmanager
@@ -41,7 +41,7 @@ async def hosting(
     await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     try:
         if not running.done():
-            async with open_channel(ready.result().addresses[door]) as channel:
+            async with separate_channel(ready.result().addresses[door]) as channel:
                 yield channel
     finally:
         stop.set()

@@ -25,10 +25,13 @@ from hopper.registry.v1.project_pb2 import Presence, Project
 from hopper_common.database import Signal
 from hopper_common.errors import NotFound, ResumeTooOld, StorageFull
 from hopper_common.rpc.channel import open_channel
+from hopper_router import tables
 from hopper_router.directory import Directory
 from hopper_router.errors import RegistryUnknown
 from hopper_router.model import InstanceState
+from hopper_router.registry_client import RegistryClient
 from hopper_router.registry_watch import NoCache, RegistryWatch
+from hopper_testing.database import temporary_database
 from tests.router.neighbours import Neighbour
 
 MILLISECOND = timedelta(milliseconds=1)
@@ -38,6 +41,10 @@ ROOT = "instances/global"
 
 class ProjectNotFound(NotFound):
     reason = "PROJECT_NOT_FOUND"
+
+
+class InstanceNotFound(NotFound):
+    reason = "INSTANCE_NOT_FOUND"
 
 
 class FakeRegistry:
@@ -150,6 +157,13 @@ class Instances(instance_service_pb2_grpc.InstanceServiceServicer):
         async for message in self._registry.stream(request.after_version, "instances/", response):
             yield message
 
+    async def GetInstance(self, request: Any, context: Any) -> Any:
+        await self._registry.answer_gate.wait()
+        found = self._registry.items.get(request.name)
+        if found is None:
+            raise InstanceNotFound(instance=request.name)
+        return instance_service_pb2.GetInstanceResponse(instance=found)
+
 
 class MemoryCache:
     def __init__(self, body: bytes | None = None) -> None:
@@ -205,17 +219,25 @@ async def server(registry: FakeRegistry, tmp_path: Path) -> AsyncIterator[Neighb
 
 @asynccontextmanager
 async def watching(server: Neighbour, cache: Any = None, **options: Any) -> AsyncIterator[RegistryWatch]:
-    """A watch that runs, with waits short enough for tests."""
+    """A watch that runs, with waits short enough for tests, and patience with a machine that is slow to answer."""
     quick = {"first_wait": MILLISECOND, "longest_wait": 20 * MILLISECOND, "save_interval": MILLISECOND}
+    patient = {"ask_timeout": timedelta(seconds=60)}
     async with open_channel(server.address) as channel:
-        watch = RegistryWatch(channel, cache or NoCache(), **{**quick, **options})
-        await watch.load()
-        running = asyncio.create_task(watch.run())
-        try:
+        watch = RegistryWatch(channel, cache or NoCache(), **{**quick, **patient, **options})
+        async with running(watch):
             yield watch
-        finally:
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
+
+
+@asynccontextmanager
+async def running(watch: RegistryWatch) -> AsyncIterator[None]:
+    """What was kept is loaded, and the streams are followed."""
+    await watch.load()
+    following = asyncio.create_task(watch.run())
+    try:
+        yield
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
 
 
 async def until(watch: RegistryWatch, holds: Callable[[Directory], bool]) -> Directory:
@@ -507,7 +529,7 @@ async def test_a_registry_that_does_not_answer_says_nothing_about_what_exists(
 async def test_what_was_removed_while_it_was_asked_for_stays_removed(
     server: Neighbour, registry: FakeRegistry
 ) -> None:
-    async with watching(server, ask_timeout=timedelta(seconds=60)) as watch:
+    async with watching(server) as watch:
         await until(watch, complete)
         registry.answer_gate.clear()
         registry.items[C] = Project(name=C)
@@ -520,6 +542,63 @@ async def test_what_was_removed_while_it_was_asked_for_stays_removed(
 
         assert not await asking
         assert C not in watch.current.projects
+
+
+# ---------------------------------------------------------------- an instance
+
+
+@asynccontextmanager
+async def client_of(
+    server: Neighbour, patience: timedelta = timedelta(seconds=60)
+) -> AsyncIterator[RegistryClient]:
+    """The whole client, which has a copy of everything."""
+    async with (
+        temporary_database(
+            metadata=tables.metadata, migrations="hopper_router.migrations", service="router"
+        ) as db,
+        open_channel(server.address) as channel,
+    ):
+        client = RegistryClient(channel, db, ask_timeout=patience)
+        async with running(client):
+            await until(client, complete)
+            yield client
+
+
+async def test_an_instance_is_as_the_registry_says(server: Neighbour, registry: FakeRegistry) -> None:
+    async with client_of(server) as client:
+        started = an_instance("instances/p", scope=SCOPE_PROJECT)
+        registry.put(an_instance("instances/p", scope=SCOPE_PROJECT, state=Instance.STATE_CREATED))
+        registry.put(started)
+
+        assert await client.refresh_instance("instances/p")
+        assert client.current.instances["instances/p"].state is InstanceState.RUNNING
+        assert not await client.refresh_instance("instances/none")
+
+
+@pytest.mark.parametrize("how", ["does not answer", "is down", "has not told"])
+async def test_nobody_says_that_an_instance_is_none_when_nobody_can(
+    server: Neighbour, registry: FakeRegistry, how: str
+) -> None:
+    async with client_of(server, 50 * MILLISECOND) as client:
+        if how == "does not answer":
+            registry.answer_gate.clear()
+        elif how == "is down":
+            await server.stop()
+        registry.items["instances/p"] = an_instance(
+            "instances/p", scope=SCOPE_PROJECT
+        )  # of which no stream tells
+
+        with pytest.raises(RegistryUnknown, match="instances/p"):
+            await client.refresh_instance("instances/p")
+
+
+async def test_when_the_registry_does_not_answer_the_copy_counts(
+    server: Neighbour, registry: FakeRegistry
+) -> None:
+    async with client_of(server, 50 * MILLISECOND) as client:
+        registry.answer_gate.clear()
+
+        assert not await client.refresh_instance(ROOT)
 
 
 # ---------------------------------------------------------------- the cache

@@ -60,7 +60,10 @@ class Registry(Protocol):
         ...
 
     async def refresh_instance(self, name: str) -> bool:
-        """Ask once what an instance is like now; True when there is one, of which the copy now says the same."""
+        """
+        Ask once what an instance is like now; True when there is one, of which the copy now says the same. Raises
+        RegistryUnknown when the registry does not answer and the copy lacks it, or the copy stays behind.
+        """
         ...
 
     async def report_stopped(self, report: RunReport) -> None:

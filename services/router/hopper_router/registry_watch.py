@@ -90,7 +90,7 @@ class RegistryWatch:
         first_wait: How long to wait before a broken stream is opened again; doubled each time.
         longest_wait: The most it is doubled to.
         save_interval: The cache is written at most this often.
-        ask_timeout: How long `refresh_project` waits for the registry.
+        ask_timeout: How long the registry may take to answer a question.
 
     Attributes:
         current: The directory. Replaced, never changed: read it once, from any thread.

@@ -8,6 +8,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import grpc
+import grpc.aio
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
@@ -22,8 +24,12 @@ from hopper.router.v1 import task_service_pb2 as task_svc
 from hopper.router.v1 import work_service_pb2 as work_svc
 from hopper.router.v1.task_service_pb2_grpc import TaskServiceStub
 from hopper.router.v1.work_service_pb2_grpc import WorkServiceStub
+from hopper_common.database import Database
 from hopper_common.host import Ready, installed_services, serve
 from hopper_common.settings import HostSettings
+from hopper_router import app
+from hopper_router.model import InstanceState
+from hopper_router.registry_client import RegistryClient
 from tests.channels import separate_channel
 from tests.router.harness import ROOT, Code, Reason, State, refusal, until
 
@@ -33,11 +39,23 @@ MINE = instance_pb2.InstanceConfig(members=["ann"])
 
 
 class Hopper:
-    """A whole Hopper on its own directory."""
+    """
+    A whole Hopper on its own directory.
 
-    def __init__(self, directory: Path) -> None:
+    Attributes:
+        copy: The router's copy of the registry, which has patience with a registry on a slow machine.
+    """
+
+    copy: RegistryClient
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._settings = HostSettings(data_dir=directory, drain_timeout=timedelta(seconds=1))
         self._stack = AsyncExitStack()
+        monkeypatch.setattr(app, "RegistryClient", self._opened)
+
+    def _opened(self, channel: grpc.aio.Channel, db: Database) -> RegistryClient:
+        self.copy = RegistryClient(channel, db, ask_timeout=timedelta(seconds=60))
+        return self.copy
 
     async def start(self) -> None:
         channel = await self._stack.enter_async_context(
@@ -70,6 +88,17 @@ class Hopper:
         request = instance_service_pb2.CreateInstanceRequest(instance_id=id_, instance=made)
         name = (await self.instances.CreateInstance(request)).instance.name
         await self.instances.StartInstance(instance_service_pb2.StartInstanceRequest(name=name))
+        return name
+
+    async def running(self, id_: str, scope: Any, parent: str = ROOT, **fields: Any) -> str:
+        """Create and start one, and wait until the router has heard that it runs."""
+        name = await self.instance(id_, scope, parent, **fields)
+
+        async def runs() -> bool:
+            assert await self.copy.refresh_instance(name)
+            return self.copy.current.instances[name].state is InstanceState.RUNNING
+
+        await until(runs)
         return name
 
     async def state_of(self, instance: str) -> Any:
@@ -123,9 +152,9 @@ async def _served(settings: HostSettings) -> AsyncIterator[None]:
 
 
 @pytest.fixture
-async def hopper(no_safety_net: None) -> AsyncIterator[Hopper]:
+async def hopper(no_safety_net: None, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Hopper]:
     with tempfile.TemporaryDirectory(prefix="hopper-") as directory:
-        made = Hopper(Path(directory) / "h")
+        made = Hopper(Path(directory) / "h", monkeypatch)
         await made.start()
         yield made
         await made.stop()
@@ -172,13 +201,8 @@ async def test_a_project_that_goes_on_wakes_its_workers(hopper: Hopper) -> None:
 
 async def test_a_run_stops_when_its_work_is_done_and_is_archived_in_its_parent(hopper: Hopper) -> None:
     web = await hopper.project("web", "html")
-    team = await hopper.instance("web", instance_pb2.SCOPE_PROJECT, project=web)
-    run = await hopper.instance("run", instance_pb2.SCOPE_ORCHESTRATION, team)
-
-    async def running() -> bool:
-        return bool((await hopper.state_of(run)).state == Instance.STATE_RUNNING)
-
-    await until(running)
+    team = await hopper.running("web", instance_pb2.SCOPE_PROJECT, project=web)
+    run = await hopper.running("run", instance_pb2.SCOPE_ORCHESTRATION, team)
     big: dict[str, Any] = {"required_capabilities": ["html"], "estimated_effort": timedelta(hours=9)}
     first = await hopper.placed("first", **big)
     (worked,) = await hopper.claim(run)
@@ -207,8 +231,8 @@ async def test_a_run_stops_when_its_work_is_done_and_is_archived_in_its_parent(h
 
 async def test_stopping_the_team_stops_everything_below(hopper: Hopper) -> None:
     web = await hopper.project("web", "html")
-    team = await hopper.instance("web", instance_pb2.SCOPE_PROJECT, project=web)
-    run = await hopper.instance("run", instance_pb2.SCOPE_ORCHESTRATION, team)
+    team = await hopper.running("web", instance_pb2.SCOPE_PROJECT, project=web)
+    run = await hopper.running("run", instance_pb2.SCOPE_ORCHESTRATION, team)
     task = await hopper.placed(required_capabilities=["html"], estimated_effort=timedelta(hours=9))
     assert task.state == State.STATE_DELEGATED
     await hopper.instances.StopInstance(instance_service_pb2.StopInstanceRequest(name=team))

@@ -11,6 +11,7 @@ has the role.
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ log = structlog.get_logger(__name__)
 
 ROLE: Final = "federation"
 AGAIN_AFTER: Final = 1.0
+TAKING_OVER_SECONDS: Final = 5.0
+"""How long a call waits while it is not known who has the role: the role is somewhere else, or here again, by then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,7 @@ class Succession:
         self._now: Running | None = None
         self._settled = asyncio.Event()  # it is known who has the role, for the first time
         self._started = asyncio.Event()
+        self._known = asyncio.Event()  # it is known who has the role, now
         self._leading: asyncio.Task[None] | None = None
 
     @property
@@ -109,16 +113,24 @@ class Succession:
         for measure in () if self._now is None else self._now.measures:
             yield from measure()
 
-    def servicer(self, service: str) -> Any:
+    async def servicer(self, service: str) -> Any:
         """
-        Who answers.
+        Who answers. While the role is on its way, that is waited for: a process that was cut off from the database for
+        a moment has it again in the next.
 
         Raises:
-            ServiceUnavailable: Another process does.
+            ServiceUnavailable: Another process does, or it is not known yet who will.
         """
         if self._now is None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TAKING_OVER_SECONDS):
+                    await self._known.wait()
+        if self._now is None:
             raise ServiceUnavailable(
-                "another process of this Hopper is its federation service now: ask that one", service=ROLE
+                "another process of this Hopper is its federation service now: ask that one"
+                if self._known.is_set()
+                else "this Hopper's federation service is being taken over: try again in a moment",
+                service=ROLE,
             )
         return next(each.servicer for each in self._now.registered if each.full_name == service)
 
@@ -152,15 +164,18 @@ class Succession:
             await asyncio.gather(self._leading, return_exceptions=True)
 
     def _stand_by(self) -> None:
+        self._known.set()
         if not self._settled.is_set():
             log.warning("another process of this Hopper is its federation service: this one stands by")
             self._settled.set()
 
     async def _serve(self) -> None:
+        self._known.clear()
         async with AsyncExitStack() as stack:
             running = await self._opened(stack)
             self._now = running
             self._settled.set()
+            self._known.set()
             try:
                 await self._started.wait()
                 async with asyncio.TaskGroup() as group:
@@ -171,6 +186,7 @@ class Succession:
                 raise failures.exceptions[0] from None
             finally:
                 self._now = None
+                self._known.clear()
 
     async def _opened(self, stack: AsyncExitStack) -> Running:
         """Who takes over may find the port still held, by one that hangs: then it is tried again."""
@@ -200,10 +216,11 @@ class _Front:
 
 def _forwarding(succession: Succession, service: str, method: MethodDescriptor) -> Callable[..., Any]:
     async def answer(request: Any, context: Any) -> Any:
-        return await getattr(succession.servicer(service), method.name)(request, context)
+        return await getattr(await succession.servicer(service), method.name)(request, context)
 
     async def stream(request: Any, context: Any) -> AsyncGenerator[Any]:
-        async with aclosing(getattr(succession.servicer(service), method.name)(request, context)) as answers:
+        servicer = await succession.servicer(service)
+        async with aclosing(getattr(servicer, method.name)(request, context)) as answers:
             async for each in answers:
                 yield each
 

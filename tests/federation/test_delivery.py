@@ -82,7 +82,9 @@ async def test_a_task_crosses_and_its_result_comes_back(tmp_path: Path) -> None:
         await trusts(bob, alice)
         made = await offer(alice, bob, 3)
         await comes_to(alice, Role.OUT, made, State.ACCEPTED)
-        assert alice.slots == {bob.install_id: 7}
+        await until(
+            lambda: alice.slots == {bob.install_id: 7}
+        )  # told after what else the answer said is durable
         assert await states(bob, Role.IN, made) == [State.ACCEPTED] * 3
         chores = await bob.desks.read(lambda rows: rows.errands(0.0, 10))
         assert [(chore.delegation.id, chore.errand.task) for chore in chores] == [

@@ -5,7 +5,7 @@ import secrets
 import sqlite3
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import grpc
@@ -238,10 +238,9 @@ async def test_nobody_there_is_said_so(alice: RunningFederation, bob: RunningFed
 
 
 @pytest.fixture
-async def late(place: Path) -> AsyncIterator[RunningFederation]:
+async def late(place: Path, clock: ManualClock) -> AsyncIterator[RunningFederation]:
     """A Hopper whose clock is six minutes ahead."""
-    clock = ManualClock(datetime.now(UTC) + timedelta(minutes=6))
-    running = RunningFederation(place / "late", clock)
+    running = RunningFederation(place / "late", ManualClock(clock.now() + timedelta(minutes=6)))
     await running.start()
     yield running
     await running.close()

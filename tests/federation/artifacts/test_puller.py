@@ -94,11 +94,20 @@ class Pair:
             task.cancel()
             await asyncio.wait([task])
 
-    async def pulled(self, condition: Callable[[dict[str, File]], object] | None = None) -> dict[str, File]:
-        """Pull until nothing is wanted, or something else holds of the files beside the task, by name."""
+    async def pulled(
+        self, condition: Callable[[dict[str, File]], object] | None = None, *, refusals: int = 0
+    ) -> dict[str, File]:
+        """
+        Pull until nothing is wanted, or something else holds of the files beside the task, by name.
+
+        Args:
+            refusals: How many must have been told of, too: that comes after they are written down.
+        """
         met = condition or (lambda files: not any(file.wanted for file in files.values()))
         async with self.pulling():
-            return await self.files_when(met)
+            files = await self.files_when(met)
+            await until(lambda: len(self.refused) >= refusals)
+            return files
 
     async def files_when(self, condition: Callable[[dict[str, File]], object]) -> dict[str, File]:
         """The files beside the task, by name, once that holds."""
@@ -282,7 +291,7 @@ async def test_what_has_another_hash_or_length_is_thrown_away_and_told(pair: Pai
     await pair.bob_has(b"fine")
     await pair.result_names([artifact("a", signed)])
     pair.bob.owed = saying(served)
-    found = await pair.pulled()
+    found = await pair.pulled(refusals=1)
     assert (found["a"].stored, found["a"].problem) == (False, Problem.WRONG)
     assert pair.refused == ["a"]
     assert pair.left == 0
@@ -328,7 +337,7 @@ async def test_content_that_goes_on_changing_is_refused(pair: Pair) -> None:
     incoming.write(signed[:PIECE])
     incoming.close()
     pair.bob.owed = saying(os.urandom(3 * PIECE), os.urandom(3 * PIECE))
-    found = await pair.pulled()
+    found = await pair.pulled(refusals=1)
     assert found["a"].problem is Problem.WRONG
     assert pair.asked.offsets == [PIECE, 0]
     assert (pair.refused, pair.left) == (["a"], 0)

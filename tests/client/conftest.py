@@ -3,8 +3,15 @@ from pathlib import Path
 
 import pytest
 
-from hopper_client import AsyncHopper
+from hopper_client import AsyncHopper, presence, shift
 from tests.client.router import Router, RunningRouter
+
+
+@pytest.fixture(autouse=True)
+def _time_to_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a worker says last is waited for, however busy the machine is: a person would not have the patience."""
+    monkeypatch.setattr(shift, "RELEASE_TIMEOUT", 60.0)
+    monkeypatch.setattr(presence, "LEAVE_TIMEOUT", 60.0)
 
 
 @pytest.fixture

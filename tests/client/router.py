@@ -5,13 +5,13 @@ and fencing tokens, first answers for repeated requests, watches that resume. Th
 """
 
 import asyncio
-import time
+import contextlib
 from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import grpc.aio
 from google.protobuf.duration_pb2 import Duration
@@ -42,6 +42,8 @@ from hopper_common.rpc.server import HopperServer, Registered, build_server
 
 M = TypeVar("M", bound=Message)
 Context = grpc.aio.ServicerContext[Any, Any]
+
+TICK = 0.02
 
 OPEN = {Task.STATE_SUBMITTED, Task.STATE_QUEUED, Task.STATE_RUNNING, Task.STATE_INPUT_REQUIRED}
 
@@ -129,7 +131,13 @@ class Calls:
 
 
 class Router:
-    """The state, which outlives its servers."""
+    """
+    The state, which outlives its servers.
+
+    Attributes:
+        age: Seconds that leases have aged. It grows by ticks of the event loop that the workers share, so that no lease
+            runs out because this process was held up: a worker could have done nothing about that.
+    """
 
     def __init__(self) -> None:
         self.calls = Calls()
@@ -149,6 +157,13 @@ class Router:
         self._tokens: dict[str, int] = {}
         self._generation = 0
         self.breaks = asyncio.Event()
+        self.age = 0.0
+
+    async def grow_older(self) -> NoReturn:
+        """Let leases age, for ever."""
+        while True:
+            await asyncio.sleep(TICK)
+            self.age += TICK
 
     # Tasks.
 
@@ -188,13 +203,13 @@ class Router:
 
     def expire(self, name: str) -> None:
         """Let the lease of a task run out now."""
-        self._leases[name] = 0.0
+        self._leases[name] = self.age
         self._expire()
 
     def _expire(self) -> None:
         for name, end in list(self._leases.items()):
             task = self.tasks[name]
-            if end <= time.monotonic() and task.state == Task.STATE_RUNNING:
+            if end <= self.age and task.state == Task.STATE_RUNNING:
                 self._drop_claim(task, "EXPIRE")
 
     def _drop_claim(self, task: Task, kind: str) -> None:
@@ -227,7 +242,7 @@ class Router:
         return claimed
 
     def _extend(self, task: Task, lease: Duration) -> None:
-        self._leases[task.name] = time.monotonic() + lease.ToTimedelta().total_seconds()
+        self._leases[task.name] = self.age + lease.ToTimedelta().total_seconds()
 
     def held(self, claim: work_service_pb2.ClaimRef) -> Task:
         self._expire()
@@ -269,7 +284,7 @@ class Router:
         task = self.tasks[name]
         task.state = Task.STATE_RUNNING
         task.input.answer = text
-        self._leases[name] = time.monotonic() + 60
+        self._leases[name] = self.age + 60
         self.record("ANSWER", task)
         await self.notify()
 
@@ -540,6 +555,7 @@ class RunningRouter:
         self.socket = socket
         self.address = f"unix:{socket}"
         self._server: HopperServer | None = None
+        self._ageing: asyncio.Task[NoReturn] | None = None
 
     async def start(self) -> None:
         router = self.router
@@ -568,9 +584,15 @@ class RunningRouter:
         self._server = build_server([Registered.of(*service) for service in services])
         listen_unix(self._server, self.socket)
         await self._server.start()
+        self._ageing = asyncio.create_task(router.grow_older())
 
     async def stop(self) -> None:
         """Stop at once: calls under way are cut."""
         if self._server is not None:
             await self._server.stop(0)
             self._server = None
+        if self._ageing is not None:
+            self._ageing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._ageing
+            self._ageing = None

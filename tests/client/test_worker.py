@@ -19,6 +19,7 @@ from hopper_client import (
     Unreachable,
     Worker,
     WorkerStats,
+    polling,
 )
 from hopper_client.claims import Claims
 from tests.client.router import Down, Router, RunningRouter, raising
@@ -302,7 +303,10 @@ async def test_stop_drains(router: Router, hopper: AsyncHopper) -> None:
     assert len(router.in_state(Task.STATE_QUEUED)) == 1
 
 
-async def test_what_a_claim_brings_after_stop_is_released(router: Router, hopper: AsyncHopper) -> None:
+async def test_what_a_claim_brings_after_stop_is_released(
+    router: Router, hopper: AsyncHopper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(polling, "POLL_GRACE", 60.0)
     async with working(worker := Worker(hopper, QUEUE, echo)) as run:
         await router.calls.wait_for("ClaimTasks", 1)
         worker.stop()

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 _SHORTEST_INTERVAL = 0.1
 _SHORTEST_TIME_TO_LIVE = timedelta(seconds=1)
+LEAVE_TIMEOUT = 1.0
 
 
 async def keep_present(projects: "ProjectServiceAsyncStub", describe: Callable[[], Worker]) -> NoReturn:
@@ -44,6 +45,6 @@ async def leave(projects: "ProjectServiceAsyncStub", worker: Worker) -> None:
     worker.running = 0
     worker.time_to_live.CopyFrom(to_proto(_SHORTEST_TIME_TO_LIVE))
     try:
-        await projects.Heartbeat(HeartbeatRequest(worker=worker), timeout=1.0)
+        await projects.Heartbeat(HeartbeatRequest(worker=worker), timeout=LEAVE_TIMEOUT)
     except HopperError as error:
         log.info("the registry was not told that %s goes: %s", worker.name, error.message)

@@ -34,7 +34,7 @@ Handler = Callable[[TaskContext], Awaitable[bytes | str | None]]
 MOST_RESULT_BYTES = 1024 * 1024
 MOST_UNANSWERED = 2000
 """Ends on their way, beyond which no more tasks are taken."""
-RELEASE_TIMEOUT = 2.0
+RELEASE_TIMEOUT = 5.0
 
 
 @dataclass(slots=True)

@@ -51,7 +51,7 @@ Made = Callable[[str], Awaitable[None]]
 
 _DEBIAN: Final = Path("/usr/lib/postgresql")
 _STOP_SIGNALS: Final = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
-_PATIENCE_SECONDS: Final = 60.0
+_PATIENCE_SECONDS: Final = 240.0
 _SETTINGS: Final = {
     "listen_addresses": "",
     "max_connections": "100",
@@ -107,7 +107,7 @@ class PostgresServer:
         """
         name = f"{self._prefix}_{next(self._numbers)}"
         template = "template0" if made_by is None else self._template(made_by)
-        self.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+        _wait_until(lambda: self._copied(template, name), f"{template} stays in use: it cannot be copied")
         return self.url(name)
 
     def drop(self, url: str) -> None:
@@ -122,13 +122,20 @@ class PostgresServer:
         """Run one statement as an administrator; returns its first value. Blocks."""
 
         async def run() -> Any:
-            connection = await asyncpg.connect(self.url(database), timeout=10)
+            connection = await asyncpg.connect(self.url(database), timeout=_PATIENCE_SECONDS)
             try:
                 return await connection.fetchval(statement)
             finally:
                 await connection.close()
 
         return _blocking(run)
+
+    def _copied(self, template: str, name: str) -> bool:
+        try:
+            self.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+        except asyncpg.ObjectInUseError:  # whoever filled it has closed, and the server is slow to let go
+            return False
+        return True
 
     def _template(self, made_by: Made) -> str:
         if made_by not in self._templates:
@@ -225,8 +232,8 @@ class OwnServer(PostgresServer):
 
     def crash(self) -> None:
         """Kill -9 of all of its processes at once, as when the machine loses power but for the disk's cache."""
-        children = _children(self.pid)
-        self._end(signal.SIGKILL, *children)
+        os.kill(self.pid, signal.SIGSTOP)  # or it would begin a child after we have looked
+        self._end(signal.SIGKILL, *_children(self.pid))
 
     def remove(self) -> None:
         """End it, and take its data away, if that is not to be kept."""
@@ -259,7 +266,7 @@ class OwnServer(PostgresServer):
         while not self._answers():
             waited = time.monotonic() - begun
             begun_by_keeper = _children(keeper)  # nothing: on a busy machine it has not come to that yet
-            ended = waited > (2 if begun_by_keeper else 15) and not any(map(_running, begun_by_keeper))
+            ended = waited > (2 if begun_by_keeper else 60) and not any(map(_running, begun_by_keeper))
             if ended or waited > _PATIENCE_SECONDS:
                 tail = self.log_path.read_text(errors="replace")[-2_000:]
                 raise NoServerError(f"{self.description} does not start:\n{tail}")

@@ -46,8 +46,8 @@ _READY = re.compile(
     r"^hopper \((?P<services>[^)]*)\) listens on (?P<addresses>.*); data in (?P<data>.*); pid (?P<pid>\d+)$"
 )
 
-START_SECONDS = 100.0
-STOP_SECONDS = 100.0
+START_SECONDS = 240.0
+STOP_SECONDS = 240.0
 
 
 class NotStarted(Exception):
@@ -144,10 +144,11 @@ class HopperProcess:
         Raises:
             NotStarted: It ended instead, or was not ready in time (and has been killed).
         """
-        ready = _READY.match(self._first_line(self._launched + timeout))
+        deadline = self._launched + timeout
+        ready = _READY.match(self._first_line(deadline))
         self.start_seconds = time.monotonic() - self._launched
         if ready is None:
-            raise NotStarted(self._reap(), self.complaint(after=self._logged))
+            raise NotStarted(self._reap(deadline), self.complaint(after=self._logged))
         self.addresses = ready["addresses"].split(" and ")
         return self
 
@@ -263,10 +264,10 @@ class HopperProcess:
                 line += some
         return line.decode(errors="replace").rstrip("\n")
 
-    def _reap(self) -> int | None:
+    def _reap(self, deadline: float) -> int | None:
         """The exit code of a process that did not become ready; None if it had to be killed."""
         try:
-            return self.wait(1.0)
+            return self.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             self.kill()
             return None

@@ -141,7 +141,7 @@ class ChaosProxy:
     ) -> None:
         assert self._server is not None
         self._server.close()
-        self._close_all()
+        self.down()  # also for who was let in, and is not being served yet
         await asyncio.gather(*self._open, return_exceptions=True)
         await self._server.wait_closed()
 

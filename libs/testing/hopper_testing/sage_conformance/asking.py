@@ -15,7 +15,7 @@ INSTANCE: Final = "instances/sage-conformance"
 WEB: Final = "projects/sage-conformance-web"
 BILLING: Final = "projects/sage-conformance-billing"
 OPS: Final = "projects/sage-conformance-ops"
-WITHIN: Final = timedelta(seconds=5)
+WITHIN: Final = timedelta(seconds=20)
 
 _ABOUT: Final = {
     WEB: ("Web shop", "the shop's pages: layout, login form, images, style sheets"),

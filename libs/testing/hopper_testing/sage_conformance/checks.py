@@ -107,8 +107,11 @@ async def in_time(sage: Sage) -> None:
         )
         return time.monotonic() - start
 
-    slowest = max(await asyncio.gather(*(ask() for _ in range(8))))
-    hold(slowest <= within.total_seconds(), f"it had a second to answer, and took {slowest:.2f} s")
+    for _ in range(3):  # a machine that stands still for a moment makes any Sage late, but not each time
+        slowest = max(await asyncio.gather(*(ask() for _ in range(8))))
+        if slowest <= within.total_seconds():
+            return
+    raise Broken(f"it had a second to answer, and took {slowest:.2f} s")
 
 
 # The same again.
@@ -119,7 +122,7 @@ async def same_answer(sage: Sage) -> None:
     for request in (asking.easy(), asking.torn()):
         first = await sage.decide(request)
         hold(await sage.decide(request) == first, "the same question got another answer")
-        request.answer_within.CopyFrom(to_proto(timedelta(seconds=3)))
+        request.answer_within.CopyFrom(to_proto(asking.WITHIN / 2))
         hold(
             await sage.decide(request) == first,
             "the same question with another answer_within got another answer",

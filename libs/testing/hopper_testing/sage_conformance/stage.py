@@ -17,16 +17,17 @@ import grpc.aio
 
 from hopper.sage.v1 import advice_pb2, sage_service_pb2
 from hopper.sage.v1.sage_service_pb2_grpc import SageServiceStub
-from hopper_common.rpc.channel import open_channel
+from hopper_common.rpc.address import check_address
+from hopper_common.rpc.channel import OPTIONS
 from hopper_common.timestamps import from_proto
 from hopper_testing.sage_conformance.checking import Broken, NotApplicable, answered
 
 if TYPE_CHECKING:  # it is in the type stubs only
     from hopper.sage.v1.sage_service_pb2_grpc import SageServiceAsyncStub
 
-START_SECONDS: Final = 30.0
-STOP_SECONDS: Final = 30.0
-TIMEOUT: Final = 30.0
+START_SECONDS: Final = 100.0
+STOP_SECONDS: Final = 60.0
+TIMEOUT: Final = 60.0
 
 _SERVICE: Final = "/hopper.sage.v1.SageService/"
 
@@ -128,7 +129,7 @@ class Sage:
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
-        self._channel = open_channel(stage.address)
+        self._channel = _separate_channel(stage.address)
         self.stub: SageServiceAsyncStub = SageServiceStub(self._channel)
 
     @classmethod
@@ -191,7 +192,7 @@ class Sage:
         await asyncio.to_thread(self._stage.restart, kill=kill)
         # Of the old connection nothing is left, and the new one does not wait for it to notice.
         await self._channel.close()
-        self._channel = open_channel(self._stage.address)
+        self._channel = _separate_channel(self._stage.address)
         self.stub = SageServiceStub(self._channel)
         await self._ready()
 
@@ -205,3 +206,9 @@ class Sage:
             raise Broken(
                 f"no Sage answers at {self._stage.address}: {error.code().name}, {error.details()}"
             ) from error
+
+
+def _separate_channel(address: str) -> grpc.aio.Channel:
+    """One with a connection of its own: others are shared by address, also with who was stopped a moment ago."""
+    options = [*OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
+    return grpc.aio.insecure_channel(check_address(address), options=options)

@@ -70,7 +70,8 @@ async def closed_loop(call: Call, callers: int, seconds: float, *, each: int = 1
 
     async def caller() -> None:
         nonlocal number
-        while number < calls_left and (begin := time.perf_counter()) < end:
+        # The first call is made also by a machine that stood still until time was up.
+        while number < calls_left and ((begin := time.perf_counter()) < end or not number):
             mine, number = number, number + 1
             await call(mine)
             latencies.append(time.perf_counter() - begin)

@@ -166,7 +166,7 @@ def sqlite_insert(connection: sqlite3.Connection, rows: int, seconds: float) -> 
     statement = f"INSERT INTO slim {_COLUMNS} VALUES (NULL, 'q', 1, 50, ?, 0, ?)"
     latencies: list[float] = []
     start = time.perf_counter()
-    while (begin := time.perf_counter()) < start + seconds:
+    while (begin := time.perf_counter()) < start + seconds or not latencies:
         connection.execute("BEGIN IMMEDIATE")
         connection.executemany(statement, [(number, BODY) for number in range(rows)])
         connection.execute("COMMIT")

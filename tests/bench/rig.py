@@ -225,7 +225,7 @@ class Rig:
 
 async def _knows_projects(router: Router) -> None:
     """Wait until the router has heard of the projects: it takes tasks in before, and places none."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         # Nothing tells when.
         while not (await router.tasks.SubmitTask(message.submit(0))).task.project:  # noqa: ASYNC110
             await asyncio.sleep(0.05)

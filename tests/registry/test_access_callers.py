@@ -21,9 +21,9 @@ from hopper_common.auth.directory import Directory
 from hopper_common.auth.follow import AccessFollower
 from hopper_common.identity.store import IdentityStore
 from hopper_common.identity.tls import open_secure_channel
-from hopper_common.rpc.channel import open_channel
 from hopper_common.timestamps import from_proto
 from hopper_testing.clock import ManualClock
+from tests.channels import separate_channel
 from tests.registry.harness import RunningRegistry, refusal
 from tests.registry.test_access import ROOT, add, add_agent, keys, make_key, revoke, role, update
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # they are in the type stubs only
     from hopper.registry.v1.instance_service_pb2_grpc import InstanceServiceAsyncStub
 
 CODE = grpc.StatusCode
-PATIENCE = 30
+PATIENCE = 60
 ME = asvc.WhoAmIRequest()
 
 
@@ -67,7 +67,7 @@ async def registry(tmp_path: Path) -> AsyncIterator[RunningRegistry]:
 
 async def calling(registry: RunningRegistry, credential: str) -> Caller:
     port = next(address for address in registry.addresses if address.startswith("127.0.0.1:"))
-    return Caller(await registry.keep(open_channel(port)), credential)
+    return Caller(await registry.keep(separate_channel(port)), credential)
 
 
 async def ada(registry: RunningRegistry, *bindings: RoleBinding) -> tuple[Caller, str]:

@@ -29,7 +29,7 @@ from tests.registry.harness import RunningRegistry, refusal
 from tests.registry.test_access import add, make_key, revoke, update
 
 CODE = grpc.StatusCode
-PATIENCE = 30
+PATIENCE = 60
 OWNER = Caller(OWNER_NAME, Kind.OWNER, credential="socket")
 
 Message = asvc.WatchAccessResponse

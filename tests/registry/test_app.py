@@ -14,6 +14,7 @@ from hopper.registry.v1.instance_service_pb2 import GetInstanceRequest
 from hopper.registry.v1.instance_service_pb2_grpc import InstanceServiceStub
 from hopper_common.rpc.channel import open_channel
 from hopper_registry.app import SERVICE
+from hopper_testing.processes import START_SECONDS
 
 
 def test_hosts_find_the_service_by_its_entry_point() -> None:
@@ -30,7 +31,7 @@ async def test_the_module_runs_the_service_until_it_is_told_to_stop(tmp_path: Pa
         stdout=asyncio.subprocess.PIPE,
     )
     assert process.stdout is not None
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(START_SECONDS):
         assert b"registry" in await process.stdout.readline()
         async with open_channel(f"unix:{tmp_path}/registry.sock") as channel:
             health = await health_pb2_grpc.HealthStub(channel).Check(

@@ -25,8 +25,8 @@ from hopper.registry.v1.project_service_pb2 import (
 from hopper.registry.v1.project_service_pb2_grpc import ProjectServiceStub
 from hopper_common.identity.store import IdentityStore
 from hopper_common.identity.tls import open_secure_channel
-from hopper_common.rpc.channel import open_channel
 from hopper_testing.clock import ManualClock
+from tests.channels import separate_channel
 from tests.registry.harness import RunningRegistry, refusal, violations
 from tests.registry.test_access import add, make_key, role
 
@@ -148,7 +148,7 @@ async def test_no_admin_sets_a_border_by_hand(open_registry: RunningRegistry) ->
     await add(open_registry, bindings=[role("ADMIN")])
     key = (await make_key(open_registry)).secret
     port = next(address for address in open_registry.addresses if address.startswith("127.0.0.1:"))
-    ada: ProjectServiceAsyncStub = ProjectServiceStub(await open_registry.keep(open_channel(port)))
+    ada: ProjectServiceAsyncStub = ProjectServiceStub(await open_registry.keep(separate_channel(port)))
     await assert_may_not_set_a_border(open_registry, ada, (("authorization", f"Bearer {key}"),))
 
 

@@ -61,7 +61,7 @@ async def test_of_many_who_take_a_name_at_both_one_gets_it(replicas: Replicas) -
 
 async def test_who_watches_one_sees_what_happens_at_the_other(replicas: Replicas) -> None:
     first, second = replicas
-    async with watching(second) as responses, asyncio.timeout(30):
+    async with watching(second) as responses, asyncio.timeout(60):
         assert (await anext(responses)).HasField("snapshot_complete")
         await register(first)
         assert (await anext(responses)).changed.name == "projects/web"

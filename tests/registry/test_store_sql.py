@@ -12,7 +12,6 @@ from hopper_registry import instances, projects
 from hopper_registry.errors import ProjectNotFound
 from hopper_registry.model import (
     ROOT,
-    TREE_LIMIT,
     Executor,
     Instance,
     InstanceSpec,
@@ -85,21 +84,26 @@ async def test_many_heartbeats_share_few_commits(registry: Registry, db: FaultyD
     version = await registry.read(lambda store: store.version)
     commits = db.committed.count
     await asyncio.gather(*map(beat, workers))
-    assert db.committed.count - commits < 20
+    assert db.committed.count - commits < len(workers) / 4
     assert await registry.read(lambda store: store.version) == version
 
 
-async def test_a_tree_that_is_too_large_is_refused_rather_than_cut(registry: Registry) -> None:
+async def test_a_tree_that_is_too_large_is_refused_rather_than_cut(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = 100  # as many as there may be take minutes to make on a slow machine
+    monkeypatch.setattr(instances, "TREE_LIMIT", most)
+
     def grow(store: SqlStore, first: int, last: int) -> None:
         for number in range(first, last):
             spec = InstanceSpec(Scope.EVENT, ROOT, display_name="e")
             store.save_instance(Instance(f"instances/e{number}", spec, 1, store.now, store.now))
 
     await registry.write(instances.ensure_root)
-    await registry.write(lambda store: grow(store, 1, TREE_LIMIT))
+    await registry.write(lambda store: grow(store, 1, most))
     tree = await registry.read(lambda store: instances.tree(store, "", terminated=False))
-    assert len(tree) == TREE_LIMIT
-    await registry.write(lambda store: grow(store, TREE_LIMIT, TREE_LIMIT + 1))
+    assert len(tree) == most
+    await registry.write(lambda store: grow(store, most, most + 1))
     with pytest.raises(InvalidArgument) as refused:
         await registry.read(lambda store: instances.tree(store, "", terminated=False))
     assert [violation.field for violation in refused.value.violations] == ["root"]

@@ -222,6 +222,14 @@ class Router:
         """Let the router follow what changed in the registry."""
         await self.clockwork.follow()
 
+    async def followed(self) -> None:
+        """Wait until its loop has heard of what changed in the registry, which wakes everybody who waits."""
+
+        async def caught_up() -> bool:
+            return self.clockwork._followed is self.registry.current
+
+        await until(caught_up)
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """The router's loops run by themselves meanwhile."""
@@ -257,7 +265,13 @@ class Router:
 
     async def found(self, **fields: Any) -> list[pb.Task]:
         """Every open task that matches, newest first."""
-        return list((await self.tasks.ListTasks(task_svc.ListTasksRequest(page_size=1000, **fields))).tasks)
+        request, found = task_svc.ListTasksRequest(page_size=1000, **fields), list[pb.Task]()
+        while True:
+            page = await self.tasks.ListTasks(request)
+            found += page.tasks
+            request.page_token = page.next_page_token
+            if not request.page_token:
+                return found
 
     async def claim(self, queue: str, worker: str = "ann", **fields: Any) -> list[pb.Task]:
         """Claim what is ready."""

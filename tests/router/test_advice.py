@@ -48,7 +48,7 @@ LLM = """
 strategy: hybrid
 stages:
   - {use: rules, threshold: 0.8}
-  - {use: llm, threshold: 0.6, deadline: 2s}
+  - {use: llm, threshold: 0.6, deadline: 60s}
 """
 
 
@@ -261,7 +261,7 @@ async def test_without_an_answer_the_best_so_far_stands(world: World, fault: Beh
 
 
 async def test_an_llm_that_is_slow_costs_its_deadline_and_no_more(world: World) -> None:
-    await world.policy(LLM.replace("2s", "100ms"))
+    await world.policy(LLM.replace("60s", "100ms"))
     world.behaves(world.server.slow())
     async with asyncio.timeout(60):  # the server would never answer
         placed = await world.advise(await world.router.submit("something is odd"))
@@ -434,7 +434,7 @@ async def test_the_loop_asks_about_all_that_wait(world: World) -> None:
 
 
 async def test_who_submits_may_wait_for_it(world: World) -> None:
-    await world.policy(LLM + "wait: 5s")
+    await world.policy(LLM + "wait: 30s")
     async with running(world.adviser):
         answer = await world.router.submitted("something is odd")
     assert (answer.task.state, answer.task.project) == (State.STATE_QUEUED, API)
@@ -453,7 +453,7 @@ async def test_who_waits_at_one_router_is_answered_when_another_one_asks() -> No
         for router in (here, there):
             router.registry.project("api")
         async with advising(there, clock=SystemClock()) as world, running(world.adviser):
-            await world.policy(LLM + "wait: 10s")
+            await world.policy(LLM + "wait: 30s")
             await until(partial(_knows_the_policy, here))
             answer = await here.submitted("something is odd")
             assert (answer.task.state, answer.task.project) == (State.STATE_QUEUED, API)
@@ -645,7 +645,7 @@ async def sage(world: World) -> AsyncIterator[str]:
 
 
 def sage_policy(address: str, more: str = "") -> str:
-    return f"strategy: sage\nstages: [{{use: sage, address: '{address}', deadline: 5s{more}}}]\n"
+    return f"strategy: sage\nstages: [{{use: sage, address: '{address}', deadline: 60s{more}}}]\n"
 
 
 class AsksBack(sage_service_pb2_grpc.SageServiceServicer):

@@ -374,11 +374,12 @@ async def server(memory: Memory, tmp_path: Path) -> AsyncIterator[Neighbour]:
 
 
 @asynccontextmanager
-async def sending(server: Neighbour, router: Router, **options: timedelta) -> AsyncIterator[None]:
+async def sending(server: Neighbour, router: Router, **options: Any) -> AsyncIterator[None]:
     """A sender that runs, with waits short enough for tests."""
     quick = {"first_wait": MILLISECOND, "longest_wait": 20 * MILLISECOND, "linger": timedelta()}
+    patient = {"timeout": timedelta(seconds=60)}
     async with open_channel(server.address) as channel:
-        sender = EpisodeSender(channel, router, **{**quick, **options})
+        sender = EpisodeSender(channel, router, **{**quick, **patient, **options})
         running = asyncio.create_task(sender.run())
         try:
             yield
@@ -446,17 +447,26 @@ async def test_a_long_log_is_sent_in_order_and_in_batches(
 
 
 async def test_what_comes_soon_after_much_is_gathered(
-    server: Neighbour, router: Router, memory: Memory, monkeypatch: pytest.MonkeyPatch
+    server: Neighbour, router: Router, memory: Memory
 ) -> None:
-    monkeypatch.setattr(episodes, "_GATHER", 0.03)  # a hundred make it wait for 3 s
+    pauses: list[float] = []
+    gathering, enough = asyncio.Event(), asyncio.Event()
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        gathering.set()
+        await enough.wait()
+
     await router.decide(*range(1, 101))
-    async with sending(server, router, linger=timedelta(hours=1)):
-        await memory.called.wait(after=0)
+    async with sending(server, router, linger=timedelta(hours=1), pause=pause):
+        await gathering.wait()
         for number in (101, 104, 107):
             await router.decide(number, number + 1, number + 2)
+        enough.set()
         await router.until_sent()
 
     assert [len(names) for names in memory.requests] == [100, 9]
+    assert pauses[0] == 100 * episodes._GATHER
 
 
 async def test_one_that_comes_alone_is_sent_at_once(

@@ -82,7 +82,9 @@ class Notebook:
 
 
 @pytest.fixture
-async def memory(tmp_path: Path) -> AsyncIterator[RunningMemory]:
+async def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RunningMemory]:
+    # Otherwise those who are slow to learn, on a slow machine, are not waited for when feedback is given.
+    monkeypatch.setattr(memory_app, "Watchers", partial(Watchers, patience=timedelta(hours=1)))
     running = RunningMemory(tmp_path / "hopper", ManualClock())
     await running.start()
     yield running
@@ -224,13 +226,7 @@ async def test_what_a_decision_weighed_comes_back_with_how_it_went(memory: Runni
     )
 
 
-async def test_feedback_is_learned_when_it_is_answered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Otherwise those who are slow to learn, on a slow machine, are not waited for.
-    monkeypatch.setattr(memory_app, "Watchers", partial(Watchers, patience=timedelta(hours=1)))
-    memory = RunningMemory(tmp_path / "hopper", ManualClock())
-    await memory.start()
+async def test_feedback_is_learned_when_it_is_answered(memory: RunningMemory) -> None:
     numbers = range(50)
     await teach(memory, *numbers)
     first, second = Notebook(), Notebook()
@@ -245,7 +241,6 @@ async def test_feedback_is_learned_when_it_is_answered(
             assert first.positions[-1] == second.positions[-1] == 51 + number
     assert first.lessons == second.lessons
     assert first.positions == counted(100)
-    await memory.close()
 
 
 async def test_nothing_to_learn_is_up_to_date(memory: RunningMemory) -> None:

@@ -23,7 +23,6 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pytest
 from google.protobuf.message import Message
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -565,7 +564,6 @@ def owns(task: Task, token: int, now: datetime) -> bool:
     return True
 
 
-@pytest.mark.timeout(300)
 def test_whatever_happens_the_rows_stay_true(empty_router_db: Path) -> None:
     class OnThisDatabase(Machine):
         template = empty_router_db

@@ -400,11 +400,7 @@ async def test_of_hundreds_who_wait_one_gets_the_task_and_one_looks(
 ) -> None:
     router = live_router
     web = router.registry.project("web")
-
-    async def followed() -> bool:  # which wakes everybody: before they wait
-        return router.clockwork._followed is router.registry.current
-
-    await until(followed)
+    await router.followed()  # which wakes everybody: before they wait
     polls = [
         asyncio.ensure_future(router.claim(web, f"w{number}", wait=Duration(seconds=30)))
         for number in range(300)

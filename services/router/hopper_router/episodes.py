@@ -23,7 +23,16 @@ memory would mend (a field it does not know) is waited out like any other troubl
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from datetime import timedelta
 from typing import Final, NamedTuple, Protocol
 
@@ -315,6 +324,7 @@ class EpisodeSender:
         longest_wait: The most it is doubled to.
         linger: The longest time that the log is let gather between two requests.
         timeout: How long memory may take for one request.
+        pause: How to let the log gather, for so many seconds.
     """
 
     def __init__(
@@ -326,6 +336,7 @@ class EpisodeSender:
         longest_wait: timedelta = timedelta(seconds=10),
         linger: timedelta = timedelta(milliseconds=500),
         timeout: timedelta = timedelta(seconds=10),
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._memory = EpisodicMemoryServiceStub(channel)
         self._source = source
@@ -333,6 +344,7 @@ class EpisodeSender:
         self._source_backoff = Backoff("episodes of the log", first=first_wait, longest=longest_wait)
         self._linger = linger.total_seconds()
         self._timeout = timeout.total_seconds()
+        self._pause = pause
         self._cursor: int | None = None
 
     async def run(self) -> None:
@@ -359,7 +371,7 @@ class EpisodeSender:
             await self._source.save_cursor(self._cursor)
             self._source_backoff.worked()
             if len(events) < MOST_ITEMS:
-                await asyncio.sleep(min(_GATHER * len(events), self._linger))
+                await self._pause(min(_GATHER * len(events), self._linger))
 
     def _start_over(self, error: ResumeTooOld) -> None:
         # The log was trimmed past us, or the database was restored from a backup and is behind us. What is

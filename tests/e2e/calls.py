@@ -78,9 +78,9 @@ def submit_request(title: str, request_id: str = "") -> SubmitTaskRequest:
 
 
 def claim_request(
-    worker: str, most: int = 1, *, lease: float = 60, wait: float = 0, request_id: str = "", task: str = ""
+    worker: str, most: int = 1, *, lease: float = 3600, wait: float = 0, request_id: str = "", task: str = ""
 ) -> ClaimTasksRequest:
-    """Work for one of the crew."""
+    """Work for one of the crew, for longer than any test takes unless it says otherwise."""
     request = ClaimTasksRequest(queue=CREW, worker=worker, max_tasks=most, request_id=request_id, task=task)
     request.lease_duration.FromTimedelta(timedelta(seconds=lease))
     request.wait.FromTimedelta(timedelta(seconds=wait))

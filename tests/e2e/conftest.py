@@ -48,7 +48,7 @@ def hopper(data_dir: Path, processes: list[HopperProcess]) -> HopperProcess:
 def client(hopper: HopperProcess) -> Iterator[Hopper]:
     """A client of `hopper`, which it starts."""
     hopper.start()
-    with Hopper(hopper.address) as connected:
+    with Hopper(hopper.address, timeout=60) as connected:
         yield connected
 
 

@@ -42,7 +42,7 @@ TEXT_HOLDERS: Final = ("alice/router.db", "alice/memory.db")
 HOLDERS: Final = {"policy label": ("alice/federation.db", "alice/registry.db", "alice/router.db")}
 """And what policies say: the registry shows it, and the router has a copy of what that knows."""
 
-PATIENCE: Final = 60
+PATIENCE: Final = 240
 
 POLICY: Final = """
 [[rule]]

@@ -58,7 +58,7 @@ class Curl:
             *arguments,
             url + path,
         ]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
 
     def lines(self, *arguments: str) -> list[str]:
         done = self.run(*arguments)

@@ -41,7 +41,7 @@ def test_it_takes_tasks_when_it_says_so_and_needs_little_memory(
     with connected(hopper.address) as stubs:
         # No retries: what is ready must be ready.
         answer = stubs.tasks.SubmitTask(
-            SubmitTaskRequest(parent=ROOT, spec=TaskSpec(title="first")), timeout=5
+            SubmitTaskRequest(parent=ROOT, spec=TaskSpec(title="first")), timeout=60
         )
     accepted = time.monotonic() - began
     assert answer.task.state == Task.STATE_SUBMITTED
@@ -254,7 +254,7 @@ def test_a_second_signal_does_not_wait_for_calls_in_flight(hopper: HopperProcess
     with grpc.insecure_channel(hopper.address) as channel, connected(hopper.address) as stubs:
         call = unfinished_call(channel, release)  # kept: it is cancelled when nobody holds it
         name = stubs.tasks.SubmitTask(
-            SubmitTaskRequest(parent=ROOT, spec=TaskSpec(title="kept")), timeout=5
+            SubmitTaskRequest(parent=ROOT, spec=TaskSpec(title="kept")), timeout=60
         ).task.name
         health = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         assert next(health).status == health_pb2.HealthCheckResponse.SERVING

@@ -47,7 +47,7 @@ def test_a_key_in_the_environment_lets_in(
     process: HopperProcess, key: str, trusting: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOPPER_API_KEY", key)
-    with Hopper(process.tcp_address) as hopper:
+    with Hopper(process.tcp_address, timeout=60) as hopper:
         me = hopper.access.WhoAmI(WhoAmIRequest())
         assert (me.principal, me.credential) == ("principals/admin", f"key:{key.split('_')[1]}")
         assert hopper.submit("from far away").task.name
@@ -63,7 +63,7 @@ async def test_a_key_in_a_file_lets_in(
     file.touch(mode=0o600)
     file.write_text(f"{key}\n")
     monkeypatch.setenv("HOPPER_API_KEY_FILE", str(file))
-    async with AsyncHopper(process.tcp_address) as hopper:
+    async with AsyncHopper(process.tcp_address, timeout=60) as hopper:
         assert (await hopper.access.WhoAmI(WhoAmIRequest())).principal == "principals/admin"
         responses = hopper.tasks.WatchTasks(WatchTasksRequest())
         assert (await anext(aiter(responses))).ByteSize()
@@ -100,7 +100,10 @@ def test_a_key_file_of_the_command_counts_before_the_environment(
 def test_without_a_key_nobody_is_let_in_and_told_what_is_missing(
     process: HopperProcess, trusting: None
 ) -> None:
-    with Hopper(process.tcp_address) as hopper, pytest.raises(Unauthenticated, match="HOPPER_API_KEY"):
+    with (
+        Hopper(process.tcp_address, timeout=60) as hopper,
+        pytest.raises(Unauthenticated, match="HOPPER_API_KEY"),
+    ):
         hopper.projects.ListProjects(ListProjectsRequest())
 
 
@@ -138,7 +141,7 @@ def test_a_key_that_is_revoked_lets_in_no_more_and_ends_what_it_has_open(
     process: HopperProcess, key: str, trusting: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOPPER_API_KEY", key)
-    with Hopper(process.tcp_address) as far, Hopper(process.address) as owner:
+    with Hopper(process.tcp_address, timeout=60) as far, Hopper(process.address, timeout=60) as owner:
         watch = iter(far.tasks.WatchTasks(WatchTasksRequest()))
         assert next(watch).ByteSize()
         name = f"principals/admin/keys/{key.split('_')[1]}"

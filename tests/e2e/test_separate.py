@@ -20,7 +20,7 @@ from hopper.router.v1.task_pb2 import Task, TaskSpec
 from hopper.router.v1.task_service_pb2 import SubmitTaskRequest, SubmitTaskResponse
 from hopper.router.v1.work_service_pb2 import ClaimRef, CompleteTasksRequest, Completion
 from hopper_client import Hopper
-from hopper_common.errors import HopperError, NotFound
+from hopper_common.errors import HopperError, NotFound, Unavailable
 from hopper_common.rpc.errors import from_rpc_error
 from hopper_testing.processes import HopperProcess, occupied_port
 from tests.e2e.calls import (
@@ -103,7 +103,7 @@ def do_one(router: Stubs, title: str) -> tuple[str, str]:
     """Submit, claim and complete a task; returns its name and its decision's."""
     answer = router.tasks.SubmitTask(submit_request(title), timeout=60)
     assert answer.decision.project == CREW
-    (task,) = router.work.ClaimTasks(claim_request("w", wait=5), timeout=60).tasks
+    (task,) = router.work.ClaimTasks(claim_request("w", wait=30), timeout=60).tasks
     assert task.name == answer.task.name
     claim = ClaimRef(task=task.name, fencing_token=task.claim.fencing_token)
     done = router.work.CompleteTasks(CompleteTasksRequest(completions=[Completion(claim=claim)]), timeout=60)
@@ -117,7 +117,7 @@ def remembered(memory: Stubs, decisions: int) -> list[str]:
     def ended(episodes: list[Episode]) -> bool:
         return sum(episode.outcome == Episode.OUTCOME_SUCCEEDED for episode in episodes) >= decisions
 
-    return sorted(episode.decision for episode in eventually(lambda: crew_episodes(memory), ended, within=30))
+    return sorted(episode.decision for episode in eventually(lambda: crew_episodes(memory), ended))
 
 
 def test_the_main_job_works_in_three_processes(either_way: Parts) -> None:
@@ -142,7 +142,7 @@ def test_the_router_decides_without_the_registry_also_after_a_restart(parts: Par
         parts["registry"].kill()
         do_one(router, "without the registry")
         routed = router.tasks.SubmitTask(
-            SubmitTaskRequest(parent=ROOT, spec=TaskSpec(title="anyone")), timeout=10
+            SubmitTaskRequest(parent=ROOT, spec=TaskSpec(title="anyone")), timeout=60
         )
         assert (routed.decision.outcome, routed.task.project) == (Decision.OUTCOME_ROUTED, CREW)
         parts["router"].kill()
@@ -165,7 +165,14 @@ def test_the_router_decides_without_the_registry_also_after_a_restart(parts: Par
     with connected(parts["registry"].address) as registry, Hopper(parts["router"].address) as client:
         request = RegisterProjectRequest(project_id="new", project=Project(description="came later"))
         registry.projects.RegisterProject(request, timeout=60)
-        assert client.submit("for the new one", project="projects/new").task.project == "projects/new"
+
+        def followed() -> str:
+            try:
+                return client.submit("for the new one", project="projects/new").task.project
+            except Unavailable:  # it may look again in a moment only
+                return ""
+
+        assert eventually(followed, bool) == "projects/new"
 
 
 def stored_copy_has(router: HopperProcess, project: str) -> None:
@@ -236,9 +243,7 @@ class Load:
     def goes_on(self) -> None:
         """Wait until some more were acknowledged."""
         before = len(self.acknowledged)
-        assert (
-            eventually(lambda: len(self.acknowledged), lambda count: count > before + 10, within=20) > before
-        )
+        assert eventually(lambda: len(self.acknowledged), lambda count: count > before + 10) > before
 
     def end(self) -> None:
         self._stop.set()
@@ -269,8 +274,6 @@ def test_each_service_is_restarted_in_turn_under_load(parts: Parts, figure: Figu
         assert there.items() >= load.acknowledged.items()
         assert len(there) <= len(load.acknowledged) + len(load.errors)
         decisions = sorted(decision.name for decision in all_decisions(router))
-        episodes = eventually(
-            lambda: crew_episodes(memory), lambda episodes: len(episodes) >= len(decisions), within=30
-        )
+        episodes = eventually(lambda: crew_episodes(memory), lambda episodes: len(episodes) >= len(decisions))
         assert sorted(episode.decision for episode in episodes) == decisions
     figure("restarts in turn: acknowledged, refused", (len(load.acknowledged), len(load.errors)))

@@ -19,7 +19,7 @@ SEED: Final = int(os.environ.get("HOPPER_FAULT_SEED", "0")) or secrets.randbelow
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240 + 20 * ROUNDS)
+@pytest.mark.timeout(1200 + 20 * ROUNDS)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_nothing_acknowledged_is_lost_or_done_twice(
     engine: Engine, figure: Callable[[str, object], None]

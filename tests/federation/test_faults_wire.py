@@ -47,7 +47,7 @@ INVALID: Final = grpc.StatusCode.INVALID_ARGUMENT.value[0]
 EXHAUSTED: Final = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
 UNIMPLEMENTED: Final = grpc.StatusCode.UNIMPLEMENTED.value[0]
 
-pytestmark = pytest.mark.timeout(90 + 30 * SIZE)
+pytestmark = pytest.mark.timeout(1200 + 60 * SIZE)
 
 
 @dataclass

@@ -60,7 +60,6 @@ async def peers(hopper: HopperProcess) -> list[Peer]:
         return list((await owner.ListPeers(svc.ListPeersRequest(), timeout=PATIENCE)).peers)
 
 
-@pytest.mark.timeout(600)  # five starts of a process
 async def test_whoever_dies_in_between_is_paired_by_saying_it_again(
     hoppers: tuple[HopperProcess, HopperProcess],
 ) -> None:

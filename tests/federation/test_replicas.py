@@ -30,7 +30,7 @@ from tests.channels import separate_channel
 from tests.federation.harness import PATIENCE, RunningFederation, refusal
 from tests.federation.hoppers import WholeHopper, found, pair
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 TASKS = 5
 A_CLAIM_IS_OVER = 3 * CLAIM_LEASE.total_seconds()

@@ -17,7 +17,6 @@ SEED = int(os.environ.get("HOPPER_NEMESIS_SEED", "7"))
 
 @pytest.mark.slow
 @pytest.mark.skipif("HOPPER_FAULTS_NETWORK" not in os.environ, reason="part of make faults")
-@pytest.mark.timeout(900)
 def test_nothing_is_lost_or_counts_twice(figure: Callable[[str, object], None]) -> None:
     result = rounds.run(SEED, hoppers=2, seconds=25, postgres=False)
     summary = "\n".join(result.lines())

@@ -30,7 +30,7 @@ _CREW: Final = ("worker*2", "streamer")
 _BUSY: Final = ("--pause", "0.03", "--batch", "8")
 _NAMES: Final = ("--name", "ann", "--name", "bob", "--name", "cid")
 _DRAIN_SECONDS: Final = 60.0
-_CATCH_UP_SECONDS: Final = 30.0
+_CATCH_UP_SECONDS: Final = 120.0
 
 Say = Callable[[str], None]
 

@@ -29,7 +29,7 @@ from hopper_testing.workload import now_micros
 Engine = Literal["sqlite", "postgresql"]
 ENGINES: Final[tuple[Engine, ...]] = ("sqlite", "postgresql")
 
-_CALLERS_PATIENCE: Final = 30.0
+_CALLERS_PATIENCE: Final = 120.0
 _ENOUGH_ANSWERS: Final = 10
 _WORK_SECONDS: Final = 20.0
 
@@ -78,7 +78,7 @@ class Stage:
     def answers(self, router: HopperProcess) -> None:
         """Wait until a router answers from its database."""
         address = self.addresses[self.routers.index(router)]
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         with grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
             stub = TaskServiceStub(channel)
             while True:
@@ -91,6 +91,7 @@ class Stage:
                         raise
                     if not router.running:  # a failpoint
                         self.start(router)
+                        return
                 time.sleep(0.02)
 
     @contextmanager
@@ -215,10 +216,19 @@ class Callers:
 
     def stop(self) -> None:
         """Ask it to end, and wait; its calls under way are answered or given up first."""
+        self._wait_ready()
         self._process.terminate()
         code = self._process.wait(_CALLERS_PATIENCE)
         if code != 0:
             raise AssertionError(f"{self.name} ended with {code}:\n{self.said()}")
+
+    def _wait_ready(self) -> None:
+        """It says so when it ends in peace if it is told to; before, SIGTERM would be its death."""
+        deadline = time.monotonic() + _CALLERS_PATIENCE
+        while "ready" not in self._log.read_text(errors="replace").splitlines():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"{self.name} is not ready:\n{self.said()}")
+            time.sleep(0.02)
 
     def said(self) -> str:
         """The end of what it wrote for people."""

@@ -387,3 +387,16 @@ def test_a_lease_that_runs_out_while_the_server_is_away_is_seen_to_when_it_is_ba
     report = check(away, dump)
     assert Rule.LATE not in [violation.rule for violation in report.violations]
     assert report.back_after == [500_000]
+
+
+def test_the_clocks_of_two_routers_differ_a_little() -> None:
+    def claimed(token: int, start: int) -> Operation:
+        grant = Grant("t/1", token, "w", start, start + LEASE)
+        return Operation(
+            kind=Kind.CLAIM, client="c", asked_at=token, ended_at=token, outcome=Outcome.OK, grants=(grant,)
+        )
+
+    for earlier, expected in ((2_000, False), (20_000, True)):
+        history = History([claimed(1, SECOND), claimed(2, SECOND - earlier)])
+        found = {violation.rule for violation in check(history, Dump()).violations}
+        assert (Rule.TOKENS in found) is expected

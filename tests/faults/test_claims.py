@@ -37,10 +37,12 @@ from hopper_testing.dump import take_dump
 from hopper_testing.history import History, Kind, Ledger
 from hopper_testing.workload import ROOT, claim_request, grant_of, prepare, ref, task_spec
 from tests.e2e.calls import Stubs, connected
+from tests.faults.promises import MARGIN
 from tests.faults.stage import Stage
 
 PROMISE: Final = timedelta(seconds=1)
-LOOKING: Final = timedelta(seconds=0.25)  # what finding out may add on a busy machine
+CLOCKS_DIFFER: Final = timedelta(milliseconds=50)  # those of two routers, and more than they do
+WAIT: Final = 30.0  # as long as a claim may
 CANCEL_ROUNDS: Final = int(os.environ.get("HOPPER_CANCEL_ROUNDS", "30"))
 
 
@@ -52,7 +54,8 @@ def stubs(stage: Stage) -> Iterator[tuple[Stubs, Stubs]]:
             stack.enter_context(connected(address)) for address in (stage.addresses[0], stage.addresses[-1])
         )
         yield first, last
-        call_off(first)
+    with connected(stage.addresses[0]) as afterwards:  # routers may have been killed meanwhile
+        call_off(afterwards)
 
 
 def call_off(stubs: Stubs) -> None:
@@ -100,11 +103,11 @@ def test_the_task_of_a_worker_that_hangs_is_anothers_soon_after_its_lease(
     first, last = stubs
     name = submit(first, "hangs").name
     lost = claim(first, "hanging", lease=1.0)
-    won = claim(last, "waiting", wait=20.0)
+    won = claim(last, "waiting", wait=WAIT)
     waited = won.claim.start_time.ToDatetime(UTC) - lease_end(lost)
     figure("ready again after the lease's end", waited)
     assert (won.name, won.attempt) == (name, 2)
-    assert timedelta(0) <= waited <= PROMISE + LOOKING
+    assert -CLOCKS_DIFFER <= waited <= PROMISE + timedelta(microseconds=MARGIN)
     assert won.claim.fencing_token > lost.claim.fencing_token
 
 
@@ -114,7 +117,7 @@ def test_a_completion_after_the_lease_is_refused_and_the_winners_result_stands(
     first, last = stubs
     name = submit(first, "late").name
     lost = claim(first, "late", lease=1.0)
-    won = claim(last, "next", wait=20.0)
+    won = claim(last, "next", wait=WAIT)
     for router in stubs:
         refusal = complete(router, lost, b"late").error
         assert (refusal.reason, refusal.metadata["holder"]) == ("STALE_TOKEN", "next")
@@ -131,9 +134,9 @@ def test_a_lease_is_over_when_it_is_over_whether_or_not_anybody_has_noticed(
     """Completed the moment its lease is over, before the reaper's next round."""
     first, last = stubs
     submit(first, "over")
-    task = claim(first, "w", lease=3.0)
+    task = claim(first, "w", lease=5.0)
     refs = RenewClaimsRequest(claims=[ref(task)])
-    refs.lease_duration.FromTimedelta(timedelta(seconds=3))
+    refs.lease_duration.FromTimedelta(timedelta(seconds=5))
     end = lease_end(last.work.RenewClaims(refs, timeout=60).results[0].updated)
     while datetime.now(UTC) < end + timedelta(
         milliseconds=100
@@ -146,9 +149,10 @@ def test_a_lease_is_over_when_it_is_over_whether_or_not_anybody_has_noticed(
 def test_two_workers_of_one_name_are_two_owners(stubs: tuple[Stubs, Stubs]) -> None:
     first, last = stubs
     names = {submit(first, f"one name {number}").name for number in range(2)}
-    one, other = claim(first, "same", lease=3.0), claim(last, "same", lease=60.0)
+    # The short one last: it may have run out at once.
+    other, one = claim(last, "same", lease=60.0), claim(first, "same", lease=1.0)
     assert {one.name, other.name} == names
-    again = claim(last, "same", wait=30.0)  # the first's lease runs out, and the other gets its task
+    again = claim(last, "same", wait=WAIT)  # the first's lease runs out, and the other gets its task
     assert again.name == one.name
     assert complete(first, one, b"first").error.reason == "STALE_TOKEN"
     assert complete(last, again, b"second").updated.state == Task.STATE_SUCCEEDED
@@ -159,7 +163,7 @@ def test_two_workers_of_one_name_are_two_owners(stubs: tuple[Stubs, Stubs]) -> N
 # ---------------------------------------------------------------- cancel races complete
 
 
-@pytest.mark.timeout(60 + 3 * CANCEL_ROUNDS)
+@pytest.mark.timeout(1200 + 3 * CANCEL_ROUNDS)
 async def test_of_a_cancellation_and_a_completion_one_wins_and_both_are_told_so(
     stage: Stage, ledger: Ledger, chance: random.Random, figure: Callable[[str, object], None]
 ) -> None:
@@ -244,7 +248,11 @@ async def cancelling(hopper: AsyncHopper, ledger: Ledger, name: str) -> bool:
 def test_who_gave_up_waiting_after_the_commit_gets_the_first_answer_again(
     stage: Stage, stubs: tuple[Stubs, Stubs]
 ) -> None:
-    """Every answer comes a second after its commit; callers wait for a fifth of it, and ask again elsewhere."""
+    """
+    Every answer comes a second after its commit; callers wait for a fifth of it, and ask again elsewhere.
+
+    One that is held up itself may find its answer nevertheless; it asks again all the same.
+    """
     router, (first, last) = stage.routers[0], stubs
     slow = "; ".join(f"router:{place}.after=sleep:1" for place in ("commit", "statement"))
     router.kill()
@@ -273,6 +281,8 @@ def test_who_gave_up_waiting_after_the_commit_gets_the_first_answer_again(
 
 
 def gives_up(call: Callable[[], Message]) -> None:
-    with pytest.raises(grpc.RpcError) as error:
+    try:
         call()
-    assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    except grpc.RpcError as error:
+        if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+            raise

@@ -51,7 +51,7 @@ async def work(process: SteppedProcess, ledger: Ledger, steps: tuple[float, ...]
     await asyncio.sleep(1.3)
     over.set()
     await callers
-    return await drain(process.address, ledger, seconds=30)
+    return await drain(process.address, ledger, seconds=60)
 
 
 @pytest.mark.slow
@@ -89,7 +89,7 @@ def test_leases_are_as_long_before_a_step_as_after_it(engine: Engine) -> None:
                 (again,) = stubs.work.ClaimTasks(claim_request("v", wait=30), timeout=60).tasks
                 waited = time.monotonic() - claimed_at
                 assert again.name == name
-                assert waited > 4.25
+                assert waited > 4.2
                 assert renew(stubs, kept, 4) == "STALE_TOKEN"
                 process.step(0.0)
 

@@ -52,7 +52,7 @@ async def race(channels: Sequence[grpc.aio.Channel], name: str) -> list[Task | H
         await gun.wait()
         try:
             answer = await WorkServiceStub(channel).ClaimTasks(
-                claim_request(f"w{number}", task=name), timeout=30
+                claim_request(f"w{number}", task=name, lease=3600), timeout=60
             )
         except grpc.aio.AioRpcError as error:
             return from_rpc_error(error)
@@ -64,7 +64,7 @@ async def race(channels: Sequence[grpc.aio.Channel], name: str) -> list[Task | H
     return await asyncio.gather(*calls)
 
 
-@pytest.mark.timeout(120 + 5 * ROUNDS)
+@pytest.mark.timeout(1200 + 5 * ROUNDS)
 async def test_one_of_many_gets_a_task_and_the_others_learn_who(
     stage: Stage, figure: Callable[[str, object], None]
 ) -> None:
@@ -106,7 +106,7 @@ async def test_each_of_many_tasks_reaches_one_of_those_who_wait(stage: Stage) ->
     ):
         waiting = [
             asyncio.ensure_future(
-                WorkServiceStub(channel).ClaimTasks(claim_request(f"w{number}", wait=20), timeout=60)
+                WorkServiceStub(channel).ClaimTasks(claim_request(f"w{number}", wait=30), timeout=60)
             )
             for number, channel in enumerate(channels)
         ]

@@ -7,7 +7,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
-from datetime import UTC, timedelta
+from datetime import UTC
 from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
@@ -28,7 +28,7 @@ from hopper_testing.workload import PROJECT, ROOT, Habits, claim_request, drain,
 from tests.e2e.calls import Stubs, connected
 from tests.faults.promises import FAIL_OVER, MARGIN
 from tests.faults.stage import Stage, stage_in_temporary_directory
-from tests.faults.test_claims import call_off, complete
+from tests.faults.test_claims import CLOCKS_DIFFER, call_off, complete
 
 _ROLES: Final = ("submitter", "submitter", "worker", "worker", "streamer", "canceller", "watcher")
 
@@ -54,13 +54,13 @@ def used(stage: Stage, ledger: Ledger, rest: int, *, seconds: float) -> Report:
     """Let callers use a stage for a while, finish what they left, and check."""
     asyncio.run(run(stage.addresses, ledger, _ROLES, seed=1, seconds=seconds, habits=Habits(pause=0.05)))
     stage.calm()
-    left = asyncio.run(drain(stage.addresses[-1], ledger, seconds=30))
+    left = asyncio.run(drain(stage.addresses[-1], ledger, seconds=60))
     assert left == 0
     history = History.read([ledger.path, stage.ledger.path])
     return check(history, take_dump(stage.addresses[-1], after=rest), promise=1_000_000 + MARGIN)
 
 
-def submit(stubs: Stubs, title: str, *, request_id: str = "", timeout: float = 30) -> Task:
+def submit(stubs: Stubs, title: str, *, request_id: str = "", timeout: float = 60) -> Task:
     request = SubmitTaskRequest(parent=ROOT, spec=task_spec(title), request_id=request_id)
     return stubs.tasks.SubmitTask(request, timeout=timeout).task
 
@@ -77,23 +77,31 @@ def test_while_a_commit_takes_long_reads_are_answered(stage: Stage, figure: Figu
     stage.start(router, slow)
     try:
         with connected(stage.addresses[0]) as stubs:
-            began = time.monotonic()
-            writing = stubs.tasks.SubmitTask.future(
-                SubmitTaskRequest(parent=ROOT, spec=task_spec("slow")), timeout=30
-            )
-            slowest, answered = 0.0, 0
-            while not writing.done():
-                asked = time.monotonic()
-                stubs.tasks.GetTask(GetTaskRequest(name=name), timeout=60)
-                slowest = max(slowest, time.monotonic() - asked)
-                answered += not writing.done()
-            took = time.monotonic() - began
-            assert writing.result().task.state == Task.STATE_QUEUED
+            for _ in range(5):  # a machine that was busy all the while shows nothing
+                took, reads = reads_beside_a_submission(stubs, name)
+                figure("a commit of 2 s: the submission, the slowest read", (took, max(reads, default=0.0)))
+                assert took > 1.95
+                if len(reads) >= 3:
+                    break
     finally:
         stage.calm()
-    figure("a commit of 2 s: the submission, the slowest read", (took, slowest))
-    assert took >= 2.0
-    assert answered >= 3  # none of which waited for the commit
+    assert len(reads) >= 3  # none of which waited for the commit
+
+
+def reads_beside_a_submission(stubs: Stubs, name: str) -> tuple[float, list[float]]:
+    """How many seconds a submission takes, and each read that was answered before it."""
+    began = time.monotonic()
+    request = SubmitTaskRequest(parent=ROOT, spec=task_spec("slow"))
+    writing = stubs.tasks.SubmitTask.future(request, timeout=60)
+    reads: list[float] = []
+    while not writing.done():
+        asked = time.monotonic()
+        stubs.tasks.GetTask(GetTaskRequest(name=name), timeout=60)
+        if not writing.done():
+            reads.append(time.monotonic() - asked)
+    took = time.monotonic() - began
+    assert writing.result().task.state == Task.STATE_QUEUED
+    return took, reads
 
 
 @pytest.mark.slow
@@ -292,4 +300,4 @@ def test_who_takes_over_brings_back_what_ran_out(replicas: Stage, figure: Figure
             assert complete(other, again, b"r").updated.state == Task.STATE_SUCCEEDED
         start, end = again.claim.start_time.ToDatetime(UTC), task.claim.lease_expire_time.ToDatetime(UTC)
         figure(f"ready again after router {dying} was killed", start - end)
-        assert timedelta(0) <= start - end <= FAIL_OVER
+        assert -CLOCKS_DIFFER <= start - end <= FAIL_OVER

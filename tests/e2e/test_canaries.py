@@ -34,7 +34,7 @@ from hopper.router.v1.work_service_pb2 import (
     RequestInputRequest,
 )
 from hopper_common.auth.api_keys import new_key
-from hopper_testing.processes import HopperProcess
+from hopper_testing.processes import HopperProcess, lonely_host
 from tests.e2e.calls import ROOT, Stubs, claim_request, connected, first_admin, register_crew, submit_request
 
 TEXT_HOLDERS: Final = ("alice/router.db", "alice/memory.db")
@@ -90,13 +90,7 @@ class Said:
 
 
 @pytest.fixture
-def metrics_address() -> str:
-    """One of this machine's own, which nobody else uses."""
-    return f"127.{secrets.randbelow(200) + 20}.{secrets.randbelow(256)}.{secrets.randbelow(250) + 2}"
-
-
-@pytest.fixture
-def whole(directory: Path, processes: list[HopperProcess], metrics_address: str) -> HopperProcess:
+def whole(directory: Path, processes: list[HopperProcess]) -> HopperProcess:
     """A whole Hopper that tells as much as it can."""
     alice = HopperProcess(
         directory / "alice",
@@ -106,7 +100,7 @@ def whole(directory: Path, processes: list[HopperProcess], metrics_address: str)
             "HOPPER_PEER_LISTEN": "127.0.0.1:0",
             "HOPPER_PAIRING_LISTEN": "127.0.0.1:0",
             "HOPPER_LOG_LEVEL": "debug",
-            "HOPPER_METRICS_ADDRESS": metrics_address,
+            "HOPPER_METRICS_ADDRESS": lonely_host(),
         },
     )
     processes.append(alice)
@@ -122,7 +116,7 @@ def other(directory: Path, processes: list[HopperProcess]) -> HopperProcess:
 
 
 def test_secrets_and_text_are_where_they_belong_and_nowhere_else(
-    whole: HopperProcess, other: HopperProcess, metrics_address: str
+    whole: HopperProcess, other: HopperProcess
 ) -> None:
     said = Said()
     with connected(whole.address) as stubs:
@@ -131,7 +125,7 @@ def test_secrets_and_text_are_where_they_belong_and_nowhere_else(
         nonsense_is_refused(stubs, said)
     callers_show_keys(whole, said)
     owners_pair(whole, other, said)
-    look_after(whole, said, f"http://{metrics_address}:9464/metrics")
+    look_after(whole, said, f"http://{whole.environment['HOPPER_METRICS_ADDRESS']}:9464/metrics")
     cmdlines = {f"cmdline of {pid}": text for pid, text in processes_of(whole.pid).items()}
     whole.stop()
     other.stop()

@@ -216,7 +216,7 @@ def finish_everything(stubs: Stubs, callers: Callers) -> None:
         callers._complete(stubs, list(tasks))
 
 
-@pytest.mark.timeout(600 + 60 * ROUNDS)
+@pytest.mark.timeout(1200 + 60 * ROUNDS)
 def test_what_was_acknowledged_survives_every_kill(hopper: HopperProcess, figure: Figure) -> None:
     figure("crash seed", SEED)
     chance = random.Random(SEED)

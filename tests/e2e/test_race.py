@@ -77,7 +77,7 @@ async def callers(hopper_client: AsyncHopper, hopper: HopperProcess) -> AsyncIte
         yield Callers(stubs)
 
 
-@pytest.mark.timeout(600 + 20 * ROUNDS)
+@pytest.mark.timeout(1200 + 20 * ROUNDS)
 async def test_one_of_many_gets_a_named_task(
     hopper_client: AsyncHopper, callers: Callers, figure: Figure
 ) -> None:
@@ -104,7 +104,7 @@ def assert_one_winner(name: str, answers: Sequence[list[Task] | HopperError]) ->
     assert {datetime.fromisoformat(loser.metadata["lease_expire_time"]) for loser in losers} == {until}
 
 
-@pytest.mark.timeout(600 + 20 * ROUNDS)
+@pytest.mark.timeout(1200 + 20 * ROUNDS)
 async def test_tasks_without_a_name_go_to_one_worker_each(
     hopper_client: AsyncHopper, callers: Callers
 ) -> None:

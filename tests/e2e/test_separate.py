@@ -22,7 +22,7 @@ from hopper.router.v1.work_service_pb2 import ClaimRef, CompleteTasksRequest, Co
 from hopper_client import Hopper
 from hopper_common.errors import HopperError, NotFound, Unavailable
 from hopper_common.rpc.errors import from_rpc_error
-from hopper_testing.processes import HopperProcess, occupied_port
+from hopper_testing.processes import HopperProcess, lonely_host
 from tests.e2e.calls import (
     CREW,
     ROOT,
@@ -70,10 +70,8 @@ def either_way(request: pytest.FixtureRequest, directory: Path, processes: list[
     """Processes that find each other by the data directory they share, or by the addresses they are told."""
     if request.param == "one data directory":
         return made(directory, processes)
-    ports = {}
-    for service in SERVICES:
-        with occupied_port() as port:
-            ports[service] = f"127.0.0.1:{port}"
+    host = lonely_host()
+    ports = {service: f"{host}:{8301 + place}" for place, service in enumerate(SERVICES)}
     environment = {f"HOPPER_{service.upper()}_ADDRESS": address for service, address in ports.items()}
     environment["HOPPER_IDENTITY_DIR"] = str(directory / "identity")
     parts = {

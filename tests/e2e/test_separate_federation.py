@@ -11,7 +11,7 @@ from hopper.memory.v1.feedback_service_pb2 import GetStatsRequest
 from hopper.router.v1.task_pb2 import TASK_VIEW_FULL, Task
 from hopper.router.v1.task_service_pb2 import GetTaskRequest
 from hopper_client import AsyncHopper, TaskContext
-from hopper_testing.processes import HopperProcess, occupied_port
+from hopper_testing.processes import HopperProcess, lonely_host
 from tests.federation.harness import LOOPBACK, PATIENCE
 from tests.federation.hoppers import POLICY, WholeHopper, found
 
@@ -20,10 +20,8 @@ SERVICES = ("registry", "router", "memory", "federation")
 
 def of_their_own(directory: Path) -> dict[str, HopperProcess]:
     """Processes with directories of their own, which call each other by mutual TLS."""
-    ports = {}
-    for service in SERVICES:
-        with occupied_port() as port:
-            ports[service] = f"127.0.0.1:{port}"
+    host = lonely_host()
+    ports = {service: f"{host}:{8301 + place}" for place, service in enumerate(SERVICES)}
     environment = {f"HOPPER_{service.upper()}_ADDRESS": address for service, address in ports.items()}
     environment["HOPPER_IDENTITY_DIR"] = str(directory / "identity")
     return {

@@ -16,6 +16,7 @@ Everything blocks, so that threads, scripts and benchmarks can use it too. A pro
 
 import os
 import re
+import secrets
 import selectors
 import signal
 import socket
@@ -283,6 +284,15 @@ def temporary_directory() -> Iterator[Path]:
     """A directory whose path is short enough for Unix sockets in it; removed at the end."""
     with tempfile.TemporaryDirectory(prefix="hop-", dir="/tmp", ignore_cleanup_errors=True) as path:
         yield Path(path)
+
+
+def lonely_host() -> str:
+    """
+    A loopback address that nobody else uses: its ports stay free until they are wanted.
+
+    A free port of 127.0.0.1 may be gone by then, because it is there that others are given theirs.
+    """
+    return f"127.{secrets.randbelow(200) + 20}.{secrets.randbelow(256)}.{secrets.randbelow(250) + 2}"
 
 
 @contextmanager

@@ -114,14 +114,23 @@ async def test_it_goes_in_steps_and_may_be_broken_off(web: Router, monkeypatch: 
     await later(web)
     request = ArchiveTasksRequest()
     request.older_than.FromTimedelta(HOUR)
-    call = web.queues.ArchiveTasks(request)
-    seen = []
-    async for response in call:
-        seen.append(response.moved)
-        if response.moved >= 2:
-            call.cancel()
-            break
-    assert 0 < await count(web, "tasks") <= 7
+    write, writes = web.db.write, 0
+
+    async def once(work: Any) -> Any:
+        nonlocal writes
+        writes += 1
+        if writes > 1:
+            await asyncio.Event().wait()  # the second step does not come before it is broken off
+        return await write(work)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(web.db, "write", once)
+        call = web.queues.ArchiveTasks(request)
+        async for response in call:
+            if response.moved:
+                call.cancel()
+                break
+    assert (await count(web, "tasks"), await count(web, "tasks_archive")) == (5, 2)
     assert (await archived(web))[-1].done
     assert (await count(web, "tasks"), await count(web, "tasks_archive")) == (0, 7)
 

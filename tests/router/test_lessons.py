@@ -401,10 +401,14 @@ async def saved(memory: RunningMemory) -> list[int]:
         found += positions
 
 
-async def until_saved(memory: RunningMemory, position: int) -> None:
+async def until_saved(memory: RunningMemory, position: int, *by: LessonWatch) -> None:
+    """Wait until there is a snapshot of that position, and until those who may have sent it know."""
     async with asyncio.timeout(SOON):
         while (await saved(memory))[:1] != [position]:  # noqa: ASYNC110 - memory does not tell
             await asyncio.sleep(0.01)
+        for watch in by:  # one that does not know yet would leave out the next
+            if watch._upload is not None:
+                await asyncio.wait({watch._upload})
 
 
 async def test_a_start_goes_on_from_the_last_snapshot(memory: RunningMemory) -> None:
@@ -433,7 +437,7 @@ async def test_snapshots_are_made_every_so_many_lessons(memory: RunningMemory) -
             await teach(memory, *range(begin, {0: 4, 4: 5, 5: 9, 9: 10}[begin]))
             await learned(watch, {0: 4, 4: 5, 5: 9, 9: 10}[begin])
             if watch.position % 5 == 0:
-                await until_saved(memory, watch.position)
+                await until_saved(memory, watch.position, watch)
         assert await saved(memory) == [10, 5]
 
 
@@ -455,7 +459,7 @@ async def three_snapshots(memory: RunningMemory) -> None:
         for number in (1, 2, 3):
             await teach(memory, number)
             await learned(watch, number)
-            await until_saved(memory, number)
+            await until_saved(memory, number, watch)
 
 
 async def test_a_snapshot_that_is_refused_leaves_the_one_before(memory: RunningMemory) -> None:
@@ -523,7 +527,7 @@ async def test_of_two_routers_both_go_on(memory: RunningMemory) -> None:
             await teach(memory, number, number + 1)
             await learned(one, number)
             await learned(other, number)
-            await until_saved(memory, number)
+            await until_saved(memory, number, one, other)
     assert await saved(memory) == [4, 2]
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # they are in the type stubs only
     from hopper.common.v1.audit_service_pb2_grpc import AuditServiceAsyncStub
     from hopper.federation.v1.peer_admin_service_pb2_grpc import PeerAdminServiceAsyncStub
 
-PATIENCE: Final = 30.0
+PATIENCE: Final = 60.0
 """Seconds to wait for what must come: nobody waits that long unless something is wrong."""
 
 LOOPBACK: Final = {"HOPPER_PAIRING_LISTEN": "127.0.0.1:0", "HOPPER_PEER_LISTEN": "127.0.0.1:0"}

@@ -174,6 +174,11 @@ class Bench:
 
         return await found(look)
 
+    async def over(self, about: Delegation) -> None:
+        """Nobody wants it any more: nothing of it is claimed by who comes next."""
+        top = await self.top(about.task)
+        await self.client.tasks.CancelTask(tsvc.CancelTaskRequest(name=top.name))
+
     async def task(self, name: str) -> RouterTask:
         return (await self.client.tasks.GetTask(tsvc.GetTaskRequest(name=name))).task
 
@@ -336,11 +341,12 @@ async def test_a_claim_that_is_lost_is_taken_again_while_the_peer_works(bench: B
     known = await bench.known(about)
     assert (known.state, known.token > about.token) == (State.RUNNING, True)
     assert bench.claims.open_with(PEER) >= 1
+    await bench.over(about)
 
 
 async def test_a_task_that_is_over_here_is_wanted_from_nobody(bench: Bench) -> None:
     about = await bench.went()
-    await bench.client.tasks.CancelTask(tsvc.CancelTaskRequest(name=(await bench.top(about.task)).name))
+    await bench.over(about)
     await bench.claims.keep()
     known = await bench.known(about)
     assert (known.state, known.settled) == (State.CANCELLING, True)
@@ -372,6 +378,7 @@ async def test_a_failure_is_tried_again_as_the_task_says_and_counts_once(bench: 
     await bench.until(about, lambda each: each.settled)
     ready = await bench.task(about.task)
     assert (ready.state, ready.failure.reason) == (RouterTask.STATE_QUEUED, "ILLEGIBLE")
+    await bench.over(about)
 
 
 @pytest.mark.parametrize(
@@ -400,7 +407,7 @@ async def test_what_comes_back_is_decided_about_without_the_peer_unless_it_may_c
     assert [way.to_instance for way in again] == ([INSTANCE] if closed == Handed.STATE_CANCELLED else [])
     top = await bench.top(about.task)
     assert (top.state == RouterTask.STATE_DELEGATED) == bool(again)
-    await bench.client.tasks.CancelTask(tsvc.CancelTaskRequest(name=top.name))
+    await bench.over(about)
 
 
 async def test_what_nobody_here_can_do_goes_back(bench: Bench) -> None:

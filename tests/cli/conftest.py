@@ -18,10 +18,11 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 
+from hopper_cli import checkup, complete
 from hopper_cli.main import main
 
 HOPPER = (sys.executable, "-m", "hopper_cli")
@@ -115,7 +116,7 @@ class Terminal:
 
     @contextlib.contextmanager
     def started(
-        self, *arguments: str, stderr: int | IO[str] = subprocess.PIPE, **more: str
+        self, *arguments: str, stderr: Any = subprocess.PIPE, **more: str
     ) -> Iterator[subprocess.Popen[str]]:
         """Run a command beside the test, with *more* in its environment; it is ended and waited for."""
         with subprocess.Popen(
@@ -132,6 +133,13 @@ class Terminal:
                 if process.poll() is None:
                     process.send_signal(signal.SIGTERM)
                     process.communicate(timeout=PATIENCE)
+
+
+@pytest.fixture(autouse=True)
+def _no_haste(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process nobody sits at a prompt: a busy machine may take its time."""
+    monkeypatch.setattr(complete, "_PATIENCE", PATIENCE)
+    monkeypatch.setattr(checkup, "_SETTLING", PATIENCE)
 
 
 @pytest.fixture(scope="session")
@@ -187,6 +195,12 @@ def project(hopper: Terminal) -> str:
 def task(hopper: Terminal, project: str) -> str:
     """The short id of a task that waits in that project's queue."""
     return add(hopper, project)
+
+
+def settled(hopper: Terminal) -> None:
+    """Wait until the router decides by all that the registry has: it hears of projects a moment later."""
+    said = {check["name"]: check for check in hopper("doctor", "--json").json["checks"]}
+    assert said["directory"]["status"] == "ok", said["directory"]
 
 
 def add(hopper: Terminal, project: str, *options: str, title: str = "mend the fence") -> str:

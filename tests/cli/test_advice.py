@@ -24,8 +24,8 @@ POLICY = """
 strategy: hybrid
 stages:
   - {use: rules, threshold: 0.0}
-  - {use: llm, suggest: [subtasks], calls_per_day: 20}
-  - {use: sage, threshold: 0.5}
+  - {use: llm, suggest: [subtasks], deadline: 60s, calls_per_day: 20}
+  - {use: sage, threshold: 0.5, deadline: 60s}
 """
 
 

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from tests.cli.conftest import HOPPER, Terminal
+from tests.cli.conftest import HOPPER, PATIENCE, Terminal
+from tests.e2e.calls import eventually
 
 
 def test_nobody_answers_is_exit_code_4(alone: Terminal) -> None:
@@ -71,7 +72,7 @@ def test_a_reader_that_leaves_is_no_error(hopper: Terminal, project: str) -> Non
         stderr=subprocess.PIPE,
         env=hopper.environment(),
         check=False,
-        timeout=30,
+        timeout=PATIENCE,
     )
     os.close(write)
     assert (ran.returncode, ran.stderr) == (141, b"")
@@ -106,20 +107,25 @@ def complete(terminal: Terminal, words: str) -> list[str]:
             _HOPPER_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(len(words.split(" ")) - 1)
         ),
         check=False,
-        timeout=30,
+        timeout=PATIENCE,
     )
     assert ran.stderr == ""
     return ran.stdout.split()
+
+
+def offered(terminal: Terminal, words: str, wanted: str) -> bool:
+    """Whether it is offered sooner or later: who does not get an answer at once is offered nothing, and asks again."""
+    return wanted in eventually(lambda: complete(terminal, words), lambda offers: wanted in offers)
 
 
 def test_the_shell_is_offered_what_there_is(hopper: Terminal, project: str, task: str) -> None:
     """Commands, options, and what the Hopper that answers has."""
     assert {"feedback", "watch"} <= set(complete(hopper, "hopper "))
     assert "--due" in complete(hopper, "hopper add --d")
-    assert task in complete(hopper, f"hopper show {task[:2]}")
-    assert project in complete(hopper, f"hopper project show {project[:3]}")
-    assert f"projects/{project}" in complete(hopper, "hopper next --queue projects/")
-    assert "global" in complete(hopper, "hopper instance show g")
+    assert offered(hopper, f"hopper show {task[:2]}", task)
+    assert offered(hopper, f"hopper project show {project[:3]}", project)
+    assert offered(hopper, "hopper next --queue projects/", f"projects/{project}")
+    assert offered(hopper, "hopper instance show g", "global")
     assert "succeeded" in complete(hopper, "hopper list --state su")
 
 

@@ -10,6 +10,8 @@ from hopper.federation.v1.artifact_service_pb2 import ListArtifactsResponse, Sto
 from hopper.federation.v1.delegation_pb2 import Artifact
 from hopper_cli.artifact_text import table
 from tests.cli.conftest import Terminal
+from tests.cli.test_answers import complete
+from tests.e2e.calls import eventually
 
 
 def test_a_file_goes_there_and_back(hopper: Terminal, task: str, tmp_path: Path) -> None:
@@ -125,8 +127,7 @@ def test_a_task_is_done_with_a_file(hopper: Terminal, project: str, task: str, t
     assert late.error["reason"] == "TASK_WRONG_STATE"
 
 
-def test_names_are_completed(hopper: Terminal, real: Terminal, task: str) -> None:
+def test_names_are_completed(hopper: Terminal, task: str) -> None:
     hopper.ok("artifact", "put", task, "-", "--name", "report.csv", stdin="a,b")
-    words = f"hopper artifact get {task} re"
-    asked = real(_HOPPER_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD="4")
-    assert asked.out.split() == ["report.csv"]
+    offers = eventually(lambda: complete(hopper, f"hopper artifact get {task} re"), bool)
+    assert offers == ["report.csv"]

@@ -1,7 +1,6 @@
 """The audit log, at a real Hopper and offline."""
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,8 @@ import pytest
 from hopper.common.v1.audit_service_pb2 import AuditRecord, ListAuditRecordsResponse
 from hopper_cli import methods
 from hopper_cli.problems import UsageProblem
-from tests.cli.conftest import HOPPER, Terminal
+from tests.cli.conftest import Terminal
+from tests.cli.test_answers import complete, offered
 
 CANARY = "canarytext7f3a"
 
@@ -196,14 +196,5 @@ def test_methods_are_known_by_any_part_of_their_names() -> None:
 
 
 def test_the_shell_offers_methods_and_whoever_called(hopper: Terminal, exported: Path) -> None:
-    def offered(*words: str) -> list[str]:
-        environment = hopper.environment(
-            _HOPPER_COMPLETE="complete_bash",
-            COMP_WORDS=f"hopper {' '.join(words)}",
-            COMP_CWORD=str(len(words)),
-        )
-        done = subprocess.run(HOPPER, env=environment, capture_output=True, text=True, check=False)
-        return done.stdout.split()
-
-    assert "owner" in offered("audit", "list", "--principal", "")
-    assert "TaskService/CancelTask" in offered("audit", "list", "--method", "TaskService/C")
+    assert offered(hopper, "hopper audit list --principal ", "owner")
+    assert "TaskService/CancelTask" in complete(hopper, "hopper audit list --method TaskService/C")

@@ -10,10 +10,10 @@ from hopper.common.v1.options_pb2 import TRUST_LEVEL_TRUSTED
 from hopper.registry.v1.project_pb2 import Border, Executor, Project
 from hopper.registry.v1.project_service_pb2 import RegisterProjectRequest
 from hopper_client import Hopper
-from tests.cli.conftest import Terminal, add
+from tests.cli.conftest import PATIENCE, Terminal, add, settled
 
 
-def test_from_add_to_feedback(real: Terminal, project: str) -> None:
+def test_from_add_to_feedback(hopper: Terminal, real: Terminal, project: str) -> None:
     """A task is added, taken, done, explained and judged, with what each command prints for people."""
     added = real.ok("add", "mend the fence", "-p", project, "-d", "-", stdin="it leans to the left").out
     short = added.split()[0]
@@ -29,6 +29,8 @@ def test_from_add_to_feedback(real: Terminal, project: str) -> None:
 
     assert "at 50%" in real.ok("progress", short, "0.5", "-m", "half-way").out
     assert "succeeded" in real.ok("done", short, "--result", "it stands").out
+    # At once: a minute later it would not count.
+    assert hopper.json("stats", "--project", project)["queues"]["total"]["finish_rate"] == 1 / 60
     assert short not in (real.data_dir / "claims.json").read_text()
 
     shown = real.ok("show", short).out
@@ -41,7 +43,6 @@ def test_from_add_to_feedback(real: Terminal, project: str) -> None:
 
     assert "noted" in real.ok("feedback", short, "--good", "--quality", "0.9", "--effort", "1h").out
     stats = real.json("stats", "--project", project)
-    assert stats["queues"]["total"]["finish_rate"] == 1 / 60
     assert (stats["memory"]["judged"], stats["memory"]["right"]) == ("1", "1")
 
 
@@ -230,7 +231,7 @@ def test_a_watched_task_is_followed_to_its_end(hopper: Terminal, project: str, t
         hopper.ok("done", task, "--result", "it stands")
         assert "succeeded" in watching.stdout.readline()
         assert watching.stdout.read() == "it stands\n"
-        assert watching.wait(timeout=30) == 0
+        assert watching.wait(timeout=PATIENCE) == 0
 
 
 def test_a_watched_task_that_fails_is_an_exit_code(hopper: Terminal, project: str) -> None:
@@ -254,7 +255,7 @@ def test_all_tasks_are_watched_as_json_lines(hopper: Terminal, project: str, tas
         change = json.loads(watching.stdout.readline())
         assert (change["change"]["kind"], change["change"]["task"]["state"]) == ("CANCEL", "STATE_CANCELLED")
         watching.send_signal(signal.SIGINT)
-        assert watching.wait(timeout=30) == 130
+        assert watching.wait(timeout=PATIENCE) == 130
         assert watching.stderr is not None
         assert "Traceback" not in watching.stderr.read()
 
@@ -268,7 +269,7 @@ def test_add_and_watch_in_one(hopper: Terminal, project: str) -> None:
         hopper.ok("done", name)
         kinds = [json.loads(line)["change"]["kind"] for line in watching.stdout.read().splitlines()]
         assert kinds == ["CLAIM", "COMPLETE"]
-        assert watching.wait(timeout=30) == 0
+        assert watching.wait(timeout=PATIENCE) == 0
 
 
 def test_lists_are_read_to_the_end_of_their_pages(hopper: Terminal, project: str) -> None:
@@ -300,6 +301,7 @@ def test_why_names_tasks_like_it_and_what_would_have_changed_it(hopper: Terminal
         hopper.ok(
             "project", "add", f"{name}-{word}", "--description", f"about {word}", "--tag", f"{name}{word}"
         )
+    settled(hopper)
     first = hopper.json("add", f"feed the {word}", "--tag", f"a{word}")["task"]
     hopper.ok("feedback", first["name"], "--good")  # memory knows of it then
     second = hopper.json("add", f"the {word} is hungry", "--tag", f"a{word}")["task"]["name"]

@@ -93,8 +93,8 @@ def pair(short_dir: Callable[[], Path]) -> Iterator[Pair]:
         alice.ok("peer", "trust", "bob", "--policy", "-", stdin=POLICY)
         bob.ok("peer", "trust", "alice", "--policy", "-", stdin=POLICY)
         with (
-            Hopper(f"unix:{alice.data_dir}/hopper.sock") as ours,
-            Hopper(f"unix:{bob.data_dir}/hopper.sock") as theirs,
+            Hopper(f"unix:{alice.data_dir}/hopper.sock", timeout=PATIENCE) as ours,
+            Hopper(f"unix:{bob.data_dir}/hopper.sock", timeout=PATIENCE) as theirs,
         ):
             request = ListProjectsRequest()
             eventually(
@@ -290,9 +290,7 @@ def offered(
     """What the shell offers."""
     context = typer.Context(typer.main.get_command(typer.Typer(callback=lambda: None)))
     context.params["_address"] = f"unix:{who.data_dir}/hopper.sock"
-    with pytest.MonkeyPatch.context() as changed:
-        changed.setattr(complete, "_PATIENCE", PATIENCE)  # a prompt would rather offer nothing
-        return completion(context, "")
+    return completion(context, "")
 
 
 def test_states_are_completed() -> None:

@@ -77,10 +77,7 @@ def test_six_digits_pair_too(alice: Terminal, hopper: Terminal, paired: str) -> 
     assert approved.out.strip() == f"{short} approved here"
     hopper.ok("peer", "approve", asked["name"], code)
     eventually(lambda: "STATE_DONE" in _states(hopper))
-    assert (
-        alice.json("peer", "show", "bob")["peer"]["words"]
-        == hopper.json("peer", "show", "alice")["peer"]["words"]
-    )
+    eventually(lambda: _words(alice, "bob") == _words(hopper, "alice"))
     assert paired not in alice.ok("peer", "show", "bob").out
     assert alice.ok("peer", "close").out == "nobody can ask to pair now\n"
 
@@ -88,6 +85,10 @@ def test_six_digits_pair_too(alice: Terminal, hopper: Terminal, paired: str) -> 
 def _pairing(ran: Any) -> Any:
     # The port of strangers counts calls by network, and everybody here is of one.
     return ran.json["pairing"] if ran.code == 0 else None
+
+
+def _words(hopper: Terminal, peer: str) -> Any:
+    return hopper.json("peer", "show", peer)["peer"]["words"]
 
 
 def _states(hopper: Terminal) -> list[str]:
@@ -164,11 +165,8 @@ class Context:
         return self
 
 
-def test_names_are_completed(
-    alice: Terminal, hopper: Terminal, paired: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_names_are_completed(alice: Terminal, hopper: Terminal, paired: str) -> None:
     """Peers with how far each is trusted, invitations with whom they are for."""
-    monkeypatch.setattr(complete, "_PATIENCE", PATIENCE)  # a prompt would rather offer nothing
     here, there = cast("typer.Context", Context(alice)), cast("typer.Context", Context(hopper))
     assert ("alice", "known") in complete.peers(there, "")
     assert ("peers/alice", "known") in complete.peers(there, "peers/")

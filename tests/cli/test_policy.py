@@ -10,7 +10,7 @@ from hopper.router.v1.routing_service_pb2 import PolicyEstimate, ReplayChange, R
 from hopper_cli.estimates import comparison_parts
 from hopper_cli.policy_text import changes, text_diff, with_shadow
 from hopper_cli.problems import UsageProblem
-from tests.cli.conftest import Terminal
+from tests.cli.conftest import Terminal, settled
 
 RULE = "  - name: {name}\n    when: {{keyword: [{word}]}}\n    then: {{project: {project}, weight: 5}}\n"
 
@@ -76,6 +76,7 @@ def test_a_replay_says_what_it_would_come_to(hopper: Terminal) -> None:
     word = f"quoll{uuid.uuid4().hex[:6]}"
     for name in ("a", "b"):
         hopper.ok("project", "add", f"{name}-{word}", "--description", word, "--tag", f"{name}{word}")
+    settled(hopper)
     task = hopper.json("add", f"feed the {word}", "--tag", f"a{word}")["task"]
     hopper.ok("feedback", task["name"], "--should-be", f"b-{word}")
     source = policy(word, project=f"b-{word}")

@@ -12,7 +12,7 @@ from hopper.memory.v1.feedback_service_pb2 import CalibrationBin, GetStatsRespon
 from hopper.router.v1.queue_service_pb2 import GetQueueStatsResponse, QueueStats
 from hopper_cli.commands.routing_stats import calibration_plot
 from hopper_cli.commands.stats import busiest_table, queue_parts
-from tests.cli.conftest import HOPPER, Terminal
+from tests.cli.conftest import HOPPER, Terminal, settled
 
 
 def shown(answer: GetQueueStatsResponse) -> str:
@@ -108,6 +108,7 @@ def test_how_good_decisions_were(hopper: Terminal) -> None:
     word = f"quagga{uuid.uuid4().hex[:6]}"
     for name in ("a", "b"):
         hopper.ok("project", "add", f"{name}-{word}", "--description", word, "--tag", f"{name}{word}")
+    settled(hopper)
     for right in (True, False, False):
         task = hopper.json("add", f"feed the {word}", "--tag", f"a{word}")["task"]["name"]
         hopper.ok("feedback", task, *(["--good"] if right else ["--should-be", f"b-{word}"]))

@@ -44,7 +44,7 @@ def test_it_says_how_to_go_on_and_stops_when_asked(alone: Terminal) -> None:
         assert second.code == 3
         assert "runs on" in second.err
         up.send_signal(signal.SIGINT)
-        assert up.wait(timeout=30) == 0
+        assert up.wait(timeout=PATIENCE) == 0
     assert alone("list").code == 4
 
 

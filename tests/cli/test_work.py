@@ -10,7 +10,7 @@ import pytest
 
 from hopper_cli.worker import judge
 from hopper_client import TaskFailed
-from tests.cli.conftest import Terminal, add
+from tests.cli.conftest import PATIENCE, Terminal, add
 
 
 def test_the_command_gets_the_task_and_gives_the_result(real: Terminal, project: str, tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_the_first_interrupt_lets_work_finish(hopper: Terminal, project: str, tm
         _wait_for(begun)
         worker.send_signal(signal.SIGINT)
         go.touch()
-        assert worker.wait(timeout=30) == 0
+        assert worker.wait(timeout=PATIENCE) == 0
     assert hopper.json("show", task)["task"]["state"] == "STATE_SUCCEEDED"
 
 
@@ -92,7 +92,7 @@ def test_the_second_interrupt_ends_it_and_gives_the_task_back(
         while "Ctrl-C again" not in worker.stderr.readline():
             assert worker.poll() is None
         worker.send_signal(signal.SIGINT)
-        assert worker.wait(timeout=30) == 130
+        assert worker.wait(timeout=PATIENCE) == 130
     assert ended.exists()
     given_back = hopper.json("show", task)["task"]
     assert (given_back["state"], given_back["attempt"]) == ("STATE_QUEUED", 0)

@@ -167,7 +167,8 @@ def register(registry: ProjectServiceStub) -> None:
 
 def known(router: Router) -> None:
     """Wait until a router has heard of all teams."""
-    assert eventually(lambda: router.suggest("anything").eligible_count, lambda count: count == len(TEAMS))
+    heard = eventually(lambda: router.suggest("anything").eligible_count, lambda count: count == len(TEAMS))
+    assert heard == len(TEAMS)
 
 
 def test_accuracy_rises_with_feedback_and_what_was_said_is_known_at_once(

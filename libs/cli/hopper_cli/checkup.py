@@ -49,7 +49,6 @@ _SERVICES: Final = {
 _LITTLE_SPACE: Final = 1_000_000_000
 _NO_SPACE: Final = 50_000_000
 _SKEW_SECONDS: Final = 5.0
-_PATIENCE: Final = 3.0
 _LONG: Final = 60.0
 _MOST_RECORDS: Final = 10_000
 """How much of the audit log is looked at: a doctor is not to keep people waiting."""
@@ -304,7 +303,7 @@ def _health(cli: Cli, address: str) -> Iterator[Check]:
 
         def serves(service: str) -> bool:
             asked = health_pb2.HealthCheckRequest(service=service)
-            answer = stub.Check(asked, timeout=min(_PATIENCE, cli.timeout))
+            answer = stub.Check(asked, timeout=cli.timeout)
             return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
         try:

@@ -15,7 +15,7 @@ from typing import Final
 
 from hopper_cli.problems import CommandError
 
-_START_PATIENCE: Final = 30.0
+_START_PATIENCE: Final = 120.0  # one that ends is noticed at once
 _STOP_PATIENCE: Final = 15.0
 _LOG_TAIL: Final = 2000
 

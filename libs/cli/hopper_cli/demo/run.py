@@ -41,7 +41,7 @@ T = TypeVar("T")
 SUBMITTERS: Final = 2
 SLOTS: Final = 4
 _ROOT: Final = "instances/global"
-_PATIENCE: Final = 30.0
+_PATIENCE: Final = 60.0
 _POLL: Final = 0.05
 
 

@@ -18,7 +18,7 @@ from hopper_router.queue_order import reorder
 from hopper_testing.clock import ManualClock
 from hopper_testing.processes import temporary_directory
 from tests.router.harness import HOUR, NOW, ROOT, Code, Router, refusal
-from tests.router.test_advice import WEB, World, advising
+from tests.router.test_advice import WEB, World, advising, sage_policy
 from tests.sage.harness import serving, serving_bare
 
 Respond = Callable[[list[str]], list[str]]
@@ -49,7 +49,7 @@ strategy: hybrid
 default_project: web
 stages:
   - {{use: rules, threshold: 0.0}}
-  - {{use: sage, address: '{address}', prioritize: true{more}}}
+  - {{use: sage, address: '{address}', deadline: 60s, prioritize: true{more}}}
 """
 
 
@@ -195,7 +195,7 @@ async def test_a_sage_reports_on_itself(world: World) -> None:
     )
     with temporary_directory() as directory:
         async with serving(directory) as address:
-            await world.policy(f"strategy: sage\nstages: [{{use: sage, address: '{address}', deadline: 5s}}]")
+            await world.policy(sage_policy(address))
             await world.advise(await world.router.submit("something is odd"))
             response = await routing.ReportSage(request)
             assert response.sage.name

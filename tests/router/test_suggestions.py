@@ -27,7 +27,7 @@ from tests.router.test_advice import API, LLM, World, advising
 if TYPE_CHECKING:
     from hopper.router.v1.delegation_service_pb2_grpc import DelegationServiceAsyncStub
 
-SUGGEST = LLM.replace("deadline: 2s", "deadline: 2s, suggest: [tags, effort, subtasks]")
+SUGGEST = LLM.replace("deadline: 60s", "deadline: 60s, suggest: [tags, effort, subtasks]")
 
 
 @pytest.fixture

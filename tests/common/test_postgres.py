@@ -311,6 +311,24 @@ async def test_a_statement_the_server_refuses_for_now_is_made_again(db: Postgres
     assert await db.statement(work) == "done"
 
 
+async def test_who_was_held_up_in_a_transaction_until_the_server_ended_it_tries_once_more(
+    db: PostgresDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a night's sleep of the machine: nothing of it was done, and nobody else is in the way."""
+    monkeypatch.setattr(postgres, "PATIENCE_SECONDS", -1)  # time is up before it begins
+    attempts: list[int] = []
+
+    def held_up(conn: Connection) -> None:
+        attempts.append(1)
+        if len(attempts) == 1:
+            conn.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+        add_note(conn, "a")
+
+    await db.write(held_up)
+    assert len(attempts) == 2
+    assert await db.read(notes) == ["a"]
+
+
 async def test_a_statement_whose_connection_is_lost_is_reported_as_unknown(
     db: PostgresDatabase, url: str
 ) -> None:

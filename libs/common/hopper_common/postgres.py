@@ -374,7 +374,9 @@ class _Writer:
             except BaseException as error:
                 again = link.raw.is_closed() or is_lost(error) or is_repeatable(error)
                 await self._disconnect()
-                if not again or attempt >= ATTEMPTS or asyncio.get_running_loop().time() > deadline:
+                # Once more also when time is up: it may be this process that was held up, and lost its turn by that.
+                late = attempt > 1 and asyncio.get_running_loop().time() > deadline
+                if not again or attempt >= ATTEMPTS or late:
                     raise
             attempt += 1
 

@@ -6,6 +6,7 @@ retried here, because only the caller knows where to go on: see `hopper_client.w
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
@@ -21,7 +22,10 @@ from hopper_client.errors import translate
 from hopper_client.policy import Attempts
 from hopper_common.errors import HopperError
 from hopper_common.rpc.address import check_address, check_secure_address
-from hopper_common.rpc.channel import OPTIONS
+from hopper_common.rpc.channel import ACCEPTED, OPTIONS
+
+REFUSAL_SECONDS = 0.2
+"""How long the rest of a refusal may take to arrive once it has begun to."""
 
 
 def open_async(address: str, timeout: float, key_file: Path | None = None) -> grpc.aio.Channel:
@@ -122,7 +126,7 @@ class _AsyncClientStream(grpc.aio.StreamUnaryClientInterceptor):
         taken = asyncio.Event()
         authorized = self._calls.credentials.on(client_call_details)
         call = await continuation(authorized, _after_first(request_iterator, taken))
-        answered = asyncio.ensure_future(call.initial_metadata())
+        answered = asyncio.ensure_future(_until_taken(call))
         answered.add_done_callback(lambda _: taken.set())
         try:
             await call
@@ -131,6 +135,16 @@ class _AsyncClientStream(grpc.aio.StreamUnaryClientInterceptor):
         finally:
             answered.cancel()
         return call
+
+
+async def _until_taken(call: Any) -> None:
+    """Return when the server has said that it wants the rest of a stream, or that it is over."""
+    said = await call.initial_metadata()
+    if said is None or not set(ACCEPTED) <= set(said):
+        # A refusal begins with metadata as well. Or it is a server that does not say that it has taken a stream.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(REFUSAL_SECONDS):
+                await call.code()
 
 
 async def _after_first(requests: AsyncIterator[Any], taken: asyncio.Event) -> AsyncIterator[Any]:

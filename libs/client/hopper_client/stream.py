@@ -38,6 +38,7 @@ from hopper_client.claims import MOST_CLAIMS_PER_CALL, Held
 from hopper_client.client import AsyncHopper
 from hopper_client.delivery import Ending, completion_of
 from hopper_client.shift import Shift
+from hopper_common.rpc.channel import ACCEPTED
 
 MOST_SLOTS = 1000
 STALE_SLOTS = 1.0
@@ -132,7 +133,7 @@ class WorkerStream:
         """
         if not self._accepted and not self._over:
             metadata = await self._call.initial_metadata()
-            self._accepted = any(key == "hopper-accepted" for key, _ in metadata or ())
+            self._accepted = set(ACCEPTED) <= set(metadata or ())
         return self._accepted and not self._over
 
     async def _until_changed(self) -> None:

@@ -18,6 +18,7 @@ from hopper_common.auth.current import current
 from hopper_common.auth.model import Kind, Service
 from hopper_common.errors import FieldViolation, HopperError, InvalidArgument
 from hopper_common.idempotency import digest_of
+from hopper_common.rpc.channel import ACCEPTED
 from hopper_common.timestamps import duration_field
 from hopper_router import work_wire, working
 from hopper_router.convert import failure_from_proto, input_from_proto, item_error, progress_from_proto
@@ -120,7 +121,7 @@ class WorkServicer(WorkServiceServicer):
                 violations=[FieldViolation("open", "must be the first message, and is sent once")]
             )
         # Whoever opened it may say more now; one that is refused must not write, or would not hear why.
-        await context.send_initial_metadata((("hopper-accepted", "1"),))
+        await context.send_initial_metadata(ACCEPTED)
         stream = WorkStream(self, self._engine, first.open, context)
         async with aclosing(stream.run(request_iterator)) as responses:
             async for response in responses:

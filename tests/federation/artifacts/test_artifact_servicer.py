@@ -1,11 +1,12 @@
 """Files are put, listed and got over gRPC; what is wrong with one is said, and leaves nothing behind."""
 
 import asyncio
+import contextlib
 import errno
 import io
 import os
 import zipfile
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from hopper.federation.v1.artifact_service_pb2_grpc import (
     ArtifactServiceStub,
     add_ArtifactServiceServicer_to_server,
 )
+from hopper_client.channels import _until_taken
 from hopper_common.clock import SystemClock
 from hopper_common.database import Database
 from hopper_common.rpc.address import listen_tcp
@@ -78,9 +80,24 @@ class Shelf:
         self, said: pb.Artifact, data: Iterable[bytes], task: str = TASK
     ) -> svc.PutArtifactResponse:
         start = svc.PutArtifactRequest(start=svc.PutArtifactRequest.Start(task=task, artifact=said))
-        return await self.stub.PutArtifact(
-            iter([start, *(svc.PutArtifactRequest(data=piece) for piece in data)])
-        )
+        return await self.requested([start, *(svc.PutArtifactRequest(data=piece) for piece in data)])
+
+    async def requested(self, requests: Sequence[svc.PutArtifactRequest]) -> svc.PutArtifactResponse:
+        """The first is let in, or refused, before the others: what is written to a refused call hides why it was."""
+        taken = asyncio.Event()
+
+        async def written() -> AsyncIterator[svc.PutArtifactRequest]:
+            for request in requests:
+                yield request
+                await taken.wait()
+
+        call = self.stub.PutArtifact(written())
+        answered = asyncio.ensure_future(_until_taken(call))
+        answered.add_done_callback(lambda _: taken.set())
+        try:
+            return await call
+        finally:
+            answered.cancel()
 
     async def listed(self, task: str = TASK) -> dict[str, svc.StoredArtifact]:
         found = await self.stub.ListArtifacts(svc.ListArtifactsRequest(task=task))
@@ -93,7 +110,11 @@ class Shelf:
     @property
     def kept(self) -> list[bytes]:
         """The bytes that are on the disk, under any name."""
-        return sorted(path.read_bytes() for path in self.root.rglob("*") if path.is_file())
+        found = []
+        for path in self.root.rglob("*"):
+            with contextlib.suppress(FileNotFoundError, IsADirectoryError):  # it may be thrown away meanwhile
+                found.append(path.read_bytes())
+        return sorted(found)
 
 
 def pieces(content: bytes) -> list[bytes]:
@@ -295,8 +316,10 @@ async def test_a_start_comes_first_and_once(shelf: Shelf, parts: str) -> None:
         ),
         "d": svc.PutArtifactRequest(data=b"x"),
     }
-    call = shelf.stub.PutArtifact(iter([made[part] for part in parts]))
-    assert (await refused(call))[:2] == ("INVALID_ARGUMENT", "INVALID_REQUEST")
+    assert (await refused(shelf.requested([made[part] for part in parts])))[:2] == (
+        "INVALID_ARGUMENT",
+        "INVALID_REQUEST",
+    )
     assert shelf.kept == []
 
 

@@ -13,6 +13,8 @@ import grpc.aio
 from hopper_common.rpc.address import check_address
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+ACCEPTED = (("hopper-accepted", "1"),)
+"""Initial metadata of a server that has looked at the first message of a stream, and wants the others."""
 
 
 def _version() -> str:

@@ -11,6 +11,7 @@ from hopper.federation.v1 import artifact_service_pb2 as svc
 from hopper.federation.v1.artifact_service_pb2_grpc import ArtifactServiceServicer
 from hopper_common.clock import Clock
 from hopper_common.errors import FieldViolation, InvalidArgument, NotFound
+from hopper_common.rpc.channel import ACCEPTED
 from hopper_federation.artifacts import reading
 from hopper_federation.artifacts.blobs import BlobStore, Incoming
 from hopper_federation.artifacts.errors import ArtifactInvalid, ArtifactNotFound, QuotaReached
@@ -50,7 +51,7 @@ class ArtifactServicer(ArtifactServiceServicer):
         await self._tasks.require_open(start.task)
         used = await self._files.read(lambda store: store.used())
         self._limits.check_total(used + said.size, said.name)
-        await context.send_initial_metadata(())  # it is taken: the sender may wait for that
+        await context.send_initial_metadata(ACCEPTED)  # the sender may wait for that
         incoming = await asyncio.to_thread(self._blobs.incoming)
         self._arriving.add(incoming)
         try:

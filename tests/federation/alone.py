@@ -26,7 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-START_SECONDS: Final = 60.0
+START_SECONDS: Final = 100.0
 _WINDOW: Final = timedelta(hours=1)
 _CALLER_GONE: Final = "ExecuteBatchError raised in core by servicer method"
 

@@ -12,15 +12,19 @@ from hopper.federation.v1 import peer_admin_service_pb2 as asvc
 from hopper.federation.v1 import peer_pb2 as ppb
 from hopper.registry.v1 import project_service_pb2 as psvc
 from hopper.registry.v1.project_pb2 import Executor, Project
+from hopper.router.v1 import routing_service_pb2 as wsvc
 from hopper.router.v1 import task_service_pb2 as tsvc
-from hopper.router.v1.task_pb2 import TASK_VIEW_FULL, Task
+from hopper.router.v1.task_pb2 import TASK_VIEW_FULL, Task, TaskSpec
 from hopper_client import AsyncHopper, TaskContext, Unreachable, Worker
-from hopper_common.errors import NotFound
+from hopper_common.errors import NotFound, ServiceUnavailable
 from hopper_common.host import Ready, installed_services, serve
 from hopper_common.settings import HostSettings
 from tests.federation.harness import LOOPBACK, PATIENCE, environment
 
 T = TypeVar("T")
+
+A_CLAIM_IS_OVER: Final = 180.0
+"""Seconds until what was claimed by who died, or was cut off, has been done by another; and some."""
 
 POLICY: Final = """
 [[rule]]
@@ -136,14 +140,14 @@ class WholeHopper:
         states = [value for value in Task.State.values() if value]
         return list((await self.client.tasks.ListTasks(tsvc.ListTasksRequest(states=states))).tasks)
 
-    async def reached(self, name: str, *states: Task.State.ValueType, patience: float = PATIENCE) -> Task:
+    async def reached(self, name: str, *states: Task.State.ValueType) -> Task:
         """The task, once it is in one of the states."""
 
         async def look() -> Task | None:
             task = await self.task(name)
             return task if task.state in states else None
 
-        return await found(look, patience)
+        return await found(look, A_CLAIM_IS_OVER)
 
     async def hand_overs(self) -> list[rsvc.RemoteDelegation]:
         """All hand-overs, the newest first."""
@@ -158,6 +162,16 @@ class WholeHopper:
             return hand_overs[0] if hand_overs and hand_overs[0].state in states else None
 
         return await found(look)
+
+    async def can_place(self, capability: str) -> None:
+        """Wait until the router would choose somebody for it: what the registry has, it hears a moment later."""
+        spec = TaskSpec(title="whoever can", required_capabilities=[capability])
+        request = wsvc.SuggestRouteRequest(parent="instances/global", spec=spec)
+
+        async def look() -> bool | None:
+            return bool((await self.client.routing.SuggestRoute(request)).decision.candidates) or None
+
+        await found(look)
 
     async def offers(self, capability: str) -> str:
         """The project of a peer that has a capability and somebody there, once there is one."""
@@ -188,7 +202,7 @@ async def found(look: Callable[[], Awaitable[T | None]], patience: float = PATIE
         while True:
             try:
                 result = await look()
-            except NotFound:
+            except (NotFound, ServiceUnavailable):  # another process takes over, say
                 result = None
             if result is not None:
                 return result

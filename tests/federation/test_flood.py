@@ -74,6 +74,7 @@ async def stage() -> AsyncIterator[Stage]:
             await stack.enter_async_context(work.running())
             await work.project("reviews", "docs.review")
             await work.work("reviews", never_ending)
+            await work.can_place("docs.review")
             peers = []
             for name in ("known", "trusted", "another"):
                 peer = await stack.enter_async_context(neighbour(directory / name))

@@ -18,7 +18,6 @@ from hopper.federation.v1.peer_admin_service_pb2_grpc import PeerAdminServiceStu
 from hopper.router.v1.task_pb2 import Task
 from hopper_client import AsyncHopper, TaskContext
 from hopper_federation.app import Whereabouts
-from hopper_federation.delegation.claims import CLAIM_LEASE
 from hopper_federation.incarnation import Restored
 from hopper_federation.incarnation_keeping import FILE as MARK
 from hopper_federation.settings import FederationSettings
@@ -33,8 +32,6 @@ from tests.federation.hoppers import WholeHopper, found, pair
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 TASKS = 5
-A_CLAIM_IS_OVER = 3 * CLAIM_LEASE.total_seconds()
-"""Seconds until what the one that died had claimed, and not offered yet, was claimed by another; and some."""
 
 
 class Replica(WholeHopper):
@@ -100,7 +97,7 @@ async def scene() -> AsyncIterator[Scene]:
         await peer.project("theirs", "docs.theirs")
         await second.work("ours", once)
         await peer.work("theirs", once)
-        await first.trust("peer")
+        await (await who_has_the_role(first, second)).trust("peer")
         await peer.trust("one")
         await second.offers("docs.theirs")
         await peer.offers("docs.ours")
@@ -108,7 +105,7 @@ async def scene() -> AsyncIterator[Scene]:
 
 
 async def test_who_stands_by_says_so_and_its_router_works(scene: Scene) -> None:
-    await stands_by(scene.second)
+    await who_has_the_role(scene.first, scene.second)
     done = await scene.second.reached(
         await scene.second.submit("there and back", "docs.theirs"), Task.STATE_SUCCEEDED
     )
@@ -128,13 +125,14 @@ async def test_one_dies_in_the_middle_and_nothing_is_lost_or_done_twice(scene: S
     out = [await first.submit(f"wait out {number}", "docs.theirs") for number in range(TASKS)]
     back = [await peer.submit(f"wait in {number}", "docs.ours") for number in range(TASKS)]
     await found(lambda: some_run(peer))
-    await found(lambda: some_run(first))
+    with_role = await who_has_the_role(first, second)
+    await found(lambda: some_run(with_role))
     await asyncio.to_thread(first.process.kill)
     out += [await second.submit(f"later {number}", "docs.theirs") for number in range(TASKS)]
     once.may_end.set()
     for hopper, names in ((second, out), (peer, back)):
         for name in names:
-            task = await hopper.reached(name, Task.STATE_SUCCEEDED, patience=A_CLAIM_IS_OVER)
+            task = await hopper.reached(name, Task.STATE_SUCCEEDED)
             assert task.result == f"done: {task.spec.title}".encode()
     assert set(once.begun.values()) == {1}
 
@@ -147,11 +145,38 @@ async def test_one_dies_in_the_middle_and_nothing_is_lost_or_done_twice(scene: S
     assert (first.directory.parent / "shared" / f"identity.{MARK}").exists()
 
 
-async def stands_by(replica: Replica) -> None:
+async def who_has_the_role(first: Replica, second: Replica) -> Replica:
+    """
+    One of the two has it, and the other says that it stands by.
+
+    It is the first that has been started, for as long as that is not held up for seconds by a busy machine.
+    """
+
+    async def look() -> Replica | None:
+        first_by, second_by = await stands_by(first), await stands_by(second)
+        if {first_by, second_by} != {True, False}:
+            return None
+        return second if first_by else first
+
+    return await found(look)
+
+
+async def stands_by(replica: Replica) -> bool | None:
+    """Whether it says so; None: it does not know yet."""
     async with separate_channel(replica.process.address) as channel:
         call = PeerAdminServiceStub(channel).ListPeers(ListPeersRequest(), timeout=PATIENCE)
+        if await call.code() is grpc.StatusCode.OK:
+            return False
         error = await refusal(call, grpc.StatusCode.UNAVAILABLE, "SERVICE_UNAVAILABLE")
-    assert "another process of this Hopper" in error.message
+    return "another process of this Hopper" in error.message or None
+
+
+def has_lost_it(replica: Replica) -> bool:
+    """Whether it was held up for so long, as it says itself."""
+    return any(
+        "has lost a role" in line and '"federation"' in line
+        for line in replica.process.log_text().splitlines()
+    )
 
 
 async def some_run(hopper: WholeHopper) -> list[RemoteDelegation] | None:
@@ -164,8 +189,9 @@ async def test_who_died_comes_back_and_stands_by(scene: Scene) -> None:
     first, second = scene.first, scene.second
     await first.client.close()
     await first.start()
-    await stands_by(first)
-    assert [each.name for each in (await second.client.peers.ListPeers(ListPeersRequest())).peers] == [
+    with_role = await who_has_the_role(first, second)
+    assert with_role is second or has_lost_it(second)
+    assert [each.name for each in (await with_role.client.peers.ListPeers(ListPeersRequest())).peers] == [
         "peers/peer"
     ]
     name = await first.submit("once more", "docs.theirs")

@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import secrets
+import sys
 from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -33,6 +35,16 @@ PATIENCE: Final = 60.0
 """Seconds to wait for what must come: nobody waits that long unless something is wrong."""
 
 LOOPBACK: Final = {"HOPPER_PAIRING_LISTEN": "127.0.0.1:0", "HOPPER_PEER_LISTEN": "127.0.0.1:0"}
+
+
+def loopback_of_its_own() -> str:
+    """
+    An address of this machine that nobody else listens on or calls from: a port there is still free when whoever had it
+    comes back. Other systems than Linux have one loopback address, and there somebody may have taken the port.
+    """
+    if sys.platform != "linux":
+        return "127.0.0.1"
+    return f"127.{1 + secrets.randbelow(254)}.{secrets.randbelow(256)}.{1 + secrets.randbelow(254)}"
 
 
 class RunningFederation:

@@ -19,7 +19,7 @@ from hopper_client import AsyncHopper, TaskContext, Unreachable, Worker
 from hopper_common.errors import NotFound, ServiceUnavailable
 from hopper_common.host import Ready, installed_services, serve
 from hopper_common.settings import HostSettings
-from tests.federation.harness import LOOPBACK, PATIENCE, environment
+from tests.federation.harness import LOOPBACK, PATIENCE, environment, loopback_of_its_own
 
 T = TypeVar("T")
 
@@ -45,7 +45,8 @@ class WholeHopper:
     def __init__(self, directory: Path, **variables: str) -> None:
         self.directory = directory
         self.name = directory.name
-        self.variables = {**LOOPBACK, "HOPPER_NAME": self.name, **variables}
+        listen = {"HOPPER_PEER_LISTEN": f"{loopback_of_its_own()}:0"}
+        self.variables = {**LOOPBACK, **listen, "HOPPER_NAME": self.name, **variables}
         self._server = AsyncExitStack()
         self._work = AsyncExitStack()
         self.client: AsyncHopper

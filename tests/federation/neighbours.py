@@ -42,6 +42,7 @@ from hopper_federation.tables import METADATA, MIGRATIONS
 from hopper_federation.trust import Level
 from hopper_federation.trust_admin import TrustAdmin
 from hopper_federation.trust_snapshot import TrustSnapshots
+from tests.federation.harness import loopback_of_its_own
 
 if TYPE_CHECKING:  # it is in the type stubs only
     from hopper.federation.v1.peer_service_pb2_grpc import PeerServiceAsyncStub
@@ -82,7 +83,7 @@ class Neighbour:
         self.snapshots = TrustSnapshots()
         self.audit = Noted()
         self.stopping = asyncio.Event()
-        self.listen = "127.0.0.1:0"
+        self.listen = f"{loopback_of_its_own()}:0"
         self.introductions = Introductions(
             self.identity, federation, self.clock, name=self.name, peer_addresses=lambda: [self.address]
         )
@@ -134,7 +135,7 @@ class Neighbour:
             answers=self.answers,
             stopping=self.stopping,
         ) as self.peering:
-            self.listen = f"127.0.0.1:{self.peering.port}"
+            self.listen = f"{self.listen.rpartition(':')[0]}:{self.peering.port}"
             links, statuses = self.peering.links, self.peering.statuses
             syncer = Syncer(self.desks, links, self.federation)
             self.senders = Senders(

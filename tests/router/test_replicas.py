@@ -5,6 +5,7 @@ import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
@@ -25,7 +26,7 @@ from hopper_common.rpc.errors import from_rpc_error
 from hopper_router import tables
 from hopper_router.model import Scope
 from hopper_router.queue_counts import count_open
-from tests.router.harness import ROOT, Router, State, a_database, ref, until
+from tests.router.harness import ROOT, SECOND, Router, State, a_database, ref, until
 from tests.router.test_work import seconds
 
 EVENTS = EventLog(tables.events)
@@ -199,6 +200,20 @@ async def test_clocks_go_on_when_the_one_who_keeps_them_is_gone() -> None:
             for role in roles:
                 role.cancel()
             await asyncio.gather(*roles, return_exceptions=True)
+
+
+async def test_what_waits_for_its_time_gets_ready_though_who_took_it_in_is_gone(pair: list[Router]) -> None:
+    here, there = pair
+    clocks = pb.Clocks()
+    clocks.start_after.FromDatetime(datetime.now(UTC) + SECOND)
+    task = await there.submit("later", clocks=clocks)
+    await there.stop()
+
+    async def claimed() -> list[pb.Task]:
+        await here.clockwork.sweep()
+        return await here.claim("projects/web")
+
+    assert [found.name for found in await until(claimed)] == [task.name]
 
 
 async def test_an_end_and_a_new_dependent_never_miss_each_other(pair: list[Router]) -> None:

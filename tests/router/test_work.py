@@ -480,6 +480,26 @@ async def test_failures_back_off_and_use_attempts_up(router: Router) -> None:
     assert (ended.state, ended.failure.reason) == (State.STATE_FAILED, "BUSY")
 
 
+async def test_a_back_off_that_ends_before_it_is_written_is_not_forgotten(
+    router: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The unit has said that the task waits: whoever follows it must not go by a later time, and take it for ready."""
+    web = router.registry.project("web")
+    await router.submit(retry=pb.RetryPolicy(first_backoff=seconds(1)))
+    worked = await router.claim_one(web)
+    write = router.db.write
+
+    async def slowly(work: Any) -> Any:
+        written = await write(work)
+        router.clock.advance(2 * SECOND)
+        return written
+
+    with monkeypatch.context() as patch:
+        patch.setattr(router.db, "write", slowly)
+        await router.fail(worked)
+    assert (await router.claim_one(web)).name == worked.name
+
+
 async def test_a_failure_that_is_permanent_or_named_so_is_the_last(router: Router) -> None:
     web = router.registry.project("web")
     for fields in ({"permanent": True}, {"reason": "NO_SUCH_FILE"}):

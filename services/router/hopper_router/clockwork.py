@@ -70,6 +70,8 @@ class Clockwork:
         done = 0
         await self._engine.promote_due()
         while await self._engine.read(lambda unit: unit.store.anything_due(unit.now - self._apart)):
+            # Whose time to get ready has come is due too; the router that would have thought of it may be gone.
+            await self._engine.promote()
             step = await self._engine.run(partial(_run_clocks, self._apart))
             if (
                 not step

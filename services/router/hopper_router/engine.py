@@ -185,7 +185,7 @@ class Engine:
                 self.queues.doubt()
             raise
         self.queues.backlog.follow_quiet(unit.quiet)
-        self._follow(unit.changes)
+        self._follow(unit.changes, unit.now)
         return result
 
     def _uncount(self, changes: Sequence[Change]) -> None:
@@ -338,13 +338,17 @@ class Engine:
         if step.ended:
             self.room_made.fire()
 
-    def _follow(self, changes: Sequence[Change]) -> None:
-        """Do what has to follow what a unit did."""
+    def _follow(self, changes: Sequence[Change], now: datetime) -> None:
+        """
+        Do what has to follow what a unit did.
+
+        Args:
+            now: The unit's, by which the rows say what is ready. A time that has come since is still to be looked at.
+        """
         if not changes:
             return
         self.inquiries.follow(changes)
         self.queues.follow(delta_of(changes), changes[0].after.generation)
-        now = self.clock.now()
         ready: Counter[str] = Counter()
         left = False
         for change in changes:

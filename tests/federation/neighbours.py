@@ -92,7 +92,9 @@ class Neighbour:
         self.desks = Desks(federation, self.trust, SteadyClock(self.clock), self.identity.install_id)
         self.receiver = Receiver(
             self.desks,
-            Verifier(self.identity.install_id, KnownKeys(self.identity, self.snapshots), self.clock),
+            Verifier(
+                self.identity.install_id, KnownKeys(self.identity, self.snapshots, self.clock), self.clock
+            ),
             free_slots=self.free_slots,
             monotonic=self.clock.monotonic,
         )

@@ -4,7 +4,7 @@ Four Hoppers, and what they sign for each other: alice is the origin, bob has th
 Shared by the tests of sealing, custody and the service that shows both.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, Final
 from hopper.common.v1.identity_pb2 import SigningKey
 from hopper.federation.v1 import delegation_pb2 as dpb
 from hopper_common.identity.store import Identity, IdentityStore
+from hopper_federation.delegation.chain import KeysOf
 from hopper_federation.delegation.model import OfferFacts, Outcome
 from hopper_federation.delegation.narrowing import at_origin
 from hopper_federation.delegation.sealing import (
@@ -48,13 +49,18 @@ class Hoppers:
     carol: Identity
     dave: Identity
 
-    def named(self, names: Sequence[str]) -> Callable[[str], Sequence[SigningKey] | None]:
+    def named(self, names: Sequence[str]) -> KeysOf:
         """The keys of these, as somebody who knows them knows them."""
         known: Mapping[str, Sequence[SigningKey]] = {
             hopper.install_id: hopper.trust_bundle().signing_keys
             for hopper in (getattr(self, name) for name in names)
         }
-        return known.get
+        return knowing(known)
+
+
+def knowing(keys: Mapping[str, Sequence[SigningKey]]) -> KeysOf:
+    """As somebody knows them who knows these keys."""
+    return lambda install_id, _: keys.get(install_id)
 
 
 EVERYBODY: Final = ("alice", "bob", "carol", "dave")

@@ -73,7 +73,7 @@ class Alice:
         identity = hoppers.alice
         self.desks = Desks(federation, TrustAdmin(identity), SteadyClock(clock), identity.install_id)
         self.service = RemoteDelegationServicer(
-            self.desks, self.snapshots, KnownKeys(identity, self.snapshots), PageTokens()
+            self.desks, self.snapshots, KnownKeys(identity, self.snapshots, clock), PageTokens()
         )
 
     def know(self, **of_bob: Any) -> None:

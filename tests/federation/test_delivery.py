@@ -396,7 +396,7 @@ async def test_who_asks_too_fast_is_told_when_to_ask_again(pair: Pair) -> None:
     monotonic = 1000.0
     slow = Receiver(
         bob.desks,
-        Verifier(bob.install_id, KnownKeys(bob.identity, bob.snapshots), bob.clock),
+        Verifier(bob.install_id, KnownKeys(bob.identity, bob.snapshots, bob.clock), bob.clock),
         free_slots=bob.free_slots,
         monotonic=lambda: monotonic,
     )
@@ -453,7 +453,7 @@ async def _flood(one: Neighbour, other: Neighbour, delegation: str, count: int) 
     """What *one* answers to so much progress, all at the same moment."""
     at_once = Receiver(
         one.desks,
-        Verifier(one.install_id, KnownKeys(one.identity, one.snapshots), one.clock),
+        Verifier(one.install_id, KnownKeys(one.identity, one.snapshots, one.clock), one.clock),
         free_slots=one.free_slots,
         monotonic=lambda: 1000.0,
     )

@@ -23,6 +23,7 @@ from hopper_common.identity.store import Identity, IdentityStore
 from hopper_federation.artifacts.errors import ArtifactInvalid
 from hopper_federation.delegation import chain as chains
 from hopper_federation.delegation.chain import Kind, UnlistedKey
+from hopper_federation.delegation.known_keys import KnownKeys
 from hopper_federation.delegation.model import OfferFacts, Outcome
 from hopper_federation.delegation.narrowing import Redelegation, at_origin
 from hopper_federation.delegation.sealing import (
@@ -37,6 +38,9 @@ from hopper_federation.delegation.sealing import (
     seal_result,
 )
 from hopper_federation.errors import CapabilityDenied, DelegationLoop, FanOutLimit, HopLimit
+from hopper_federation.model import Revocation
+from hopper_federation.trust import Level
+from hopper_federation.trust_snapshot import TrustedPeer, TrustSnapshots
 from hopper_testing.clock import ManualClock
 from tests.federation.seals import (
     BODY,
@@ -47,6 +51,7 @@ from tests.federation.seals import (
     NOW,
     SECOND,
     Hoppers,
+    knowing,
     made_hoppers,
     offer_to_bob,
     offer_to_carol,
@@ -411,13 +416,12 @@ def test_no_more_than_eight_hoppers_have_a_task(tmp_path: Path) -> None:
             setattr(hop, field, value)
         hop.redelegation.CopyFrom(chains.redelegation_to_proto(below))
         offer.hops.append(chains.sign(line[number], Kind.HOP, hop))
-        keys = line[number].trust_bundle().signing_keys
         opened = {
             "sender": line[number].install_id,
             "own": line[number + 1].install_id,
             "delegation": FIRST,
             "epoch": 1,
-            "keys_of": {line[number].install_id: keys}.get,
+            "keys_of": knowing({line[number].install_id: line[number].trust_bundle().signing_keys}),
             "now": NOW,
         }
         if number < 8:
@@ -744,3 +748,36 @@ def test_nobody_passes_on_what_it_says_it_made_itself(hoppers: Hoppers) -> None:
     offer = offer_to_bob(hoppers)
     result = countersign(hoppers.bob, seal_result(hoppers.bob, offer, ENDED), offer, NOW)
     refused(lambda: opened_by_alice(hoppers, result, offer), DelegationLoop)
+
+
+@pytest.mark.parametrize(
+    ("of_alice", "told_later"),
+    [
+        ({"level": Level.TRUSTED}, True),
+        (
+            {
+                "level": Level.BLOCKED,
+                "revocation": Revocation.DRAIN,
+                "drain_time": NOW + timedelta(seconds=1),
+            },
+            True,
+        ),
+        ({"level": Level.BLOCKED, "revocation": Revocation.DRAIN, "drain_time": NOW}, False),
+        ({"level": Level.BLOCKED, "revocation": Revocation.NOW}, False),
+    ],
+    ids=["trusted", "drained", "was drained", "revoked"],
+)
+def test_who_was_parted_from_tells_of_new_keys_no_more(
+    hoppers: Hoppers, of_alice: dict[str, Any], told_later: bool
+) -> None:
+    """What a third Hopper brings of it would else wait for ever; what it signed with its old keys is still verified."""
+    bundle = hoppers.alice.trust_bundle()
+    alice = TrustedPeer(
+        "peers/alice", hoppers.alice.install_id, bundle=bundle.SerializeToString(), **of_alice
+    )
+    snapshots = TrustSnapshots()
+    snapshots.replace([alice], 0.0)
+    keys_of = KnownKeys(hoppers.bob, snapshots, ManualClock(NOW))
+    (key, *_) = bundle.signing_keys
+    assert keys_of(alice.install_id, key.key_id) == tuple(bundle.signing_keys)
+    assert (keys_of(alice.install_id, "0" * 32) is not None) == told_later

@@ -50,6 +50,13 @@ class TrustedPeer:
         """Whether its level lets it do what needs the other."""
         return reaches(self.level, needed)
 
+    def is_gone(self, now: datetime) -> bool:
+        """Whether it is no peer any more: blocked, and not one whose open work may still be finished."""
+        draining = (
+            self.revocation is Revocation.DRAIN and self.drain_time is not None and now < self.drain_time
+        )
+        return self.level is Level.BLOCKED and not draining
+
 
 @dataclass(frozen=True, slots=True)
 class TrustSnapshot:

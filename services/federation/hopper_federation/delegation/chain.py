@@ -44,8 +44,8 @@ _TIMES: Final = ("create_time", "finish_time")
 _NOT_SIGNED: Final = "it is not what was signed"
 _NOT_AFTER: Final = "it does not follow from the one before"
 
-KeysOf = Callable[[str], Sequence[SigningKey] | None]
-"""The signing keys of an install, as its verified bundle lists them; None: it is not known here."""
+KeysOf = Callable[[str, str], Sequence[SigningKey] | None]
+"""The signing keys of an install, as its bundle lists them; None: whose the key of that id is, nobody knows here."""
 
 M = TypeVar("M", bound=Message)
 
@@ -270,7 +270,7 @@ def read_result(result: dpb.Result, offer: dpb.Offer, keys_of: KeysOf) -> Result
     Args:
         offer: As it was handed over: its last hop is the hand-over that the result ends. It was checked before.
     """
-    known = read_offer(offer, _nobodys_keys)
+    known = read_offer(offer, nobodys_keys)
     if not known.hops:
         return ResultChain(dpb.ResultEnvelope(), (), known.links)
     envelope, first = _read(
@@ -293,8 +293,8 @@ def read_result(result: dpb.Result, offer: dpb.Offer, keys_of: KeysOf) -> Result
     return ResultChain(envelope, tuple(countersigns), tuple(links))
 
 
-def _nobodys_keys(install_id: str) -> None:
-    return None
+def nobodys_keys(install_id: str, key_id: str) -> None:
+    """A `KeysOf` of who knows nobody: all of it are claims."""
 
 
 def _result_problems(
@@ -449,7 +449,7 @@ def _verify(kind: Kind, signed: dpb.Signed, time: datetime, keys_of: KeysOf) -> 
         SignatureInvalid: It is not the signer's.
         UnlistedKey: The signer is known, and the key is not.
     """
-    keys = keys_of(signed.signer)
+    keys = keys_of(signed.signer, signed.key_id)
     if keys is None:
         return False
     key = next((key for key in keys if key.key_id == signed.key_id), None)

@@ -46,7 +46,7 @@ from hopper_common.timestamps import to_proto
 from hopper_federation.delegation import bodies
 from hopper_federation.delegation.appraising import Appraiser
 from hopper_federation.delegation.calls import CALL_SECONDS, made, passes
-from hopper_federation.delegation.chain import read_offer
+from hopper_federation.delegation.chain import nobodys_keys, read_offer
 from hopper_federation.delegation.claims import CLAIM_LEASE, ENDED, Claims
 from hopper_federation.delegation.credits import Credits
 from hopper_federation.delegation.desks import Desks, Sitting
@@ -138,7 +138,7 @@ class Router:
             return _nothing
         offer = dpb.Offer.FromString(about.offer)
         peer = self._snapshots.current.peers.get(about.peer)
-        path = read_offer(offer, lambda install_id: None).path[:-1]
+        path = read_offer(offer, nobodys_keys).path[:-1]
         close_by = None if about.close_by is None else datetime.fromtimestamp(about.close_by, UTC)
         spec = bodies.spec_of(
             dpb.TaskBody.FromString(offer.body),

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from hopper.common.v1.identity_pb2 import SigningKey, TrustBundle
+from hopper_common.clock import Clock
 from hopper_common.identity.store import Identity
 from hopper_federation.model import Revocation
 from hopper_federation.trust_snapshot import TrustSnapshots
@@ -13,15 +14,18 @@ class KnownKeys:
     A `chain.KeysOf`.
 
     A peer whose keys somebody else may have is not known: what they sign says nothing, whenever it says it was signed.
+    Of one that was parted from the keys of then are: it tells of new ones no more, and what a third Hopper brings that
+    is signed with them is a claim, as of anybody who is not known.
     """
 
-    def __init__(self, identity: Identity, snapshots: TrustSnapshots) -> None:
+    def __init__(self, identity: Identity, snapshots: TrustSnapshots, clock: Clock) -> None:
         self._identity = identity
         self._snapshots = snapshots
+        self._clock = clock
         self._read: dict[str, tuple[bytes, Sequence[SigningKey]]] = {}
 
-    def __call__(self, install_id: str) -> Sequence[SigningKey] | None:
-        """The signing keys of an install; None: it is not known here."""
+    def __call__(self, install_id: str, key_id: str) -> Sequence[SigningKey] | None:
+        """The signing keys of an install; None: whose the key of that id is, is not known here."""
         if install_id == self._identity.install_id:
             return self._identity.trust_bundle().signing_keys
         peer = self._snapshots.current.peers.get(install_id)
@@ -31,4 +35,5 @@ class KnownKeys:
         if bundle != peer.bundle:
             keys = tuple(TrustBundle.FromString(peer.bundle).signing_keys)
             self._read[install_id] = peer.bundle, keys
-        return keys
+        told = any(key.key_id == key_id for key in keys)
+        return keys if told or not peer.is_gone(self._clock.now()) else None

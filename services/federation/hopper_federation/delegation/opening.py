@@ -185,7 +185,7 @@ async def open_delegations(
     async with context.open_channel("registry") as registry, context.open_channel("memory") as memory:
         own = OwnRegistry(registry)
         desks = Desks(federation, trust, SteadyClock(clock), identity.install_id)
-        keys_of = KnownKeys(identity, snapshots)
+        keys_of = KnownKeys(identity, snapshots, clock)
         advertiser = Advertiser(own, federation, trust, clock)
         receiver = Receiver(
             desks,

@@ -26,7 +26,6 @@ from hopper_federation.delegation.desks import Desks, Sitting
 from hopper_federation.delegation.model import Gone
 from hopper_federation.model import Revocation
 from hopper_federation.statuses import REFUSALS, Statuses
-from hopper_federation.trust import Level
 from hopper_federation.trust_snapshot import TrustSnapshot, TrustSnapshots
 
 log = structlog.get_logger(__name__)
@@ -104,9 +103,6 @@ class Parting:
 def departed(snapshot: TrustSnapshot, now: datetime) -> Iterator[tuple[str, Gone]]:
     """The install ids of those who are no peers any more, and why."""
     for peer in snapshot.peers.values():
-        if peer.level is not Level.BLOCKED:
-            continue
-        if peer.revocation is Revocation.COMPROMISED:
-            yield peer.install_id, Gone.COMPROMISED
-        elif peer.revocation is not Revocation.DRAIN or peer.drain_time is None or now >= peer.drain_time:
-            yield peer.install_id, Gone.REVOKED
+        if peer.is_gone(now):
+            compromised = peer.revocation is Revocation.COMPROMISED
+            yield peer.install_id, Gone.COMPROMISED if compromised else Gone.REVOKED

@@ -25,6 +25,7 @@ from hopper_federation.delegation.chain import (
     digest,
     from_of,
     labels_of,
+    nobodys_keys,
     read_offer,
     read_result,
     redelegation_to_proto,
@@ -160,7 +161,7 @@ def extend_offer(
         FanOutLimit: No copy of it is left.
         IdentityWrongState: This process has no signing key.
     """
-    chain = read_offer(came, lambda install_id: None)
+    chain = read_offer(came, nobodys_keys)
     check(chain.links)
     if hand_over.to in chain.path:
         raise DelegationLoop(

@@ -40,10 +40,8 @@ from hopper_federation.delegation.desks import Desks, Sitting
 from hopper_federation.delegation.model import UNREADABLE, Gone, Receipt
 from hopper_federation.delegation.store_sql import Outgoing, SqlDelegations
 from hopper_federation.delegation.syncing import Syncer, Unanswered, asked
-from hopper_federation.model import Revocation
 from hopper_federation.peer_links import PeerLinks
 from hopper_federation.statuses import Statuses
-from hopper_federation.trust import Level
 from hopper_federation.trust_snapshot import TrustedPeer, TrustSnapshot, TrustSnapshots
 
 log = structlog.get_logger(__name__)
@@ -136,10 +134,7 @@ class Senders:
         """A post for each peer that may be sent to, and none for the others."""
         now = self.links.clock.now()
         wanted = {
-            peer.install_id: peer
-            for peer in self._snapshots.current.peers.values()
-            if peer.level is not Level.BLOCKED
-            or (peer.revocation is Revocation.DRAIN and peer.drain_time is not None and now < peer.drain_time)
+            peer.install_id: peer for peer in self._snapshots.current.peers.values() if not peer.is_gone(now)
         }
         for install_id in self._tasks.keys() - wanted:
             self._tasks.pop(install_id).cancel()

@@ -14,8 +14,8 @@ class KnownKeys:
     A `chain.KeysOf`.
 
     A peer whose keys somebody else may have is not known: what they sign says nothing, whenever it says it was signed.
-    Of one that was parted from the keys of then are: it tells of new ones no more, and what a third Hopper brings that
-    is signed with them is a claim, as of anybody who is not known.
+    A peer that was parted from is known by the keys that it had told by then, and tells of new ones no more: what is
+    signed with a newer one, and brought by a third Hopper, is a claim, as by anybody who is not known.
     """
 
     def __init__(self, identity: Identity, snapshots: TrustSnapshots, clock: Clock) -> None:
